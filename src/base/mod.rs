@@ -1,0 +1,10 @@
+//! Layer 0: the words every other room speaks.
+
+pub mod clock;
+pub mod error;
+pub mod record;
+pub mod seed;
+pub mod units;
+
+pub use error::{Error, ErrorKind, Result};
+pub use units::{GuestOffset, GuestRange, HostOffset, HostRange};

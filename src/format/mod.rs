@@ -1,0 +1,182 @@
+//! Layer 4: image formats, a folder each. A format sees its own files and never opens another image: a
+//! parent is a *name* that it returns, and the bytes below it come through [`Below`].
+//!
+//! To add a format: one folder, one line in [`Format`], golden images in `testdata`, a CHANGELOG line. The
+//! conformance suite iterates [`Format::ALL`].
+
+pub mod qcow2;
+pub mod raw;
+
+use crate::{
+    base::{Error, GuestOffset, GuestRange, HostOffset, Result},
+    io::{File, Kept, Moved},
+    map::Extent,
+};
+use std::{fmt, sync::Arc};
+
+/// An image format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Format {
+    /// The disk's bytes as they are.
+    Raw,
+    /// QEMU copy-on-write, versions 2 and 3.
+    Qcow2,
+}
+
+impl Format {
+    /// Every format, in the order in which headers are tried.
+    pub const ALL: [Self; 2] = [Self::Qcow2, Self::Raw];
+
+    /// Returns the name used in options and in images (`-f`, `-F`).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// Returns the format of that name (as qemu spells it).
+    pub fn parse(name: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|f| f.name() == name);
+        found.ok_or_else(|| Error::unsupported(format!("unknown image format '{name}' (known: raw, qcow2)")))
+    }
+
+    /// Returns the format whose header stands at the start of `file`; raw if none does.
+    ///
+    /// Only for files that a person named: a guest can write any header into a raw disk.
+    pub fn recognise(file: &dyn File) -> Result<Self> {
+        let mut magic = [0; 4];
+        file.read_at(HostOffset::new(0), &mut magic)?;
+        Ok(if magic == qcow2::MAGIC { Self::Qcow2 } else { Self::Raw })
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The parent as a child's header names it: untrusted bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ParentName {
+    /// The name, relative to the child's folder unless absolute.
+    pub name: Vec<u8>,
+    /// The format that the header states; `None` if it states none (then it is not opened without `-F`).
+    pub format: Option<String>,
+}
+
+/// The bytes below a layer, for what it does not hold itself.
+pub trait Below: Send + Sync {
+    /// Fills `buf` with what is read at `at` below the layer; zeros past the end of what is there.
+    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()>;
+
+    /// Returns whether all of `range` is known to read as zeros (false if in doubt).
+    fn is_zero(&self, range: GuestRange) -> Result<bool>;
+}
+
+/// Nothing below: all zeros.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nothing;
+
+impl Below for Nothing {
+    fn read(&self, _at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn is_zero(&self, _range: GuestRange) -> Result<bool> {
+        Ok(true)
+    }
+}
+
+/// Opens the further files of an image (an external data file) under the caller's reference policy.
+pub trait Parts {
+    /// Opens the file that the image's header calls `name`, for writing if the image is.
+    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>>;
+}
+
+/// Refuses every further file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoParts;
+
+impl Parts for NoParts {
+    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
+        Err(Error::policy(format!("refers to another file, '{}'", String::from_utf8_lossy(name))))
+    }
+}
+
+/// What a layer's header says about the project's own record, and whether strangers left it alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// The record's bytes as stored.
+    pub bytes: Vec<u8>,
+    /// Whether the format's own sign of a foreign writer is absent (qcow2: our autoclear bit still stands).
+    pub is_untouched: bool,
+}
+
+/// One open image: one layer, without what lies below it.
+///
+/// All methods take `&self`; several threads may read and write at once, a reader sees each write whole or
+/// not per sector. Errors name the file. After a failed metadata write the image is *poisoned*: further
+/// writes fail until it is opened again.
+pub trait Image: Send + Sync + fmt::Debug {
+    /// Returns the format.
+    fn format(&self) -> Format;
+
+    /// Returns the size of the disk in bytes.
+    fn size(&self) -> u64;
+
+    /// Returns the smallest run that the image allocates, in bytes: 1 for raw, else a power of two.
+    fn unit(&self) -> u64;
+
+    /// Returns the parent that the header names.
+    fn parent(&self) -> Option<ParentName>;
+
+    /// Returns the image's files, the one with the header first.
+    fn files(&self) -> Vec<Arc<dyn File>>;
+
+    /// Returns the file that the host offsets of [`Image::map`] point into.
+    fn data_file(&self) -> Arc<dyn File>;
+
+    /// Appends what this layer says about `range` (within the size): in order, covering it, joined.
+    ///
+    /// Host offsets stay true until the image is written.
+    fn map(&self, range: GuestRange, out: &mut Vec<Extent>) -> Result<()>;
+
+    /// Fills `buf` from `at`, taking from `below` what this layer does not hold.
+    fn read(&self, at: GuestOffset, buf: &mut [u8], below: &dyn Below) -> Result<()>;
+
+    /// Stores `buf` at `at`. What else a newly allocated unit shows comes from `below`.
+    fn write(&self, at: GuestOffset, buf: &[u8], below: &dyn Below) -> Result<()>;
+
+    /// Stores what `source` holds at `from`, `range.bytes` long, at `range`: shared with the host's help where
+    /// that can be, copied otherwise.
+    fn write_from(
+        &self,
+        range: GuestRange,
+        source: &dyn File,
+        from: HostOffset,
+        below: &dyn Below,
+    ) -> Result<Moved>;
+
+    /// Makes exactly the bytes of `range` read as zeros; [`Kept::Nothing`] gives whole units back.
+    fn zero(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()>;
+
+    /// Makes everything before this call durable, in an order that leaves at worst leaks after a cut.
+    fn flush(&self) -> Result<()>;
+
+    /// Changes the size. Growth reads as zeros whatever lies below; what is cut off is gone. Durable.
+    fn resize(&self, bytes: u64, below: &dyn Below) -> Result<()>;
+
+    /// Names another parent, or none. Durable; one step that every reader sees whole.
+    fn set_parent(&self, parent: Option<&ParentName>) -> Result<()>;
+
+    /// Returns the project's record from inside the file; `None` if there is none or no place for one.
+    fn record(&self) -> Result<Option<StoredRecord>>;
+
+    /// Stores (durably) or removes the project's record inside the file; false if there is no place for it.
+    fn set_record(&self, record: Option<&[u8]>) -> Result<bool>;
+}

@@ -1,0 +1,1 @@
+//! raw: the disk's bytes as they are, in a file or a block device.

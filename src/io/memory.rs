@@ -1,0 +1,1 @@
+//! A file in memory, for tests and for what needs no disk.

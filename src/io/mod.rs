@@ -1,0 +1,17 @@
+//! Layer 2: bytes at offsets in one open object, and the names they are opened by.
+//!
+//! [`File`] is one open object; [`Host`] is the machine's names and files. Each has a real implementation
+//! ([`real`]) and a simulated one ([`faulty`]: write-back cache, power cuts, torn writes, errors), so that
+//! everything above can be tested against every crash point.
+
+pub mod faulty;
+pub mod memory;
+pub mod real;
+
+mod file;
+mod host;
+mod moved;
+
+pub use file::{Access, File, Kept, Run, Witness};
+pub use host::{Entry, EntryKind, Host};
+pub use moved::{Moved, copy};

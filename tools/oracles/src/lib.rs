@@ -1,0 +1,1 @@
+//! Independent readers: other projects' code that reads what we write.

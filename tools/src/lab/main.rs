@@ -1,0 +1,2 @@
+//! `dchain-lab`: long seeded simulations for those who work on deltachain.
+fn main() {}

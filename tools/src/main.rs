@@ -1,0 +1,2 @@
+//! `dchain`: the toolbox.
+fn main() {}
