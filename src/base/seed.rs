@@ -7,7 +7,7 @@ pub fn fresh() -> u128 {
     a ^ b.rotate_left(64)
 }
 
-/// A reproducible sequence of pseudo-random numbers (SplitMix64).
+/// A reproducible sequence of pseudo-random numbers (`SplitMix64`).
 #[derive(Clone, Debug)]
 pub struct Seeded(u64);
 

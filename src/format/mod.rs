@@ -117,6 +117,148 @@ pub struct StoredRecord {
     pub is_untouched: bool,
 }
 
+/// An internal snapshot: a point in time kept inside the image.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Snapshot {
+    /// The ID, unique in the image.
+    pub id: String,
+    /// The name that a person gave.
+    pub name: String,
+    /// When it was taken, in nanoseconds since 1970.
+    pub taken_ns: u64,
+    /// How long the guest had run, in nanoseconds.
+    pub guest_ns: u64,
+    /// Size of the saved machine state in bytes.
+    pub machine_bytes: u64,
+    /// Size of the disk then, in bytes.
+    pub size: u64,
+}
+
+/// A persistent dirty bitmap.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Bitmap {
+    /// The name, unique in the image.
+    pub name: String,
+    /// Guest bytes that one bit stands for.
+    pub granularity_bytes: u64,
+    /// Whether some program had it open when it last wrote: its bits are not to be trusted.
+    pub is_in_use: bool,
+    /// Whether it goes on recording on every open for writing.
+    pub is_auto: bool,
+}
+
+/// What `info` shows of an image beyond its geometry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// Bytes in the image's allocation unit as the format names it (cluster), if it has one.
+    pub cluster_bytes: Option<u64>,
+    /// Whether the image was not closed cleanly.
+    pub is_dirty: bool,
+    /// Whether the image is marked as corrupt.
+    pub is_corrupt: bool,
+    /// Whether the bytes are encrypted.
+    pub is_encrypted: bool,
+    /// Internal snapshots.
+    pub snapshots: Vec<Snapshot>,
+    /// Persistent dirty bitmaps.
+    pub bitmaps: Vec<Bitmap>,
+    /// The format's own facts, with the keys that `qemu-img info --output=json` uses under
+    /// `format-specific.data`, in its order.
+    pub specific: Vec<(String, serde_json::Value)>,
+}
+
+/// What `check` may mend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing: look only.
+    Nothing,
+    /// Space that is marked as used and is not.
+    Leaks,
+    /// Everything that can be mended without losing guest data that is still readable.
+    All,
+}
+
+/// What `check` found; after a repair, what is left, and what was mended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Places where the image contradicts itself in a way that can lose data.
+    pub corruptions: u64,
+    /// Units that are marked as used and are not.
+    pub leaks: u64,
+    /// Places that could not be checked (read errors).
+    pub errors: u64,
+    /// Corruptions mended.
+    pub corruptions_fixed: u64,
+    /// Leaks mended.
+    pub leaks_fixed: u64,
+    /// Units that the disk has in all.
+    pub total_units: u64,
+    /// Units that hold data.
+    pub allocated_units: u64,
+    /// Allocated units that do not follow the one before them in the file.
+    pub fragmented_units: u64,
+    /// Units stored compressed.
+    pub compressed_units: u64,
+    /// Where the used part of the file ends.
+    pub end: HostOffset,
+    /// One line for each finding, at most [`Checked::FINDINGS_MAX`]: field and offset.
+    pub findings: Vec<String>,
+}
+
+impl Checked {
+    /// How many findings are kept in words; the counts go on.
+    pub const FINDINGS_MAX: usize = 1000;
+}
+
+/// How an image is to be made.
+#[derive(Clone, Debug, Default)]
+pub struct Creation {
+    /// Size of the disk in bytes; rounded up to 512 by the caller.
+    pub size: u64,
+    /// The parent to name, if it is to be a child.
+    pub parent: Option<ParentName>,
+    /// The format's own options (`-o key=value`), as written.
+    pub options: Vec<(String, String)>,
+}
+
+/// Opens an image of a stated format in a file that is open already.
+///
+/// `is_writable` says whether the caller will write; opening for writing marks the image as its format asks.
+pub fn open(
+    format: Format,
+    file: Arc<dyn File>,
+    is_writable: bool,
+    parts: &dyn Parts,
+) -> Result<Arc<dyn Image>> {
+    match format {
+        Format::Raw => raw::open(file, is_writable),
+        Format::Qcow2 => qcow2::open(file, is_writable, parts),
+    }
+}
+
+/// Makes a new image in an empty file: durable when this returns. Unknown options are `Invalid`.
+pub fn create(
+    format: Format,
+    file: Arc<dyn File>,
+    creation: &Creation,
+    parts: &dyn Parts,
+) -> Result<Arc<dyn Image>> {
+    match format {
+        Format::Raw => raw::create(file, creation),
+        Format::Qcow2 => qcow2::create(file, creation, parts),
+    }
+}
+
+/// Looks at an image's metadata, and mends what `repair` allows (the file is open for writing then).
+///
+/// `Unsupported` for formats that have nothing to check.
+pub fn check(format: Format, file: Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<Checked> {
+    match format {
+        Format::Raw => Err(Error::unsupported("raw images have no metadata to check").path(file.path())),
+        Format::Qcow2 => qcow2::check(file, repair, parts),
+    }
+}
+
 /// One open image: one layer, without what lies below it.
 ///
 /// All methods take `&self`; several threads may read and write at once, a reader sees each write whole or
@@ -134,6 +276,9 @@ pub trait Image: Send + Sync + fmt::Debug {
 
     /// Returns the parent that the header names.
     fn parent(&self) -> Option<ParentName>;
+
+    /// Returns what `info` shows.
+    fn details(&self) -> Result<Details>;
 
     /// Returns the image's files, the one with the header first.
     fn files(&self) -> Vec<Arc<dyn File>>;
