@@ -43,6 +43,7 @@ struct Inner {
     kind: ErrorKind,
     what: String,
     path: Option<PathBuf>,
+    subject: Option<PathBuf>,
     source: Option<io::Error>,
 }
 
@@ -50,7 +51,7 @@ impl Error {
     /// Reports `what` is wrong, as a phrase that can follow `FILE: `.
     #[must_use]
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, what: what.into(), path: None, source: None }))
+        Self(Box::new(Inner { kind, what: what.into(), path: None, subject: None, source: None }))
     }
 
     /// Reports an image that breaks its format's rules.
@@ -92,7 +93,7 @@ impl Error {
             io::ErrorKind::AlreadyExists => ErrorKind::Exists,
             _ => ErrorKind::Io,
         };
-        Self(Box::new(Inner { kind, what: doing.into(), path: None, source: Some(source) }))
+        Self(Box::new(Inner { kind, what: doing.into(), path: None, subject: None, source: Some(source) }))
     }
 
     /// Names the file that the error is about, unless an inner call has named one already.
@@ -106,6 +107,13 @@ impl Error {
     #[must_use]
     pub fn doing(mut self, doing: impl fmt::Display) -> Self {
         self.0.what = format!("{doing}: {}", self.0.what);
+        self
+    }
+
+    /// Names what else the error is about: the folder to allow, the image that depends on this one.
+    #[must_use]
+    pub fn subject(mut self, path: impl AsRef<Path>) -> Self {
+        self.0.subject = Some(path.as_ref().to_path_buf());
         self
     }
 
@@ -124,6 +132,11 @@ impl Error {
     /// Returns the file that the error is about.
     pub fn file(&self) -> Option<&Path> {
         self.0.path.as_deref()
+    }
+
+    /// Returns what else the error is about (see [`Error::subject`]).
+    pub fn about(&self) -> Option<&Path> {
+        self.0.subject.as_deref()
     }
 
     /// Returns what the operating system said, if it said something.

@@ -1,1 +1,177 @@
-//! Layer 5: layers in order.
+//! Layer 5: layers in order. A chain resolves parents under a stated policy, merges the layers' maps into one,
+//! copies on write into its head, and is a [`Disk`].
+//!
+//! What stays true: every layer but the head is open for reading only and does not change while the chain is
+//! open, so a merged map of the layers below the head never goes stale. A read resolves that map once and goes
+//! straight to the file that has the bytes: depth costs nothing.
+//!
+//! ```text
+//!   head (may be written)   ── Image::read/write, copy-up from ──┐
+//!   layer 1 .. n            ── View: one merged map, paged ──────┘
+//! ```
+
+mod link;
+mod open;
+mod policy;
+mod view;
+
+pub use link::relative_name;
+pub use open::{Opening, open_layer};
+pub use policy::Policy;
+pub use view::{Run, View};
+
+use crate::{
+    base::{Error, GuestOffset, GuestRange, Result},
+    disk::{Disk, Status},
+    format::{Format, Image},
+    io::{Host, Kept},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// An image with a place in a chain.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Where the image is, without links or `..`.
+    pub path: PathBuf,
+    /// Whether a person or a child stated the format (false: it was recognised by its header).
+    pub is_stated: bool,
+    /// The open image.
+    pub image: Arc<dyn Image>,
+}
+
+impl Layer {
+    /// Returns the layer's format.
+    pub fn format(&self) -> Format {
+        self.image.format()
+    }
+
+    /// Returns the size of the layer's view in bytes.
+    pub fn size(&self) -> u64 {
+        self.image.size()
+    }
+}
+
+/// Layers in order, the head first, the base last.
+#[derive(Debug)]
+pub struct Chain {
+    layers: Vec<Layer>,
+    is_writable: bool,
+    /// All layers where the chain is only read; else those below the head.
+    merged: View,
+}
+
+impl Chain {
+    /// Opens the image at `path` and all that lies below it.
+    ///
+    /// Fails with `NotFound` for a missing layer, `Policy` for a reference that may not be followed or a parent
+    /// that is not what the child was made on, `Corrupt` for cycles and broken headers, `Busy` where a layer is
+    /// locked.
+    pub fn open(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
+        let layers = open::layers(host, path, opening)?;
+        Ok(Self::of(layers, opening.access.writes()))
+    }
+
+    /// Makes a chain of layers that are open already, the head first (never empty).
+    pub fn of(layers: Vec<Layer>, is_writable: bool) -> Self {
+        let merged = View::new(layers.get(usize::from(is_writable)..).unwrap_or_default());
+        Self { layers, is_writable, merged }
+    }
+
+    /// Returns the layers, the head first.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Returns the head.
+    pub fn head(&self) -> Result<&Layer> {
+        self.layers.first().ok_or_else(|| Error::invalid("a chain without layers"))
+    }
+
+    /// Returns what is read at layer `depth` and below, as it is now (0 is the head: true until it is written).
+    pub fn view(&self, depth: usize) -> View {
+        View::new(self.layers.get(depth..).unwrap_or_default())
+    }
+
+    /// Appends the merged map of `range` (within the size), in order, covering it.
+    pub fn runs(&self, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
+        if self.is_writable { self.view(0).runs(range, out) } else { self.merged.runs(range, out) }
+    }
+
+    /// Returns what lies below the head.
+    pub fn below(&self) -> View {
+        self.view(1)
+    }
+
+    fn check_range(&self, range: GuestRange) -> Result<()> {
+        let fits = range.start.bytes().checked_add(range.bytes).is_some_and(|end| end <= self.size());
+        if fits {
+            return Ok(());
+        }
+        let name = self.layers.first().map(|l| l.path.clone()).unwrap_or_default();
+        Err(Error::invalid(format!(
+            "bytes {:#x} to {:#x} do not lie in the disk of {:#x} bytes",
+            range.start,
+            range.end(),
+            self.size()
+        ))
+        .path(name))
+    }
+
+    fn writable_head(&self, range: GuestRange) -> Result<&Layer> {
+        self.check_range(range)?;
+        let head = self.head()?;
+        if self.is_writable {
+            return Ok(head);
+        }
+        Err(Error::invalid("is open for reading only").path(&head.path))
+    }
+}
+
+impl Disk for Chain {
+    fn size(&self) -> u64 {
+        self.layers.first().map_or(0, Layer::size)
+    }
+
+    fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+
+    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        self.check_range(at.range(buf.len() as u64))?;
+        if self.is_writable {
+            self.head()?.image.read(at, buf, &self.merged)
+        } else {
+            self.merged.read(at, buf)
+        }
+    }
+
+    fn write(&self, at: GuestOffset, buf: &[u8]) -> Result<()> {
+        self.writable_head(at.range(buf.len() as u64))?.image.write(at, buf, &self.merged)
+    }
+
+    fn zero(&self, range: GuestRange, kept: Kept) -> Result<()> {
+        self.writable_head(range)?.image.zero(range, kept, &self.merged)
+    }
+
+    fn flush(&self) -> Result<()> {
+        if self.is_writable { self.head()?.image.flush() } else { Ok(()) }
+    }
+
+    fn status(&self, range: GuestRange, out: &mut Vec<Status>) -> Result<()> {
+        self.check_range(range)?;
+        let mut runs = Vec::new();
+        self.runs(range, &mut runs)?;
+        out.extend(runs.iter().map(|run| Status {
+            range: run.range,
+            depth: run.layer.and_then(|l| u32::try_from(l).ok()),
+            is_zero: run.is_zero(),
+        }));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

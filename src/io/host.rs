@@ -68,6 +68,9 @@ pub trait Host: Send + Sync + fmt::Debug {
     /// Returns the path with all links resolved and no `.` or `..`; `NotFound` if it is not there.
     fn canonical(&self, path: &Path) -> Result<PathBuf>;
 
+    /// Returns where an open file really is: the path of the descriptor, not of the name it was opened by.
+    fn opened_as(&self, file: &dyn File) -> Result<PathBuf>;
+
     /// Returns what the file looks like from outside, without opening or locking it.
     fn witness(&self, path: &Path) -> Result<Witness>;
 

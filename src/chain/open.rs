@@ -1,0 +1,148 @@
+//! Opening: from a path to the layers below it.
+
+use super::{Layer, Policy, policy::Referrer};
+use crate::{
+    base::{Error, ErrorKind, Result},
+    format::{self, Format},
+    io::{Access, File, Host, Witness},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// How a chain is to be opened.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// The head's format; `None`: by its record or its header.
+    pub format: Option<Format>,
+    /// The format of a first parent whose child states none; deeper ones must be stated.
+    pub parent_format: Option<Format>,
+    /// How the head is opened; the layers below are only read.
+    pub access: Access,
+    /// Which references are followed.
+    pub policy: Policy,
+}
+
+impl Opening {
+    /// Opens for reading, recognising the format, following what stays in the image's folder.
+    pub fn reading() -> Self {
+        Self { format: None, parent_format: None, access: Access::Read, policy: Policy::default() }
+    }
+
+    /// The same, for writing the head.
+    pub fn writing() -> Self {
+        Self { access: Access::Write, ..Self::reading() }
+    }
+
+    /// States the head's format.
+    #[must_use]
+    pub fn with_format(mut self, format: Option<Format>) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Sets which references are followed.
+    #[must_use]
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// How the layers below the head are opened.
+    fn parent_access(&self) -> Access {
+        if self.access == Access::ReadShared { Access::ReadShared } else { Access::Read }
+    }
+}
+
+/// Opens one image without what lies below it (its own further files are opened under the policy).
+pub fn open_layer(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Layer> {
+    let file = host.open(path, opening.access)?;
+    let place = host.opened_as(file.as_ref())?;
+    let format = match opening.format {
+        Some(format) => format,
+        None => Format::recognise(file.as_ref())?,
+    };
+    let opened = Opened { place, file, format, is_stated: opening.format.is_some() };
+    opened.into_layer(host.as_ref(), opening, opening.access)
+}
+
+/// A file on its way to be a layer.
+struct Opened {
+    place: PathBuf,
+    file: Arc<dyn File>,
+    format: Format,
+    is_stated: bool,
+}
+
+impl Opened {
+    fn into_layer(self, host: &dyn Host, opening: &Opening, access: Access) -> Result<Layer> {
+        let parts =
+            Referrer { host, image: &self.place, is_stated: self.is_stated, policy: &opening.policy, access };
+        let image = format::open(self.format, self.file, access.writes(), &parts)?;
+        Ok(Layer { path: self.place.clone(), is_stated: self.is_stated, image })
+    }
+}
+
+/// Opens the head and all that lies below it.
+pub(super) fn layers(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Vec<Layer>> {
+    let head = open_layer(host, path, opening)?;
+    let mut seen = vec![witness(&head)?];
+    let mut layers = vec![head];
+    while let Some(child) = layers.last() {
+        let Some(parent) = open_parent(host, child, opening, layers.len() == 1)? else { break };
+        let here = witness(&parent)?;
+        if seen.iter().any(|w| w.same_file(&here)) {
+            let what = format!("its chain of parents comes back to {}", parent.path.display());
+            return Err(Error::corrupt(what).path(&child.path));
+        }
+        if layers.len() >= opening.policy.depth_max {
+            let what = format!("has more than {} layers below and with it", opening.policy.depth_max);
+            return Err(Error::policy(what).path(path));
+        }
+        seen.push(here);
+        layers.push(parent);
+    }
+    Ok(layers)
+}
+
+fn witness(layer: &Layer) -> Result<Witness> {
+    let files = layer.image.files();
+    let file = files.first().ok_or_else(|| Error::invalid("an image without a file").path(&layer.path))?;
+    file.witness()
+}
+
+/// Opens the parent that a layer names; `None` if it names none.
+fn open_parent(
+    host: &Arc<dyn Host>,
+    child: &Layer,
+    opening: &Opening,
+    is_first: bool,
+) -> Result<Option<Layer>> {
+    let Some(parent) = child.image.parent() else { return Ok(None) };
+    let format = match (&parent.format, opening.parent_format) {
+        (Some(stated), _) => {
+            Format::parse(stated).map_err(|e| e.doing("its parent's format").path(&child.path))?
+        }
+        (None, Some(format)) if is_first => format,
+        (None, _) => {
+            let name = String::from_utf8_lossy(&parent.name).into_owned();
+            let what = format!("names the parent '{name}' without stating its format");
+            return Err(Error::policy(what).path(&child.path));
+        }
+    };
+    let access = opening.parent_access();
+    let (host, policy) = (host.as_ref(), &opening.policy);
+    let referrer = Referrer { host, image: &child.path, is_stated: child.is_stated, policy, access };
+    let (place, file) = referrer.open(&parent.name).map_err(|e| missing(e, child))?;
+    // Its references are judged as its child's were: a chain is as trustworthy as what names it.
+    let opened = Opened { place, file, format, is_stated: child.is_stated };
+    opened.into_layer(host, opening, access).map(Some)
+}
+
+fn missing(error: Error, child: &Layer) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound => error.doing("its parent is missing").path(&child.path),
+        _ => error,
+    }
+}

@@ -1,0 +1,120 @@
+//! Which references inside an image are followed.
+//!
+//! Images are untrusted: a header may name any file of the host. A reference is followed when it leads to a
+//! regular file in the folder of the image that names it, or below; or in a folder that the caller allows. What
+//! counts is where the opened file really is, not how its name reads, so that a link cannot lead out.
+
+use super::link::join;
+use crate::{
+    base::{Error, Result},
+    format::Parts,
+    io::{Access, EntryKind, File, Host},
+};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Longest chain that is opened unless the caller says otherwise.
+const DEPTH_MAX: usize = 1024;
+
+/// Which references inside images are followed.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Folders whose files any image of stated format may refer to.
+    pub allowed: Vec<PathBuf>,
+    /// How many layers a chain may have.
+    pub depth_max: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { allowed: Vec::new(), depth_max: DEPTH_MAX }
+    }
+}
+
+/// An image whose references are to be followed.
+pub(super) struct Referrer<'a> {
+    pub(super) host: &'a dyn Host,
+    /// The image's own file, without links.
+    pub(super) image: &'a Path,
+    /// Whether somebody stated its format; what was only recognised may not lead out of its folder.
+    pub(super) is_stated: bool,
+    pub(super) policy: &'a Policy,
+    /// How files that the image refers to are opened.
+    pub(super) access: Access,
+}
+
+impl Referrer<'_> {
+    fn folder(&self) -> &Path {
+        self.image.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Opens what the image's header calls `name`; returns where it really is, too.
+    pub(super) fn open(&self, name: &[u8]) -> Result<(PathBuf, Arc<dyn File>)> {
+        let path = join(self.folder(), self.checked_name(name)?);
+        let missing = |e: Error| e.doing(format!("refers to '{}'", shown(name))).path(self.image);
+        // A refused place is not even opened: opening a device or a FIFO can have effects of its own.
+        self.check_place(&self.host.canonical(&path).map_err(missing)?, name)?;
+        self.check_kind(&path, name)?;
+        let file = self.host.open(&path, self.access)?;
+        let place = self.host.opened_as(file.as_ref())?;
+        self.check_place(&place, name)?;
+        Ok((place, file))
+    }
+
+    /// Returns the name as a path, unless it asks for anything but a file.
+    fn checked_name<'n>(&self, name: &'n [u8]) -> Result<&'n Path> {
+        let before_slash = name.split(|b| *b == b'/').next().unwrap_or_default();
+        let wrong = if name.is_empty() {
+            "an empty name"
+        } else if name.contains(&0) {
+            "a name with a NUL byte"
+        } else if before_slash.contains(&b':') {
+            "something that is not a plain file name"
+        } else {
+            return Ok(Path::new(OsStr::from_bytes(name)));
+        };
+        Err(Error::policy(format!("refers to {wrong}: '{}'", shown(name))).path(self.image))
+    }
+
+    fn check_kind(&self, path: &Path, name: &[u8]) -> Result<()> {
+        match self.host.kind(path)? {
+            Some(EntryKind::File) => Ok(()),
+            _ => Err(Error::policy(format!("refers to '{}', which is not a regular file", shown(name)))
+                .path(self.image)),
+        }
+    }
+
+    fn check_place(&self, place: &Path, name: &[u8]) -> Result<()> {
+        let inside = |folder: &Path| place.starts_with(folder);
+        let allowed = || self.policy.allowed.iter().any(|f| inside(f));
+        let procfs = ["/proc", "/sys", "/dev"].iter().any(|f| inside(Path::new(f)));
+        if !procfs && (inside(self.folder()) || (self.is_stated && allowed())) {
+            return Ok(());
+        }
+        let target = place.parent().unwrap_or(place);
+        let (why, subject) = if procfs {
+            ("which is no place for images", None)
+        } else if self.is_stated {
+            ("outside its folder and the allowed ones", Some(target))
+        } else {
+            ("outside its folder, and its own format was only recognised, not stated", None)
+        };
+        let error = Error::policy(format!("refers to '{}' ({}), {why}", shown(name), place.display()));
+        Err(subject.into_iter().fold(error, Error::subject).path(self.image))
+    }
+}
+
+impl Parts for Referrer<'_> {
+    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
+        Ok(self.open(name)?.1)
+    }
+}
+
+/// A name from a header, as it can be shown.
+fn shown(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).chars().flat_map(char::escape_debug).take(200).collect()
+}

@@ -1,0 +1,269 @@
+//! What is read at one layer and below it: the merged map of those layers, and reads through it.
+//!
+//! The map is kept in pages of [`PAGE_BYTES`] guest bytes, built when first asked for and dropped, least
+//! recently used first, when together they pass a bound. None of the layers is written while a view on them is
+//! used, so that a page stays true.
+
+use super::Layer;
+use crate::{
+    base::{Error, GuestOffset, GuestRange, Result, units::index},
+    format::{Below, Image, Nothing},
+    map::{Extent, State},
+};
+use parking_lot::Mutex;
+use std::{collections::HashMap, fmt, sync::Arc};
+
+/// Guest bytes that one page of the map describes: what one L2 table of a default qcow2 image covers.
+const PAGE_BYTES: u64 = 512 << 20;
+
+/// Runs kept in memory unless the caller says otherwise: about 128 MiB.
+const KEPT_RUNS: usize = (128 << 20) / size_of::<Run>();
+
+/// A run of guest bytes, and the layer that decides what is read there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Which bytes.
+    pub range: GuestRange,
+    /// What that layer says; never absent: where no layer says anything it is zero.
+    pub state: State,
+    /// Which layer, counted from the view's top; `None` where no layer says anything. Beyond the end of a short
+    /// layer it is that layer which makes the zeros: it hides what is below.
+    pub layer: Option<usize>,
+}
+
+impl Run {
+    /// Returns whether the run is known to read as zeros.
+    pub const fn is_zero(&self) -> bool {
+        self.state.is_zero()
+    }
+
+    /// Returns the part of the run inside `range` (which may be empty).
+    #[must_use]
+    pub fn clip(self, range: GuestRange) -> Self {
+        let part = Extent::new(self.range, self.state).clip(range);
+        Self { range: part.range, state: part.state, layer: self.layer }
+    }
+
+    fn joins(&self, next: &Self) -> bool {
+        self.layer == next.layer
+            && Extent::new(self.range, self.state).joins(&Extent::new(next.range, next.state))
+    }
+}
+
+/// What is read at one layer and below it.
+pub struct View {
+    images: Vec<Arc<dyn Image>>,
+    pages: Mutex<Pages>,
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("images", &self.images).finish_non_exhaustive()
+    }
+}
+
+/// Pages by number, with the moment each was last used.
+#[derive(Default)]
+struct Pages {
+    held: HashMap<u64, (Arc<[Run]>, u64)>,
+    runs: usize,
+    moment: u64,
+}
+
+impl Pages {
+    fn get(&mut self, number: u64) -> Option<Arc<[Run]>> {
+        self.moment += 1;
+        let (page, used) = self.held.get_mut(&number)?;
+        *used = self.moment;
+        Some(Arc::clone(page))
+    }
+
+    fn put(&mut self, number: u64, page: &Arc<[Run]>) {
+        while self.runs + page.len() > KEPT_RUNS {
+            let Some(oldest) = self.held.iter().min_by_key(|(_, (_, used))| *used).map(|(n, _)| *n) else {
+                break;
+            };
+            self.drop_page(oldest);
+        }
+        self.drop_page(number);
+        self.moment += 1;
+        self.runs += page.len();
+        self.held.insert(number, (Arc::clone(page), self.moment));
+    }
+
+    fn drop_page(&mut self, number: u64) {
+        if let Some((page, _)) = self.held.remove(&number) {
+            self.runs -= page.len();
+        }
+    }
+}
+
+impl View {
+    /// Looks at `layers`, the topmost first.
+    pub fn new(layers: &[Layer]) -> Self {
+        Self { images: layers.iter().map(|l| Arc::clone(&l.image)).collect(), pages: Mutex::default() }
+    }
+
+    /// Returns the size of the topmost layer in bytes, 0 if there is none.
+    pub fn size(&self) -> u64 {
+        self.images.first().map_or(0, |image| image.size())
+    }
+
+    /// Returns the layers' images, the topmost first.
+    pub fn images(&self) -> &[Arc<dyn Image>] {
+        &self.images
+    }
+
+    /// Appends the merged map of `range`, in order, covering it; past the end it is zero and nobody's.
+    pub fn runs(&self, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
+        for piece in range.pieces(PAGE_BYTES) {
+            let page = self.page(piece.start)?;
+            let first = page.partition_point(|run| run.range.end() <= piece.start);
+            let inside = page.iter().skip(first).take_while(|run| run.range.start < piece.end());
+            inside.for_each(|run| push(out, run.clip(piece)));
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` from `at`; zeros past the end.
+    pub fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        let mut rest = buf;
+        let mut at = at;
+        while !rest.is_empty() {
+            let page = self.page(at)?;
+            let first = page.partition_point(|run| run.range.end() <= at);
+            for run in page.iter().skip(first) {
+                if rest.is_empty() {
+                    break;
+                }
+                let run = run.clip(at.range(rest.len() as u64));
+                let (part, after) = std::mem::take(&mut rest).split_at_mut(index(run.range.bytes));
+                self.read_run(&run, part)?;
+                (rest, at) = (after, run.range.end());
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` with what a run of this view (or its start) holds.
+    pub fn read_run(&self, run: &Run, buf: &mut [u8]) -> Result<()> {
+        let Some(image) = run.layer.and_then(|l| self.images.get(l)) else {
+            buf.fill(0);
+            return Ok(());
+        };
+        match run.state {
+            State::Absent | State::Zero { .. } => buf.fill(0),
+            State::Data { host } => image.data_file().read_at(host, buf)?,
+            State::Packed => image.read(run.range.start, buf, &Nothing)?,
+        }
+        Ok(())
+    }
+
+    /// Returns the page that describes `at`, building it if it is not held.
+    fn page(&self, at: GuestOffset) -> Result<Arc<[Run]>> {
+        let number = at.bytes() / PAGE_BYTES;
+        if let Some(page) = self.pages.lock().get(number) {
+            return Ok(page);
+        }
+        let whole = GuestOffset::new(number * PAGE_BYTES).range(PAGE_BYTES);
+        let page: Arc<[Run]> = self.merge(whole)?.into();
+        self.pages.lock().put(number, &page);
+        Ok(page)
+    }
+
+    /// Asks the layers from the top down, each only about what those above it left open.
+    fn merge(&self, range: GuestRange) -> Result<Vec<Run>> {
+        let (mut found, mut open) = (Vec::new(), vec![range]);
+        let mut extents = Vec::new();
+        for (layer, image) in self.images.iter().enumerate() {
+            let (Some(first), Some(last)) = (open.first(), open.last()) else { break };
+            let asked = GuestRange::between(first.start, last.end());
+            extents.clear();
+            describe(image.as_ref(), asked, &mut extents).map_err(|e| e.doing("reading the map"))?;
+            open = settle(&open, &extents, layer, &mut found);
+        }
+        let nobody = |gap: &GuestRange| Run { range: *gap, state: State::Zero { host: None }, layer: None };
+        found.extend(open.iter().map(nobody));
+        found.sort_unstable_by_key(|run| run.range.start);
+        let mut joined = Vec::with_capacity(found.len());
+        for run in found {
+            push(&mut joined, run);
+        }
+        Ok(joined)
+    }
+}
+
+impl Below for View {
+    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        View::read(self, at, buf)
+    }
+
+    fn is_zero(&self, range: GuestRange) -> Result<bool> {
+        let mut runs = Vec::new();
+        self.runs(range, &mut runs)?;
+        Ok(runs.iter().all(Run::is_zero))
+    }
+}
+
+/// Appends what an image says about `range`; past its end it makes zeros.
+fn describe(image: &dyn Image, range: GuestRange, out: &mut Vec<Extent>) -> Result<()> {
+    let end = GuestOffset::new(image.size());
+    let held = range.clip(GuestRange::between(GuestOffset::new(0), end));
+    if !held.is_empty() {
+        image.map(held, out)?;
+        check_cover(image, held, out)?;
+    }
+    let beyond = GuestRange::between(range.start.max(end), range.end());
+    if !beyond.is_empty() {
+        out.push(Extent::new(beyond, State::Zero { host: None }));
+    }
+    Ok(())
+}
+
+/// A map that does not cover what was asked would make holes in the merged one: refuse it.
+fn check_cover(image: &dyn Image, range: GuestRange, map: &[Extent]) -> Result<()> {
+    let covers = map.first().map(|e| e.range.start) == Some(range.start)
+        && map.last().map(|e| e.range.end()) == Some(range.end());
+    if covers {
+        return Ok(());
+    }
+    let error = Error::corrupt(format!(
+        "its map does not cover guest bytes {:#x} to {:#x}",
+        range.start,
+        range.end()
+    ));
+    Err(error.path(image.data_file().path()))
+}
+
+/// Gives each part of `open` that `extents` say something about to `layer`; returns what is left open.
+///
+/// Both lists are in order without overlap, and `extents` cover all of `open`.
+fn settle(open: &[GuestRange], extents: &[Extent], layer: usize, found: &mut Vec<Run>) -> Vec<GuestRange> {
+    let mut left: Vec<GuestRange> = Vec::new();
+    let mut from = 0;
+    for gap in open {
+        while extents.get(from).is_some_and(|e| e.range.end() <= gap.start) {
+            from += 1;
+        }
+        for extent in extents.iter().skip(from).take_while(|e| e.range.start < gap.end()) {
+            let part = extent.clip(*gap);
+            if part.state.is_present() {
+                found.push(Run { range: part.range, state: part.state, layer: Some(layer) });
+            } else if let Some(last) = left.last_mut().filter(|l| l.end() == part.range.start) {
+                last.bytes += part.range.bytes;
+            } else {
+                left.push(part.range);
+            }
+        }
+    }
+    left
+}
+
+/// Adds a run to a list in guest order, joining it to the last one where it goes on from there.
+fn push(list: &mut Vec<Run>, run: Run) {
+    match list.last_mut() {
+        _ if run.range.is_empty() => {}
+        Some(last) if last.joins(&run) => last.range.bytes += run.range.bytes,
+        _ => list.push(run),
+    }
+}
