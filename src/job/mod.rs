@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 mod progress;
+pub mod rebase;
 
 pub use progress::{Progress, State};

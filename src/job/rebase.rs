@@ -1,0 +1,254 @@
+//! Another parent for an image, with the same view.
+//!
+//! What the image shows does not change at any moment: first everything that only the old parent holds is
+//! written into the image (which changes nothing, it was read there before), that is made durable, and only
+//! then does the header name the new parent, in one step.
+
+use super::Progress;
+use crate::{
+    base::{Error, GuestOffset, GuestRange, Result, units::index},
+    chain::{Chain, Layer, Opening, Run, View, relative_name},
+    disk::Disk,
+    format::{Format, ParentName},
+    io::{Host, Kept, Witness},
+    map::State,
+};
+use std::{
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// How much of the map is looked at in one go.
+const STRIDE_BYTES: u64 = 512 << 20;
+
+/// How much is compared, and copied if it differs, in one go.
+const COMPARED_BYTES: u64 = 64 << 10;
+
+/// What a rebase is going to do.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Plan {
+    /// The image that gets another parent.
+    pub image: PathBuf,
+    /// Its parent now.
+    pub from: Option<PathBuf>,
+    /// Its parent then.
+    pub to: Option<PathBuf>,
+    /// The name that its header will hold.
+    pub name: Option<String>,
+    /// Whether the new parent is one of the layers below the image now.
+    pub is_ancestor: bool,
+    /// Bytes that are copied into the image.
+    pub copy_bytes: u64,
+    /// Bytes that are compared under both parents, and copied where they differ.
+    pub compare_bytes: u64,
+    /// Bytes that are marked as zero.
+    pub zero_bytes: u64,
+}
+
+/// A rebase that is planned: both chains are open, nothing is written yet.
+#[derive(Debug)]
+pub struct Rebase {
+    chain: Chain,
+    old: View,
+    new: Option<Chain>,
+    link: Option<ParentName>,
+    work: Vec<Step>,
+    plan: Plan,
+}
+
+/// What has to be done so that a run reads the same without the old parent.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    run: Run,
+    is_compared: bool,
+}
+
+/// The parent that an image is to get.
+#[derive(Clone, Debug)]
+pub struct NewParent {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its format, stated.
+    pub format: Format,
+}
+
+impl Rebase {
+    /// Opens the image for writing, and both parents, and finds out what has to be copied.
+    ///
+    /// `parent: None` makes the image stand alone. Fails as [`Chain::open`]; `Invalid` where the new parent lies
+    /// on the image itself.
+    pub fn prepare(
+        host: &Arc<dyn Host>,
+        image: &Path,
+        opening: &Opening,
+        parent: Option<&NewParent>,
+    ) -> Result<Self> {
+        let chain = Chain::open(host, image, opening)?;
+        let head = chain.head()?.clone();
+        let new = parent.map(|p| open_new(host, &head, opening, p)).transpose()?;
+        let link = new.as_ref().map(|chain| link(&head, chain)).transpose()?;
+        let old = chain.below();
+        let plan = Plan {
+            image: head.path.clone(),
+            from: chain.layers().get(1).map(|l| l.path.clone()),
+            to: new.as_ref().and_then(|c| c.layers().first()).map(|l| l.path.clone()),
+            name: link.as_ref().map(|l| String::from_utf8_lossy(&l.name).into_owned()),
+            is_ancestor: false,
+            copy_bytes: 0,
+            compare_bytes: 0,
+            zero_bytes: 0,
+        };
+        let mut rebase = Self { chain, old, new, link, work: Vec::new(), plan };
+        rebase.find_work()?;
+        Ok(rebase)
+    }
+
+    /// Returns what is going to be done.
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn find_work(&mut self) -> Result<()> {
+        let head = self.chain.head()?.clone();
+        let below = identities(self.chain.layers().get(1..).unwrap_or_default())?;
+        let (new_view, there) = match &self.new {
+            Some(chain) => (chain.view(0), identities(chain.layers())?),
+            None => (View::new(&[]), Vec::new()),
+        };
+        self.plan.is_ancestor =
+            there.first().is_none_or(|parent| below.iter().any(|layer| layer.same_file(parent)));
+        for stride in GuestOffset::new(0).range(head.size()).pieces(STRIDE_BYTES) {
+            let (mut extents, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
+            head.image.map(stride, &mut extents)?;
+            for gap in extents.iter().filter(|e| e.state == State::Absent) {
+                before.clear();
+                after.clear();
+                self.old.runs(gap.range, &mut before)?;
+                new_view.runs(gap.range, &mut after)?;
+                for (was, is) in pairs(&before, &after) {
+                    if !reads_same(&was, &is, &below, &there) {
+                        let is_packed = was.state == State::Packed && is.state == State::Packed;
+                        self.add(was, is_packed || (!self.plan.is_ancestor && !was.is_zero()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, run: Run, is_compared: bool) {
+        let bytes = match (is_compared, run.is_zero()) {
+            (true, _) => &mut self.plan.compare_bytes,
+            (false, true) => &mut self.plan.zero_bytes,
+            (false, false) => &mut self.plan.copy_bytes,
+        };
+        *bytes += run.range.bytes;
+        self.work.push(Step { run, is_compared });
+    }
+
+    /// Does it. Stopped or cut off at any moment, the image shows what it showed, on its old parent.
+    pub fn run(self, progress: &Progress) -> Result<Plan> {
+        let plan = &self.plan;
+        progress.begin("rebase", plan.copy_bytes + plan.compare_bytes + plan.zero_bytes);
+        for step in &self.work {
+            self.perform(step, progress)?;
+        }
+        let image = &self.chain.head()?.image;
+        image.flush()?;
+        image.set_parent(self.link.as_ref())?;
+        Ok(self.plan)
+    }
+
+    fn perform(&self, step: &Step, progress: &Progress) -> Result<()> {
+        let image = &self.chain.head()?.image;
+        let unit = if step.is_compared { COMPARED_BYTES } else { 16 << 20 };
+        for range in step.run.range.pieces(unit) {
+            progress.checkpoint()?;
+            let run = step.run.clip(range);
+            match (step.is_compared, run.state) {
+                (true, _) => self.copy_if_different(range)?,
+                (false, State::Zero { .. } | State::Absent) => image.zero(range, Kept::Nothing, &self.old)?,
+                (false, State::Data { host }) => {
+                    let source = run.layer.and_then(|l| self.old.images().get(l));
+                    let source = source.ok_or_else(|| Error::invalid("a run of data without a layer"))?;
+                    image.write_from(range, source.data_file().as_ref(), host, &self.old)?;
+                }
+                (false, State::Packed) => self.copy_packed(run)?,
+            }
+            progress.moved(range.bytes);
+        }
+        Ok(())
+    }
+
+    fn copy_packed(&self, run: Run) -> Result<()> {
+        for range in run.range.pieces(1 << 20) {
+            let mut bytes = vec![0; index(range.bytes)];
+            self.old.read(range.start, &mut bytes)?;
+            self.chain.head()?.image.write(range.start, &bytes, &self.old)?;
+        }
+        Ok(())
+    }
+
+    fn copy_if_different(&self, range: GuestRange) -> Result<()> {
+        let (mut was, mut is) = (vec![0; index(range.bytes)], vec![0; index(range.bytes)]);
+        self.old.read(range.start, &mut was)?;
+        if let Some(new) = &self.new {
+            let there = range.clip(GuestOffset::new(0).range(new.size()));
+            if let Some(part) = is.get_mut(..index(there.bytes)).filter(|part| !part.is_empty()) {
+                new.read(range.start, part)?;
+            }
+        }
+        if was == is { Ok(()) } else { self.chain.head()?.image.write(range.start, &was, &self.old) }
+    }
+}
+
+fn open_new(host: &Arc<dyn Host>, head: &Layer, opening: &Opening, parent: &NewParent) -> Result<Chain> {
+    let own = head.image.files();
+    if let Some(file) = own.first()
+        && host.witness(&parent.path)?.same_file(&file.witness()?)
+    {
+        return Err(Error::invalid("cannot be its own parent").path(&head.path));
+    }
+    let how = Opening { access: crate::io::Access::Read, parent_format: None, ..opening.clone() };
+    Chain::open(host, &parent.path, &how.with_format(Some(parent.format)))
+}
+
+fn link(head: &Layer, parent: &Chain) -> Result<ParentName> {
+    let target = parent.head()?;
+    let folder = head.path.parent().unwrap_or(Path::new("/"));
+    let name = relative_name(folder, &target.path).as_os_str().as_bytes().to_vec();
+    Ok(ParentName { name, format: Some(target.format().name().to_owned()) })
+}
+
+/// Returns what each layer's bytes are kept in.
+fn identities(layers: &[Layer]) -> Result<Vec<Witness>> {
+    layers.iter().map(|l| l.image.data_file().witness()).collect()
+}
+
+/// Cuts two maps of the same range where either changes.
+fn pairs(a: &[Run], b: &[Run]) -> Vec<(Run, Run)> {
+    let mut out = Vec::with_capacity(a.len() + b.len());
+    let (mut i, mut j) = (0, 0);
+    while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
+        let both = x.range.clip(y.range);
+        if !both.is_empty() {
+            out.push((x.clip(both), y.clip(both)));
+        }
+        i += usize::from(x.range.end() <= y.range.end());
+        j += usize::from(y.range.end() <= x.range.end());
+    }
+    out
+}
+
+/// Whether both runs are the same bytes of the same file, or both zeros.
+fn reads_same(was: &Run, is: &Run, below: &[Witness], there: &[Witness]) -> bool {
+    match (was.state, is.state) {
+        (State::Zero { .. }, State::Zero { .. }) => true,
+        (State::Data { host: a }, State::Data { host: b }) => {
+            let files = (was.layer.and_then(|l| below.get(l)), is.layer.and_then(|l| there.get(l)));
+            a == b && matches!(files, (Some(a), Some(b)) if a.same_file(b))
+        }
+        _ => false,
+    }
+}

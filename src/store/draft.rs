@@ -1,0 +1,87 @@
+//! A file in the making: nothing is seen under its name before it is whole.
+
+use crate::{
+    base::{Result, seed},
+    io::{File, Host},
+};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A new file under a temporary name in its own folder, removed again unless it is published.
+#[derive(Debug)]
+pub struct Draft {
+    host: Arc<dyn Host>,
+    temporary: PathBuf,
+    file: Arc<dyn File>,
+    is_published: bool,
+}
+
+/// Whether a file that has the name already is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publish {
+    /// `Exists` if the name is taken.
+    New,
+    /// What had the name is gone, in one step.
+    Replace,
+}
+
+impl Draft {
+    /// Creates the temporary file, open for writing, in the folder of `target`.
+    pub fn new(host: &Arc<dyn Host>, target: &Path) -> Result<Self> {
+        let temporary = Self::temporary_name(target);
+        let file = host.create(&temporary)?;
+        Ok(Self { host: Arc::clone(host), temporary, file, is_published: false })
+    }
+
+    /// Returns whether `name` is one that only an interrupted program leaves behind.
+    pub fn is_left_over(name: &Path) -> bool {
+        let name = name.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with('.') && name.contains(".dchain-draft-")
+    }
+
+    fn temporary_name(target: &Path) -> PathBuf {
+        let mut name = OsString::from(".");
+        name.push(target.file_name().unwrap_or_default());
+        name.push(format!(".dchain-draft-{:016x}", seed::fresh() >> 64));
+        target.with_file_name(name)
+    }
+
+    /// Returns the file.
+    pub fn file(&self) -> Arc<dyn File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Returns the name that it has now.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Makes the file durable and gives it its name, durably.
+    pub fn publish(mut self, target: &Path, how: Publish) -> Result<()> {
+        self.file.flush()?;
+        match how {
+            Publish::New => self.host.link(&self.temporary, target)?,
+            Publish::Replace => {
+                self.host.rename(&self.temporary, target)?;
+                self.is_published = true;
+            }
+        }
+        if !self.is_published {
+            self.host.remove(&self.temporary)?;
+            self.is_published = true;
+        }
+        self.host.sync_folder(target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // The failure that led here is what the caller hears of; a leftover carries its own mark.
+            let _ = self.host.remove(&self.temporary);
+        }
+    }
+}
