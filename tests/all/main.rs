@@ -1,0 +1,3 @@
+//! Tests over the library as a whole, in one binary.
+
+mod tidy;
