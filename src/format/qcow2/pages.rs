@@ -1,0 +1,195 @@
+//! The cache of L2 tables and refcount blocks: pages of the image file, written back by `flush` only.
+//!
+//! A page is clean (the file says the same), *changed* (some sectors wait for the next flush), or *leaving*
+//! (a flush has taken a copy and has not written all of it yet). Only clean pages are dropped: what the file
+//! says at a page's place is never older than what a reader was shown.
+
+use crate::{
+    base::{Error, HostOffset, Result, units::SECTOR_BYTES, units::index},
+    io::File,
+};
+use byteorder::{BigEndian, ByteOrder};
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// The most that a page holds: small enough that a random read loads little, eight sectors as a mask.
+const PAGE_BYTES: u64 = 4096;
+
+/// What a page is part of; decides when a flush may write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An L2 table.
+    Table,
+    /// A refcount block.
+    Refcounts,
+}
+
+#[derive(Debug)]
+struct Page {
+    kind: Kind,
+    bytes: Box<[u8]>,
+    /// One bit for each sector that the file does not have yet.
+    changed: u8,
+    /// Whether a flush is writing a copy of this page.
+    is_leaving: bool,
+    /// When the page was last looked at, in ticks of [`Pages::tick`].
+    used: AtomicU64,
+}
+
+/// A sector that waits to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sector {
+    /// Where it goes.
+    pub(super) at: HostOffset,
+    /// What it says.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Pages of one image file, by host offset.
+#[derive(Debug)]
+pub(super) struct Pages {
+    held: HashMap<u64, Page>,
+    page: u64,
+    /// How many pages are kept.
+    limit: usize,
+    changed: usize,
+    tick: AtomicU64,
+}
+
+impl Pages {
+    /// Makes an empty cache for tables in clusters of `cluster` bytes that holds about `limit` bytes.
+    pub(super) fn new(cluster: u64, limit: u64) -> Self {
+        let page = PAGE_BYTES.min(cluster);
+        let limit = index(limit / page).max(64);
+        Self { held: HashMap::new(), page, limit, changed: 0, tick: AtomicU64::new(0) }
+    }
+
+    /// Returns the bytes of a page.
+    pub(super) const fn page(&self) -> u64 {
+        self.page
+    }
+
+    /// Returns whether so much waits to be written that a flush should come before more.
+    pub(super) const fn is_crowded(&self) -> bool {
+        self.changed > self.limit / 2
+    }
+
+    fn find(&self, at: HostOffset) -> Option<&Page> {
+        let page = self.held.get(&at.floor(self.page).bytes())?;
+        page.used.store(self.tick.load(Ordering::Relaxed), Ordering::Relaxed);
+        Some(page)
+    }
+
+    /// Returns whether the page that holds `at` is here.
+    pub(super) fn has(&self, at: HostOffset) -> bool {
+        self.find(at).is_some()
+    }
+
+    /// Returns the bytes of the page that holds `at`, if it is here, from `at` on.
+    pub(super) fn bytes(&self, at: HostOffset) -> Option<&[u8]> {
+        self.find(at)?.bytes.get(index(at.bytes() % self.page)..)
+    }
+
+    /// Returns the big-endian word at `at`; an error if its page is not here.
+    pub(super) fn word(&self, at: HostOffset) -> Result<u64> {
+        let bytes = self.bytes(at).and_then(|b| b.get(..8)).ok_or_else(|| absent(at))?;
+        Ok(BigEndian::read_u64(bytes))
+    }
+
+    /// Brings the page that holds `at` in from `file`, dropping clean ones that nobody asked for lately.
+    pub(super) fn load(&mut self, file: &dyn File, at: HostOffset, kind: Kind) -> Result<()> {
+        if self.has(at) {
+            return Ok(());
+        }
+        self.make_room();
+        let mut bytes = vec![0; index(self.page)].into_boxed_slice();
+        file.read_at(at.floor(self.page), &mut bytes)?;
+        self.insert(at, kind, bytes);
+        Ok(())
+    }
+
+    fn insert(&mut self, at: HostOffset, kind: Kind, bytes: Box<[u8]>) {
+        let tick = self.tick.fetch_add(1, Ordering::Relaxed);
+        let page = Page { kind, bytes, changed: 0, is_leaving: false, used: AtomicU64::new(tick) };
+        self.held.insert(at.floor(self.page).bytes(), page);
+    }
+
+    /// Changes the bytes at `at` (inside one sector); an error if the page is not here.
+    pub(super) fn store(&mut self, at: HostOffset, bytes: &[u8]) -> Result<()> {
+        let from = index(at.bytes() % self.page);
+        let page = self.held.get_mut(&at.floor(self.page).bytes()).ok_or_else(|| absent(at))?;
+        let to = page.bytes.get_mut(from..from + bytes.len()).ok_or_else(|| absent(at))?;
+        to.copy_from_slice(bytes);
+        self.changed += usize::from(page.changed == 0);
+        page.changed |= 1 << (from / index(SECTOR_BYTES));
+        Ok(())
+    }
+
+    /// Forgets the pages of the cluster of `bytes` bytes at `at`: it is free now, whatever it said.
+    pub(super) fn forget(&mut self, at: HostOffset, bytes: u64) {
+        for at in (at.bytes()..at.bytes() + bytes).step_by(index(self.page)) {
+            if let Some(page) = self.held.remove(&at) {
+                self.changed -= usize::from(page.changed != 0);
+            }
+        }
+    }
+
+    /// Takes a copy of every sector of `kind` that waits to be written, in file order; they are leaving now.
+    pub(super) fn take(&mut self, kind: Kind) -> Vec<Sector> {
+        let mut sectors = Vec::new();
+        for (at, page) in self.held.iter_mut().filter(|(_, p)| p.kind == kind && p.changed != 0) {
+            for (nth, bytes) in (0_u64..).zip(page.bytes.chunks(index(SECTOR_BYTES))) {
+                if page.changed & 1 << nth != 0 {
+                    let at = HostOffset::new(*at + nth * SECTOR_BYTES);
+                    sectors.push(Sector { at, bytes: bytes.to_vec() });
+                }
+            }
+            page.changed = 0;
+            page.is_leaving = true;
+            self.changed -= 1;
+        }
+        sectors.sort_unstable_by_key(|s| s.at);
+        sectors
+    }
+
+    /// The copies taken are in the file: their pages may be dropped again.
+    pub(super) fn left(&mut self) {
+        self.held.values_mut().for_each(|p| p.is_leaving = false);
+    }
+
+    /// Drops the clean pages that were not used for longest, a quarter of all, when the cache is full.
+    fn make_room(&mut self) {
+        if self.held.len() < self.limit {
+            return;
+        }
+        let is_clean = |p: &Page| p.changed == 0 && !p.is_leaving;
+        let used = |p: &Page| p.used.load(Ordering::Relaxed);
+        let mut ticks: Vec<u64> = self.held.values().filter(|p| is_clean(p)).map(used).collect();
+        let quarter = (self.limit / 4).min(ticks.len().saturating_sub(1));
+        if ticks.len() <= quarter {
+            return;
+        }
+        let (_, oldest, _) = ticks.select_nth_unstable(quarter);
+        // What the operation under way looked at stays, or it would lose the ground under its feet.
+        let oldest = (*oldest).min(self.tick.load(Ordering::Relaxed).saturating_sub(16));
+        self.held.retain(|_, p| !is_clean(p) || used(p) > oldest);
+    }
+}
+
+fn absent(at: HostOffset) -> Error {
+    Error::invalid(format!("the table page at 0x{at:x} was dropped while in use"))
+}
+
+/// Joins sectors that follow each other (they are in file order), so that each run is one write.
+pub(super) fn runs(sectors: Vec<Sector>) -> Vec<Sector> {
+    let mut runs: Vec<Sector> = Vec::new();
+    for sector in sectors {
+        match runs.last_mut() {
+            Some(run) if run.at.plus(run.bytes.len() as u64) == sector.at => run.bytes.extend(sector.bytes),
+            _ => runs.push(sector),
+        }
+    }
+    runs
+}
