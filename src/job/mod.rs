@@ -1,6 +1,8 @@
-//! Layer 6: jobs that reshape chains.
+//! Layer 6: jobs that reshape chains. Each folder is a pure machine that decides (`machine.rs`) and a runner
+//! that performs (`run.rs`).
 #![forbid(unsafe_code)]
 
+pub mod consolidate;
 mod progress;
 pub mod rebase;
 

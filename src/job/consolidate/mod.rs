@@ -1,0 +1,17 @@
+//! Consolidation: folds the layers above a target into it, in one pass.
+//!
+//! ```text
+//!   TOP      ─┐                                       TOP's name
+//!   middle    ├ the run: each block once, newest ──┐      │ the record: one rename
+//!   middle   ─┘ layer first                        ▼      ▼
+//!   target   ◄────────────────────────────────── target
+//!   parents (never touched)                       parents
+//! ```
+//!
+//! What stays true: until the record, the old chain is authoritative and TOP's view is right at every moment;
+//! afterwards the target's is. The folded layers' own points in time are gone from the first byte written to
+//! the target; the plan names them.
+
+mod machine;
+
+pub use machine::{Found, Machine, Step};
