@@ -10,11 +10,13 @@
 //!   layer 1 .. n            ── View: one merged map, paged ──────┘
 //! ```
 
+mod family;
 mod link;
 mod open;
 mod policy;
 mod view;
 
+pub use family::{Family, Link, Member};
 pub use link::relative_name;
 pub use open::{Opening, open_layer};
 pub use policy::Policy;

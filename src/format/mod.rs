@@ -8,7 +8,7 @@ pub mod qcow2;
 pub mod raw;
 
 use crate::{
-    base::{Error, GuestOffset, GuestRange, HostOffset, Result},
+    base::{Error, GuestOffset, GuestRange, HostOffset, Result, units::SECTOR_BYTES},
     io::{File, Kept, Moved},
     map::Extent,
 };
@@ -246,6 +246,26 @@ pub fn create(
     match format {
         Format::Raw => raw::create(file, creation),
         Format::Qcow2 => qcow2::create(file, creation, parts),
+    }
+}
+
+/// What a header alone says of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peek {
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// The parent that it names.
+    pub parent: Option<ParentName>,
+}
+
+/// Reads an image's header and nothing else.
+pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
+    match format {
+        Format::Raw => Ok(Peek { size: file.bytes()?.next_multiple_of(SECTOR_BYTES), parent: None }),
+        Format::Qcow2 => {
+            let header = qcow2::Header::read(file)?;
+            Ok(Peek { size: header.disk_bytes, parent: header.parent() })
+        }
     }
 }
 

@@ -5,5 +5,6 @@
 pub mod consolidate;
 mod progress;
 pub mod rebase;
+pub mod snapshot;
 
 pub use progress::{Progress, State};

@@ -1,0 +1,130 @@
+//! Families: which images of a folder are children of which. Only headers are read, nothing is locked.
+//!
+//! Children elsewhere cannot be seen from a parent: whoever asks says where it was looked.
+
+use super::link::join;
+use crate::{
+    base::{Error, ErrorKind, Result},
+    format::{self, Format, ParentName},
+    io::{Access, EntryKind, Host, Witness},
+    store::Draft,
+};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+/// An image that was found.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Where it is, without links.
+    pub path: PathBuf,
+    /// Its format, by its header.
+    pub format: Format,
+    /// Size of its disk in bytes.
+    pub size: u64,
+    /// Which file it is.
+    pub witness: Witness,
+    /// The parent that its header names.
+    pub link: Option<Link>,
+}
+
+/// A child's link to its parent.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// As the header has it.
+    pub name: ParentName,
+    /// Where that leads, without links; `None` if nothing is there, or if it is not a plain file name.
+    pub place: Option<PathBuf>,
+    /// Which file is there.
+    pub witness: Option<Witness>,
+}
+
+/// The images of some folders.
+#[derive(Debug, Default)]
+pub struct Family {
+    /// The folders, without links.
+    pub folders: Vec<PathBuf>,
+    /// What was found, by folder and name. Files without a known header count as raw only where a child names
+    /// them or their name ends in `.raw` or `.img`.
+    pub members: Vec<Member>,
+    /// Files that have an image's header but could not be read, with the reason.
+    pub unreadable: Vec<(PathBuf, Error)>,
+}
+
+impl Family {
+    /// Looks at every file of `folders` (not of the folders inside them).
+    pub fn scan(host: &dyn Host, folders: &[PathBuf]) -> Result<Self> {
+        let mut family = Self::default();
+        let mut plain = Vec::new();
+        for folder in folders {
+            let folder = host.canonical(folder)?;
+            if family.folders.contains(&folder) {
+                continue;
+            }
+            for entry in host.list(&folder)? {
+                if entry.kind == EntryKind::File && !Draft::is_left_over(&entry.path) {
+                    family.look_at(host, &entry.path, &mut plain);
+                }
+            }
+            family.folders.push(folder);
+        }
+        family.add_raw(plain);
+        family.members.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(family)
+    }
+
+    fn look_at(&mut self, host: &dyn Host, path: &Path, plain: &mut Vec<Member>) {
+        match member(host, path) {
+            Ok(found) if found.format == Format::Raw => plain.push(found),
+            Ok(found) => self.members.push(found),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => self.unreadable.push((path.to_path_buf(), error)),
+        }
+    }
+
+    fn add_raw(&mut self, plain: Vec<Member>) {
+        let named = |file: &Member| self.children_of(&file.witness).next().is_some();
+        let called = |file: &Member| file.path.extension().is_some_and(|e| e == "raw" || e == "img");
+        let raw: Vec<_> = plain.into_iter().filter(|file| named(file) || called(file)).collect();
+        self.members.extend(raw);
+    }
+
+    /// Returns the images whose parent is that file, whatever name they call it by.
+    pub fn children_of(&self, parent: &Witness) -> impl Iterator<Item = &Member> {
+        let parent = *parent;
+        self.members.iter().filter(move |m| m.link.as_ref().is_some_and(|l| l.leads_to(&parent)))
+    }
+
+    /// Returns the image at that file.
+    pub fn member(&self, file: &Witness) -> Option<&Member> {
+        self.members.iter().find(|m| m.witness.same_file(file))
+    }
+}
+
+impl Link {
+    fn leads_to(&self, file: &Witness) -> bool {
+        self.witness.is_some_and(|w| w.same_file(file))
+    }
+}
+
+/// Reads the header of the image at `path`.
+fn member(host: &dyn Host, path: &Path) -> Result<Member> {
+    let file = host.open(path, Access::ReadShared)?;
+    let format = Format::recognise(file.as_ref())?;
+    let peek = format::peek(format, file.as_ref())?;
+    let path = host.canonical(path)?;
+    let link = peek.parent.map(|name| find(host, &path, name));
+    Ok(Member { path, format, size: peek.size, witness: file.witness()?, link })
+}
+
+fn find(host: &dyn Host, child: &Path, name: ParentName) -> Link {
+    let folder = child.parent().unwrap_or(Path::new("/"));
+    let is_plain = !name.name.contains(&0)
+        && !name.name.split(|b| *b == b'/').next().unwrap_or_default().contains(&b':');
+    let path = join(folder, Path::new(OsStr::from_bytes(&name.name)));
+    let place = Some(path).filter(|_| is_plain).and_then(|p| host.canonical(&p).ok());
+    let witness = place.as_ref().and_then(|p| host.witness(p).ok());
+    Link { name, place, witness }
+}

@@ -1,0 +1,146 @@
+//! A new head on a frozen layer: snapshots, and going back to one.
+//!
+//! Both make a new, empty child and publish it whole: a snapshot under a name of its own, a revert under the old
+//! head's name, in one step.
+
+use crate::{
+    base::{Error, Result},
+    chain::{Chain, Family, Layer, Opening, open_layer, relative_name},
+    format::{self, Creation, Format, NoParts, ParentName},
+    io::{Access, Host},
+    store::{Draft, Publish},
+};
+use std::{
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What a snapshot made.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Taken {
+    /// The layer that is frozen now.
+    pub frozen: PathBuf,
+    /// The new head.
+    pub head: PathBuf,
+    /// The parent's name in the new head's header.
+    pub name: String,
+    /// Size of the disk in bytes.
+    pub size: u64,
+}
+
+/// Freezes the image at `top`; `new` becomes the head: a qcow2 image made with `options`.
+///
+/// `Exists` if `new` is there; `Busy` if somebody writes `top`.
+pub fn snapshot(
+    host: &Arc<dyn Host>,
+    top: &Path,
+    new: &Path,
+    options: &[(String, String)],
+    opening: &Opening,
+) -> Result<Taken> {
+    if host.kind(new)?.is_some() {
+        return Err(Error::new(crate::base::ErrorKind::Exists, "is there already").path(new));
+    }
+    // The write lock is the proof that nobody goes on writing what is about to be frozen.
+    let frozen = open_layer(host, top, &Opening { access: Access::Write, ..opening.clone() })?;
+    let name = publish_child(host, &frozen, new, options, Publish::New)?;
+    Ok(Taken { frozen: frozen.path.clone(), head: new.to_path_buf(), name, size: frozen.size() })
+}
+
+/// Makes an empty child of `parent` and gives it the name `target`; returns the parent's name in it.
+fn publish_child(
+    host: &Arc<dyn Host>,
+    parent: &Layer,
+    target: &Path,
+    options: &[(String, String)],
+    how: Publish,
+) -> Result<String> {
+    let draft = Draft::new(host, target)?;
+    let home = host.canonical(draft.path())?;
+    let name = relative_name(home.parent().unwrap_or(Path::new("/")), &parent.path);
+    let link = ParentName {
+        name: name.as_os_str().as_bytes().to_vec(),
+        format: Some(parent.format().name().to_owned()),
+    };
+    let creation = Creation { size: parent.size(), parent: Some(link), options: options.to_vec() };
+    drop(format::create(Format::Qcow2, draft.file(), &creation, &NoParts).map_err(|e| e.path(target))?);
+    draft.publish(target, how)?;
+    Ok(name.display().to_string())
+}
+
+/// What going back to a layer gives up.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Plan {
+    /// The head, whose own bytes are given up.
+    pub head: PathBuf,
+    /// Space that the head takes now, in bytes.
+    pub head_bytes: u64,
+    /// The layer that the new head starts from.
+    pub layer: PathBuf,
+    /// Size of the disk then, in bytes.
+    pub size: u64,
+    /// Layers between them: they stay, and nothing of this chain refers to them any more.
+    pub left: Vec<PathBuf>,
+}
+
+/// A revert that is planned: nothing is written yet.
+#[derive(Debug)]
+pub struct Revert {
+    chain: Chain,
+    depth: usize,
+    plan: Plan,
+}
+
+impl Revert {
+    /// Opens the chain at `top` and finds `layer` in it.
+    ///
+    /// `Invalid` if it is not below the head; `Busy` if the head is in use or another image lies on it.
+    pub fn prepare(host: &Arc<dyn Host>, top: &Path, layer: &Path, opening: &Opening) -> Result<Self> {
+        let chain = Chain::open(host, top, &Opening { access: Access::Write, ..opening.clone() })?;
+        let head = chain.head()?;
+        refuse_children(host.as_ref(), head)?;
+        let wanted = host.canonical(layer)?;
+        let found = chain.layers().iter().skip(1).position(|l| l.path == wanted).map(|at| at + 1);
+        let Some(depth) = found else {
+            let what = format!("{} is not one of the layers below it", wanted.display());
+            return Err(Error::invalid(what).path(&head.path));
+        };
+        let head_bytes = head.image.files().iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
+        let plan = Plan {
+            head: head.path.clone(),
+            head_bytes,
+            layer: wanted,
+            size: chain.layers().get(depth).map_or(0, Layer::size),
+            left: chain.layers().iter().take(depth).skip(1).map(|l| l.path.clone()).collect(),
+        };
+        Ok(Self { chain, depth, plan })
+    }
+
+    /// Returns what is given up.
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Does it: an empty child of the layer takes the head's name in one step.
+    pub fn run(self, host: &Arc<dyn Host>, options: &[(String, String)]) -> Result<Plan> {
+        let head = self.chain.head()?;
+        let layer = self.chain.layers().get(self.depth).ok_or_else(|| Error::invalid("no such layer"))?;
+        publish_child(host, layer, &head.path, options, Publish::Replace)?;
+        Ok(self.plan)
+    }
+}
+
+/// Refuses an image that others in its folder lie on.
+fn refuse_children(host: &dyn Host, layer: &Layer) -> Result<()> {
+    let folder = layer.path.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let family = Family::scan(host, &[folder])?;
+    let file = host.witness(&layer.path)?;
+    match family.children_of(&file).next() {
+        Some(child) => {
+            let what = format!("{} lies on it", child.path.display());
+            Err(Error::busy(what).subject(&child.path).path(&layer.path))
+        }
+        None => Ok(()),
+    }
+}
