@@ -1,7 +1,7 @@
 //! One open object: bytes at offsets.
 
 use crate::base::{HostOffset, HostRange, Result};
-use std::{fmt, os::fd::BorrowedFd, path::Path};
+use std::{fmt, os::fd::OwnedFd, path::Path, sync::Arc};
 
 /// How a file is opened, and which locks are taken on it (see [`crate::io::Host::open`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +65,17 @@ impl Witness {
     }
 }
 
+/// A real file as the operating system knows it.
+#[derive(Clone, Debug)]
+pub struct Descriptor {
+    /// The descriptor: it stays open while this is held, whatever the host's bound on open files.
+    pub fd: Arc<OwnedFd>,
+    /// The file system (`st_dev`).
+    pub file_system: u64,
+    /// Bytes in a block of the file system: what can be shared starts and ends on one.
+    pub block_bytes: u64,
+}
+
 /// An open object that holds bytes at offsets: a host file, a block device, memory.
 ///
 /// All methods take `&self` and may be called by several threads; what overlapping writes leave is one of
@@ -109,8 +120,8 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Returns the space that the file takes on the host, in bytes.
     fn allocated_bytes(&self) -> Result<u64>;
 
-    /// Returns the descriptor, if this is a real file; for system calls between two files.
-    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+    /// Returns what system calls between two files need, if this is a real file.
+    fn descriptor(&self) -> Option<Descriptor>;
 
     /// Returns whether the object is a block device: fixed length, no holes to tell.
     fn is_device(&self) -> bool;

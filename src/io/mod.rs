@@ -12,6 +12,9 @@ mod file;
 mod host;
 mod moved;
 
-pub use file::{Access, File, Kept, Run, Witness};
+pub use file::{Access, Descriptor, File, Kept, Run, Witness};
 pub use host::{Entry, EntryKind, Host};
 pub use moved::{Moved, copy};
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,14 @@
 //! Moving bytes from one file to another the cheapest way that the host offers.
+//!
+//! Three ways, each tried where the one before is refused: sharing whole blocks (`FICLONERANGE`), copying
+//! inside the kernel (`copy_file_range`), copying through memory. What two file systems cannot do together is
+//! asked of the kernel once in a process.
 
-use super::File;
-use crate::base::{HostOffset, Result};
+use super::{Descriptor, File, Kept, real};
+use crate::base::{Error, HostOffset, HostRange, Result, units::index};
+use parking_lot::RwLock;
+use rustix::io::Errno;
+use std::collections::BTreeSet;
 
 /// How bytes were moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,7 +22,8 @@ pub struct Moved {
 /// Copies `bytes` bytes from `from` at `from_at` to `to` at `to_at`: a reflink where both lie on a file system
 /// that can share and the offsets line up, `copy_file_range` where both are files, else through memory.
 ///
-/// Bytes past the end of `from` arrive as zeros. The two files are not the same file.
+/// Bytes past the end of `from` arrive as zeros. The two files are not the same file. After an error any part
+/// may have arrived.
 pub fn copy(
     from: &dyn File,
     from_at: HostOffset,
@@ -23,14 +31,118 @@ pub fn copy(
     to_at: HostOffset,
     bytes: u64,
 ) -> Result<Moved> {
-    let mut buf = vec![0; crate::base::units::index(bytes.min(1 << 20))];
-    let mut done = 0;
-    while done < bytes {
-        let piece = buf.len().min(crate::base::units::index(bytes - done));
-        let Some(part) = buf.get_mut(..piece) else { break };
-        from.read_at(from_at.plus(done), part)?;
-        to.write_at(to_at.plus(done), part)?;
-        done += piece as u64;
+    let route = Route { from, from_at, to, to_at };
+    let held = bytes.min(HostOffset::new(from.bytes()?).since(from_at));
+    let shared = route.share(held);
+    route.copy(HostRange::between(from_at, shared.start))?;
+    route.copy(HostRange::between(shared.end(), from_at.plus(held)))?;
+    if held < bytes {
+        to.zero(to_at.plus(held).range(bytes - held), Kept::Space)?;
     }
-    Ok(Moved { shared_bytes: 0, copied_bytes: bytes })
+    Ok(Moved { shared_bytes: shared.bytes, copied_bytes: bytes - shared.bytes })
 }
+
+/// Pairs of file systems that refused a way.
+static UNABLE: RwLock<BTreeSet<(Way, u64, u64)>> = RwLock::new(BTreeSet::new());
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Share,
+    Kernel,
+}
+
+fn is_able(way: Way, from: &Descriptor, to: &Descriptor) -> bool {
+    !UNABLE.read().contains(&(way, from.file_system, to.file_system))
+}
+
+/// Notes a refusal that holds for the file systems, not for this range only.
+fn note(way: Way, from: &Descriptor, to: &Descriptor, e: Errno) {
+    if matches!(e, Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) {
+        UNABLE.write().insert((way, from.file_system, to.file_system));
+    }
+}
+
+/// From where to where; ranges below are in `from`.
+struct Route<'a> {
+    from: &'a dyn File,
+    from_at: HostOffset,
+    to: &'a dyn File,
+    to_at: HostOffset,
+}
+
+impl Route<'_> {
+    /// Where a byte of `from` goes.
+    const fn target(&self, at: HostOffset) -> HostOffset {
+        self.to_at.plus(at.since(self.from_at))
+    }
+
+    fn descriptors(&self) -> Option<(Descriptor, Descriptor)> {
+        let are_files = !self.from.is_device() && !self.to.is_device();
+        are_files.then_some((self.from.descriptor()?, self.to.descriptor()?))
+    }
+
+    /// Shares whole blocks of the first `bytes` bytes and returns which; whatever the reason why not, they
+    /// can be copied.
+    fn share(&self, bytes: u64) -> HostRange {
+        self.try_share(self.from_at.range(bytes)).unwrap_or(self.from_at.range(0))
+    }
+
+    fn try_share(&self, range: HostRange) -> Option<HostRange> {
+        let (from, to) = self.descriptors()?;
+        let block = from.block_bytes.max(to.block_bytes);
+        let whole = range.inner(block);
+        let target = self.target(whole.start);
+        if whole.is_empty() || target != target.floor(block) || !is_able(Way::Share, &from, &to) {
+            return None;
+        }
+        let answer = real::clone_range(&from.fd, whole, &to.fd, target);
+        answer.map_err(|e| note(Way::Share, &from, &to, e)).ok().map(|()| whole)
+    }
+
+    fn copy(&self, range: HostRange) -> Result<()> {
+        let done = self.copy_in_kernel(range)?;
+        let rest = HostRange::between(range.start.plus(done), range.end());
+        let mut buf = vec![0; index(rest.bytes.min(1 << 20))];
+        for piece in rest.pieces(1 << 20) {
+            let Some(part) = buf.get_mut(..index(piece.bytes)) else { continue };
+            self.from.read_at(piece.start, part)?;
+            self.to.write_at(self.target(piece.start), part)?;
+        }
+        Ok(())
+    }
+
+    /// Copies what the kernel agrees to copy; returns how many bytes.
+    fn copy_in_kernel(&self, range: HostRange) -> Result<u64> {
+        let Some((from, to)) = self.descriptors().filter(|(from, to)| is_able(Way::Kernel, from, to)) else {
+            return Ok(0);
+        };
+        let (mut from_at, mut to_at) = (range.start.bytes(), self.target(range.start).bytes());
+        loop {
+            let done = from_at - range.start.bytes();
+            let left = index(range.bytes - done);
+            if left == 0 {
+                return Ok(done);
+            }
+            match rustix::fs::copy_file_range(&from.fd, Some(&mut from_at), &to.fd, Some(&mut to_at), left) {
+                // The end of a file that was cut meanwhile, or one whose length says nothing: read it.
+                Ok(0) => return Ok(done),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e @ (Errno::IO | Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
+                    let doing = format!(
+                        "copy {left} bytes at {from_at:#x} to {:#x} of {}",
+                        to_at,
+                        self.to.path().display()
+                    );
+                    return Err(Error::io(doing, e.into()).path(self.from.path()));
+                }
+                Err(e) => {
+                    note(Way::Kernel, &from, &to, e);
+                    return Ok(done);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! The machine's own files.
+//!
+//! Only regular files and block devices are ever read or written: what counts is the descriptor, looked at
+//! after opening, never the name looked at before. Files open for writing stay open; files open for reading
+//! share a bounded number of descriptors ([`RealHost::with_descriptors`]).
+
+mod file;
+mod locks;
+mod pool;
+mod sys;
+mod witness;
+
+pub(super) use sys::clone_range;
+
+use super::{Access, Entry, EntryKind, File, Host, Witness};
+use crate::base::{Error, ErrorKind, Result, error::InFile};
+use file::RealFile;
+use pool::Pool;
+use rustix::fs::{FileType, Mode, OFlags};
+use std::{
+    fs, io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// The names and files of this machine.
+#[derive(Clone, Debug)]
+pub struct RealHost {
+    pool: Arc<Pool>,
+}
+
+impl RealHost {
+    /// How many files may be open for reading at once unless stated otherwise.
+    pub const DESCRIPTORS: usize = 256;
+
+    /// Returns the machine, with at most [`RealHost::DESCRIPTORS`] files open for reading.
+    pub fn new() -> Self {
+        Self::with_descriptors(Self::DESCRIPTORS)
+    }
+
+    /// Returns the machine, with at most `limit` (at least 1) descriptors of files that are only read; those
+    /// used longest ago are closed and opened again when needed.
+    ///
+    /// A file that rests is not locked; it is locked again and compared (inode, length, time of change)
+    /// before it is read again. Each thread may hold one descriptor more during a read.
+    pub fn with_descriptors(limit: usize) -> Self {
+        Self { pool: Arc::new(Pool::new(limit)) }
+    }
+}
+
+impl Default for RealHost {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn kind_of(file_type: FileType) -> EntryKind {
+    match file_type {
+        FileType::RegularFile => EntryKind::File,
+        FileType::Directory => EntryKind::Folder,
+        FileType::BlockDevice => EntryKind::Device,
+        _ => EntryKind::Other,
+    }
+}
+
+fn is_bytes(kind: EntryKind) -> Result<()> {
+    match kind {
+        EntryKind::File | EntryKind::Device => Ok(()),
+        EntryKind::Folder => Err(Error::policy("is a folder, not a file or block device")),
+        EntryKind::Other => Err(Error::policy("is neither a file nor a block device")),
+    }
+}
+
+/// A file that was opened, looked at and locked.
+struct Opened {
+    fd: OwnedFd,
+    is_device: bool,
+    file_system: u64,
+    block_bytes: u64,
+}
+
+/// Looks at what was opened, and locks it.
+fn check_opened(fd: OwnedFd, path: &Path, access: Access) -> Result<Opened> {
+    let looked = rustix::fs::fstat(&fd).and_then(|stat| Ok((stat, rustix::fs::fstatvfs(&fd)?)));
+    let (stat, system) = looked.map_err(|e| Error::io("look at what was opened", e.into()))?;
+    let kind = kind_of(FileType::from_raw_mode(stat.st_mode));
+    is_bytes(kind)?;
+    locks::acquire(&fd, path, access)?;
+    let is_device = kind == EntryKind::Device;
+    Ok(Opened { fd, is_device, file_system: stat.st_dev, block_bytes: system.f_frsize.max(1) })
+}
+
+/// Opens and locks a regular file or block device.
+///
+/// The first look keeps away from what acts on being opened (a FIFO's writer, a watchdog); the second one is
+/// what holds if the name was changed in between. `NONBLOCK` lets even that end at once.
+fn open_checked(path: &Path, access: Access) -> Result<Opened> {
+    let looked = rustix::fs::stat(path).map_err(|e| Error::io("open", e.into()))?;
+    is_bytes(kind_of(FileType::from_raw_mode(looked.st_mode)))?;
+    let mode = if access.writes() { OFlags::RDWR } else { OFlags::RDONLY };
+    let flags = mode | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("open", e.into()))?;
+    check_opened(fd, path, access)
+}
+
+fn io_error(doing: &str) -> impl FnOnce(io::Error) -> Error {
+    move |e| Error::io(doing, e)
+}
+
+impl Host for RealHost {
+    fn open(&self, path: &Path, access: Access) -> Result<Arc<dyn File>> {
+        let opened = open_checked(path, access).in_file(path)?;
+        // Few devices are in any chain, and none has a witness to be compared with when it is opened again.
+        let pool = (!access.writes() && !opened.is_device).then_some((&self.pool, access));
+        Ok(Arc::new(RealFile::new(path, opened, pool)?))
+    }
+
+    fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))
+            .map_err(|e| Error::io("create", e.into()).path(path))?;
+        let opened = check_opened(fd, path, Access::Write).in_file(path)?;
+        Ok(Arc::new(RealFile::new(path, opened, None)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        fs::rename(from, to).map_err(|e| Error::io(format!("rename to {}", to.display()), e).path(from))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> Result<()> {
+        fs::hard_link(from, to)
+            .map_err(|e| Error::io(format!("give the second name {}", to.display()), e).path(from))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        fs::remove_file(path).map_err(io_error("remove")).in_file(path)
+    }
+
+    fn make_folder(&self, path: &Path) -> Result<()> {
+        fs::create_dir_all(path).map_err(io_error("make a folder")).in_file(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> Result<()> {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let opened = fs::File::open(folder).and_then(|f| f.sync_all());
+        opened.map_err(io_error("make names durable")).in_file(folder)
+    }
+
+    fn list(&self, folder: &Path) -> Result<Vec<Entry>> {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(folder).map_err(io_error("list")).in_file(folder)? {
+            let path = entry.map_err(io_error("list")).in_file(folder)?.path();
+            // A link to nothing, or a name removed meanwhile, is no entry.
+            if let Some(kind) = self.kind(&path)? {
+                entries.push(Entry { path, kind });
+            }
+        }
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(entries)
+    }
+
+    fn kind(&self, path: &Path) -> Result<Option<EntryKind>> {
+        match rustix::fs::stat(path) {
+            Ok(stat) => Ok(Some(kind_of(FileType::from_raw_mode(stat.st_mode)))),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+            Err(e) => Err(Error::io("look for", e.into()).path(path)),
+        }
+    }
+
+    fn canonical(&self, path: &Path) -> Result<PathBuf> {
+        fs::canonicalize(path).map_err(io_error("resolve")).in_file(path)
+    }
+
+    fn opened_as(&self, file: &dyn File) -> Result<PathBuf> {
+        let unnamed = || Error::new(ErrorKind::NotFound, "has no name any more").path(file.path());
+        let fd = file.descriptor().ok_or_else(unnamed)?.fd;
+        let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .map_err(io_error("ask for its name"))
+            .in_file(file.path())?;
+        // The kernel marks the name of a removed file; only a name that leads back to the file is one.
+        let leads_back =
+            rustix::fs::stat(&path).and_then(|named| Ok(witness::is_same(&named, &rustix::fs::fstat(&fd)?)));
+        if leads_back.unwrap_or(false) { Ok(path) } else { Err(unnamed()) }
+    }
+
+    fn witness(&self, path: &Path) -> Result<Witness> {
+        let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        fd.and_then(witness::of).map_err(|e| Error::io("look at its state", e.into()).path(path))
+    }
+
+    fn free_bytes(&self, folder: &Path) -> Result<u64> {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let state = rustix::fs::statvfs(folder)
+            .map_err(|e| Error::io("ask for free space", e.into()).path(folder))?;
+        Ok(state.f_bavail.saturating_mul(state.f_frsize))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,68 @@
+//! System calls that need `unsafe`: locks on open file descriptions, and sharing a range between files.
+
+use crate::base::{HostOffset, HostRange};
+use rustix::io::{Errno, Result};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// A question or request about one byte's lock.
+fn one_byte(kind: libc::c_int, at: i64) -> libc::flock {
+    libc::flock {
+        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: at,
+        l_len: 1,
+        // Asked for by the kernel of requests about open file descriptions.
+        l_pid: 0,
+    }
+}
+
+fn fcntl(fd: &OwnedFd, request: libc::c_int, lock: &mut libc::flock) -> Result<()> {
+    // SAFETY: the descriptor is open while it is borrowed; F_OFD_SETLK and F_OFD_GETLK read and write one
+    // `struct flock`, which `lock` is, and keep no pointer to it.
+    let answer = unsafe { libc::fcntl(fd.as_raw_fd(), request, std::ptr::from_mut(lock)) };
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}
+
+/// Takes a shared lock on the byte `at` for the open file description of `fd`; it goes with its last close.
+pub(super) fn lock_shared(fd: &OwnedFd, at: i64) -> Result<()> {
+    fcntl(fd, libc::F_OFD_SETLK, &mut one_byte(libc::F_RDLCK, at))
+}
+
+/// Returns whether another open file description holds any lock on the byte `at`.
+pub(super) fn is_locked(fd: &OwnedFd, at: i64) -> Result<bool> {
+    let mut lock = one_byte(libc::F_WRLCK, at);
+    fcntl(fd, libc::F_OFD_GETLK, &mut lock)?;
+    Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
+}
+
+/// Which bytes of which file to share (`struct file_clone_range`, `ioctl_ficlonerange(2)`).
+#[repr(C)]
+struct CloneRange {
+    from: i64,
+    from_at: u64,
+    bytes: u64,
+    to_at: u64,
+}
+
+/// Makes `to` share the blocks of `range` of `from`, at `to_at`.
+pub(in crate::io) fn clone_range(
+    from: &OwnedFd,
+    range: HostRange,
+    to: &OwnedFd,
+    to_at: HostOffset,
+) -> Result<()> {
+    const FICLONERANGE: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<CloneRange>(0x94, 13);
+    let request = CloneRange {
+        from: i64::from(from.as_raw_fd()),
+        from_at: range.start.bytes(),
+        bytes: range.bytes,
+        to_at: to_at.bytes(),
+    };
+    // SAFETY: FICLONERANGE reads one `struct file_clone_range`, which CloneRange mirrors field by field;
+    // both descriptors are open while they are borrowed.
+    unsafe { rustix::ioctl::ioctl(to.as_fd(), rustix::ioctl::Setter::<FICLONERANGE, _>::new(request)) }
+}
