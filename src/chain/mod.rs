@@ -174,6 +174,3 @@ impl Disk for Chain {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -6,7 +6,7 @@
 
 use super::link::join;
 use crate::{
-    base::{Error, Result},
+    base::{Error, ErrorKind, Result},
     format::Parts,
     io::{Access, EntryKind, File, Host},
 };
@@ -55,7 +55,13 @@ impl Referrer<'_> {
     /// Opens what the image's header calls `name`; returns where it really is, too.
     pub(super) fn open(&self, name: &[u8]) -> Result<(PathBuf, Arc<dyn File>)> {
         let path = join(self.folder(), self.checked_name(name)?);
-        let missing = |e: Error| e.doing(format!("refers to '{}'", shown(name))).path(self.image);
+        let missing = |e: Error| match e.kind() {
+            ErrorKind::NotFound => {
+                let what = format!("refers to '{}', and nothing is at {}", shown(name), path.display());
+                Error::new(ErrorKind::NotFound, what).subject(&path).path(self.image)
+            }
+            _ => e.doing(format!("{} refers to '{}'", self.image.display(), shown(name))),
+        };
         // A refused place is not even opened: opening a device or a FIFO can have effects of its own.
         self.check_place(&self.host.canonical(&path).map_err(missing)?, name)?;
         self.check_kind(&path, name)?;

@@ -1,1 +1,5 @@
 //! Every integration test, in one binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+mod chain;
+mod foreign;
