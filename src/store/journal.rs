@@ -1,0 +1,416 @@
+//! The journal of a consolidation: what a crash needs to know, in the folder's `.dchain`, found by the name of
+//! the run's top.
+//!
+//! ```text
+//!   0     slot A: sequence, done-mark, phase, checksum   ┐ written in turn: a torn write leaves
+//!   4096  slot B                                         ┘ the other one
+//!   8192  the plan: job, epochs, head's witness, names, checksum; written once, before the file has its name
+//! ```
+//!
+//! While it stands it binds the child's recorded parent epoch to the target's new one ([`Journal::binds`]), so
+//! that the chain opens. It lives here and not with the job, since the chain asks it.
+
+use super::{Draft, Publish};
+use crate::{
+    base::{Error, ErrorKind, GuestOffset, HostOffset, Result, units::index},
+    io::{Access, File, Host, Witness},
+    record,
+};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const SLOT_MAGIC: [u8; 8] = *b"dchnmark";
+const PLAN_MAGIC: [u8; 8] = *b"dchnfold";
+const VERSION: u32 = 1;
+const SLOTS: [HostOffset; 2] = [HostOffset::new(0), HostOffset::new(4096)];
+const PLAN_AT: HostOffset = HostOffset::new(8192);
+
+/// No journal is longer: 1,024 layers with names of 4,096 bytes fit.
+const BYTES_MAX: u64 = 8 << 20;
+
+/// Longest chain that a journal describes.
+const LAYERS_MAX: u32 = 1024;
+
+record! {
+    /// One of the two places that tell how far the job is.
+    struct Slot: LittleEndian, 48 bytes {
+        0 => magic: bytes 8,
+        /// Ties the slot to its plan.
+        8 => job: bytes 16,
+        24 => sequence: u64,
+        32 => mark: u64,
+        40 => phase: u32,
+        /// CRC32C of the bytes before it.
+        44 => checksum: u32,
+    }
+}
+
+record! {
+    /// What stays the same while the job runs; the names follow, then a CRC32C of all.
+    struct Plan: LittleEndian, 232 bytes {
+        0 => magic: bytes 8,
+        8 => version: u32,
+        12 => mode: u32,
+        16 => job: bytes 16,
+        /// Zero if the target had no record.
+        32 => old_epoch: bytes 16,
+        48 => new_epoch: bytes 16,
+        64 => head_file_system: bytes 16,
+        80 => head_inode: u64,
+        88 => head_bytes: u64,
+        96 => head_modified_ns: bytes 16,
+        112 => head_boot: bytes 16,
+        /// Zero if the head had no record.
+        128 => head_epoch: bytes 16,
+        144 => list_digest: bytes 32,
+        /// Zero unless the whole view was hashed before.
+        176 => view_id: bytes 32,
+        208 => size: u64,
+        216 => list_bytes: u64,
+        /// Layers of the run and the target; their names come first, then the result's, then the draft's.
+        224 => layers: u32,
+        228 => names_bytes: u32,
+    }
+}
+
+/// How a consolidation's record is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FoldMode {
+    /// The target is renamed over TOP's name.
+    TopName,
+    /// The target keeps its name; TOP is retired and removed.
+    TargetName,
+    /// TOP stays as an empty delta over the target, which has another format.
+    EmptyTop,
+    /// The result is a new image; nothing is removed.
+    NewImage,
+}
+
+impl FoldMode {
+    const ALL: [(Self, u32); 4] =
+        [(Self::TopName, 1), (Self::TargetName, 2), (Self::EmptyTop, 3), (Self::NewImage, 4)];
+
+    fn number(self) -> u32 {
+        Self::ALL.iter().find(|(mode, _)| *mode == self).map_or(0, |(_, number)| *number)
+    }
+
+    fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.iter().find(|(_, n)| *n == number).map(|(mode, _)| *mode)
+    }
+}
+
+/// What a consolidation is, as its journal tells it. Names are relative to TOP's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fold {
+    /// The job's own number.
+    pub job: u128,
+    /// How the record is made.
+    pub mode: FoldMode,
+    /// The target's epoch before the job; `None` if it had no record.
+    pub old_epoch: Option<u128>,
+    /// The target's epoch since.
+    pub new_epoch: u128,
+    /// What TOP looked like from outside when the list was made.
+    pub head: Witness,
+    /// TOP's own epoch then, if it had a record.
+    pub head_epoch: Option<u128>,
+    /// Digest of the work list.
+    pub list_digest: [u8; 32],
+    /// Listed bytes.
+    pub list_bytes: u64,
+    /// Content ID of TOP's view before, if it was asked for.
+    pub view_id: Option<[u8; 32]>,
+    /// Size of TOP's view in bytes.
+    pub size: u64,
+    /// The run, TOP first, then the target.
+    pub layers: Vec<PathBuf>,
+    /// The name that opens the result.
+    pub result: PathBuf,
+    /// The file that gets the result's name, if it is not the target.
+    pub draft: Option<PathBuf>,
+}
+
+/// How far a consolidation is, as its journal tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Listed bytes before this place are durable in the target.
+    pub mark: GuestOffset,
+    /// Whether all is done but the record and what follows it.
+    pub is_ready: bool,
+}
+
+/// The journal of one consolidation, on disk.
+#[derive(Debug)]
+pub struct Journal {
+    host: Arc<dyn Host>,
+    path: PathBuf,
+    file: Arc<dyn File>,
+    fold: Fold,
+    position: Position,
+    sequence: u64,
+}
+
+/// Returns where the journal of a job on `top` is.
+fn path_of(top: &Path) -> PathBuf {
+    let name = top.file_name().unwrap_or_default();
+    let hash = blake3::hash(name.as_bytes()).to_hex();
+    let short = hash.get(..16).unwrap_or_default();
+    folder_of(top).join(super::FOLDER).join(format!("consolidate-{short}.journal"))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+impl Journal {
+    /// Writes the journal of a job on `top`, durably, in place of one that is there.
+    pub fn create(host: &Arc<dyn Host>, top: &Path, fold: Fold) -> Result<Self> {
+        let path = path_of(top);
+        let folder = folder_of(&path);
+        if host.kind(folder)?.is_none() {
+            host.make_folder(folder)?;
+            host.sync_folder(folder_of(folder))?;
+        }
+        let position = Position { mark: GuestOffset::new(0), is_ready: false };
+        let draft = Draft::new(host, &path)?;
+        let file = draft.file();
+        let journal = Self { host: Arc::clone(host), path, file, fold, position, sequence: 0 };
+        journal.file.write_at(PLAN_AT, &encode(&journal.fold)?)?;
+        journal.write_slot()?;
+        draft.publish(&journal.path, Publish::Replace)?;
+        Ok(journal)
+    }
+
+    /// Opens the journal of a job on `top` to look at it; `None` if there is none.
+    ///
+    /// `Corrupt`, with the field, for one that cannot be relied on.
+    pub fn find(host: &Arc<dyn Host>, top: &Path) -> Result<Option<Self>> {
+        Self::open(host, top, Access::ReadShared)
+    }
+
+    /// Opens the journal of a job on `top` to go on with it; `Busy` while another process does.
+    pub fn resume(host: &Arc<dyn Host>, top: &Path) -> Result<Option<Self>> {
+        Self::open(host, top, Access::Write)
+    }
+
+    fn open(host: &Arc<dyn Host>, top: &Path, access: Access) -> Result<Option<Self>> {
+        let path = path_of(top);
+        let file = match host.open(&path, access) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let fold = read_plan(file.as_ref()).map_err(|e| e.path(&path))?;
+        let (position, sequence) = read_slots(file.as_ref(), fold.job).map_err(|e| e.path(&path))?;
+        Ok(Some(Self { host: Arc::clone(host), path, file, fold, position, sequence }))
+    }
+
+    /// Returns what the job is.
+    pub const fn fold(&self) -> &Fold {
+        &self.fold
+    }
+
+    /// Returns how far it is.
+    pub const fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Returns where the journal is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes, durably, how far the job is. Torn by a crash, it leaves what was noted before.
+    pub fn note(&mut self, position: Position) -> Result<()> {
+        self.sequence += 1;
+        self.position = position;
+        self.write_slot()?;
+        self.file.flush()
+    }
+
+    /// Removes the journal, durably: the job is over.
+    pub fn close(self) -> Result<()> {
+        self.host.remove(&self.path)?;
+        self.host.sync_folder(folder_of(&self.path))
+    }
+
+    /// Returns whether this job is why the parent's epoch is not the one that the child was made on: the child
+    /// is the run's oldest layer, the parent is the target, and both epochs are the journal's.
+    pub fn binds(&self, child: &Path, parent: &Path, claimed: u128, found: u128) -> Result<bool> {
+        let is_epoch = self.fold.old_epoch == Some(claimed) && self.fold.new_epoch == found;
+        let (Some(target), run) =
+            self.fold.layers.split_last().map_or((None, &[][..]), |(t, r)| (Some(t), r))
+        else {
+            return Ok(false);
+        };
+        let Some(oldest) = run.last().filter(|_| is_epoch) else { return Ok(false) };
+        Ok(self.is_at(oldest, child)? && self.is_at(target, parent)?)
+    }
+
+    /// Returns the absolute path of a file that the journal names.
+    pub fn place(&self, name: &Path) -> PathBuf {
+        folder_of(folder_of(&self.path)).join(name)
+    }
+
+    fn is_at(&self, name: &Path, path: &Path) -> Result<bool> {
+        let place = self.place(name);
+        Ok(self.host.kind(&place)?.is_some() && self.host.canonical(&place)? == self.host.canonical(path)?)
+    }
+
+    fn write_slot(&self) -> Result<()> {
+        let mut slot = Slot {
+            magic: SLOT_MAGIC,
+            job: self.fold.job.to_le_bytes(),
+            sequence: self.sequence,
+            mark: self.position.mark.bytes(),
+            phase: u32::from(self.position.is_ready),
+            checksum: 0,
+        };
+        slot.checksum = slot_checksum(&slot);
+        let at = if self.sequence.is_multiple_of(2) { SLOTS[0] } else { SLOTS[1] };
+        self.file.write_at(at, &slot.to_bytes())
+    }
+}
+
+fn slot_checksum(slot: &Slot) -> u32 {
+    let bytes = slot.to_bytes();
+    crc32c::crc32c(bytes.get(..Slot::SIZE - 4).unwrap_or_default())
+}
+
+/// Returns the newer of the slots that hold together.
+fn read_slots(file: &dyn File, job: u128) -> Result<(Position, u64)> {
+    let mut newest: Option<Slot> = None;
+    for at in SLOTS {
+        let mut bytes = [0; Slot::SIZE];
+        file.read_at(at, &mut bytes)?;
+        let slot = Slot::parse(&bytes);
+        let is_whole = slot.magic == SLOT_MAGIC
+            && slot.job == job.to_le_bytes()
+            && slot.checksum == slot_checksum(&slot)
+            && slot.phase <= 1;
+        if is_whole && newest.is_none_or(|n| n.sequence < slot.sequence) {
+            newest = Some(slot);
+        }
+    }
+    let slot = newest.ok_or_else(|| Error::corrupt("neither slot of the done-mark holds together"))?;
+    let position = Position { mark: GuestOffset::new(slot.mark), is_ready: slot.phase == 1 };
+    Ok((position, slot.sequence))
+}
+
+fn encode(fold: &Fold) -> Result<Vec<u8>> {
+    let mut names = Vec::new();
+    let draft = fold.draft.as_deref().unwrap_or(Path::new(""));
+    for name in fold.layers.iter().map(PathBuf::as_path).chain([fold.result.as_path(), draft]) {
+        let bytes = name.as_os_str().as_bytes();
+        let length = u16::try_from(bytes.len()).map_err(|_| Error::invalid("a name of 64 KiB or more"))?;
+        names.extend_from_slice(&length.to_le_bytes());
+        names.extend_from_slice(bytes);
+    }
+    let layers = u32::try_from(fold.layers.len()).ok().filter(|n| *n <= LAYERS_MAX);
+    let epoch = |e: Option<u128>| e.unwrap_or_default().to_le_bytes();
+    let plan = Plan {
+        magic: PLAN_MAGIC,
+        version: VERSION,
+        mode: fold.mode.number(),
+        job: fold.job.to_le_bytes(),
+        old_epoch: epoch(fold.old_epoch),
+        new_epoch: epoch(Some(fold.new_epoch)),
+        head_file_system: fold.head.file_system.to_le_bytes(),
+        head_inode: fold.head.inode,
+        head_bytes: fold.head.bytes,
+        head_modified_ns: fold.head.modified_ns.to_le_bytes(),
+        head_boot: fold.head.boot.to_le_bytes(),
+        head_epoch: epoch(fold.head_epoch),
+        list_digest: fold.list_digest,
+        view_id: fold.view_id.unwrap_or_default(),
+        size: fold.size,
+        list_bytes: fold.list_bytes,
+        layers: layers.ok_or_else(|| Error::unsupported("a run of more than 1024 layers"))?,
+        names_bytes: u32::try_from(names.len()).map_err(|_| Error::invalid("names of 4 GiB or more"))?,
+    };
+    let mut bytes = plan.to_bytes().to_vec();
+    bytes.append(&mut names);
+    let checksum = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    Ok(bytes)
+}
+
+fn read_plan(file: &dyn File) -> Result<Fold> {
+    let bytes = file.bytes()?;
+    if bytes > BYTES_MAX {
+        return Err(Error::corrupt(format!("a journal of {bytes} bytes, more than any has")));
+    }
+    let mut all = vec![0; index(bytes.saturating_sub(PLAN_AT.bytes()))];
+    file.read_at(PLAN_AT, &mut all)?;
+    let cut = || Error::corrupt(format!("the plan at {PLAN_AT:#x} passes the file's end ({bytes:#x})"));
+    let plan = Plan::parse_start(&all).ok_or_else(cut)?;
+    if plan.magic != PLAN_MAGIC {
+        return Err(Error::corrupt(format!("no plan at {PLAN_AT:#x}: wrong magic")));
+    }
+    if plan.version != VERSION {
+        return Err(Error::unsupported(format!(
+            "journal version {}; this build knows {VERSION}",
+            plan.version
+        )));
+    }
+    let end = Plan::SIZE + index(u64::from(plan.names_bytes));
+    let (body, rest) = all.split_at_checked(end).ok_or_else(cut)?;
+    let checksum = rest.first_chunk().map(|b| u32::from_le_bytes(*b)).ok_or_else(cut)?;
+    if checksum != crc32c::crc32c(body) {
+        return Err(Error::corrupt(format!(
+            "the plan's checksum at {:#x} is wrong",
+            PLAN_AT.plus(end as u64)
+        )));
+    }
+    let names = read_names(body.get(Plan::SIZE..).unwrap_or_default(), plan.layers)?;
+    decode(&plan, names)
+}
+
+fn read_names(mut bytes: &[u8], layers: u32) -> Result<Vec<PathBuf>> {
+    if layers == 0 || layers > LAYERS_MAX {
+        return Err(Error::corrupt(format!("the plan's layer count is {layers}, not 1 to {LAYERS_MAX}")));
+    }
+    let mut names = Vec::new();
+    for number in 0..layers + 2 {
+        let cut = || Error::corrupt(format!("name {number} of the plan passes its end"));
+        let (length, rest) = bytes.split_first_chunk().ok_or_else(cut)?;
+        let (name, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length))).ok_or_else(cut)?;
+        names.push(PathBuf::from(OsStr::from_bytes(name)));
+        bytes = rest;
+    }
+    Ok(names)
+}
+
+fn decode(plan: &Plan, mut names: Vec<PathBuf>) -> Result<Fold> {
+    let epoch = |bytes| Some(u128::from_le_bytes(bytes)).filter(|e| *e != 0);
+    let draft = names.pop().filter(|name| !name.as_os_str().is_empty());
+    Ok(Fold {
+        job: u128::from_le_bytes(plan.job),
+        mode: FoldMode::from_number(plan.mode)
+            .ok_or_else(|| Error::corrupt(format!("the plan's mode is {}, which is none", plan.mode)))?,
+        old_epoch: epoch(plan.old_epoch),
+        new_epoch: u128::from_le_bytes(plan.new_epoch),
+        head: Witness {
+            file_system: u128::from_le_bytes(plan.head_file_system),
+            inode: plan.head_inode,
+            bytes: plan.head_bytes,
+            modified_ns: i128::from_le_bytes(plan.head_modified_ns),
+            boot: u128::from_le_bytes(plan.head_boot),
+        },
+        head_epoch: epoch(plan.head_epoch),
+        list_digest: plan.list_digest,
+        list_bytes: plan.list_bytes,
+        view_id: Some(plan.view_id).filter(|id| *id != [0; 32]),
+        size: plan.size,
+        draft,
+        result: names.pop().unwrap_or_default(),
+        layers: names,
+    })
+}
+
+#[cfg(test)]
+mod tests;
