@@ -13,12 +13,14 @@
 mod family;
 mod link;
 mod open;
+mod pair;
 mod policy;
 mod view;
 
 pub use family::{Family, Link, Member};
 pub use link::relative_name;
 pub use open::{Opening, open_layer};
+pub use pair::{Both, Pair};
 pub use policy::Policy;
 pub use view::{Run, View};
 

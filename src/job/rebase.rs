@@ -7,10 +7,10 @@
 use super::Progress;
 use crate::{
     base::{Error, GuestOffset, GuestRange, Result, units::index},
-    chain::{Chain, Layer, Opening, Run, View, relative_name},
+    chain::{Both, Chain, Layer, Opening, Pair, Run, View, relative_name},
     disk::Disk,
     format::{Format, ParentName},
-    io::{Host, Kept, Witness},
+    io::{Host, Kept},
     map::State,
 };
 use std::{
@@ -111,33 +111,28 @@ impl Rebase {
 
     fn find_work(&mut self) -> Result<()> {
         let head = self.chain.head()?.clone();
-        let below = identities(self.chain.layers().get(1..).unwrap_or_default())?;
-        let (new_view, there) = match &self.new {
-            Some(chain) => (chain.view(0), identities(chain.layers())?),
-            None => (View::new(&[]), Vec::new()),
-        };
-        self.plan.is_ancestor =
-            there.first().is_none_or(|parent| below.iter().any(|layer| layer.same_file(parent)));
+        let (old, new) =
+            (self.chain.below(), self.new.as_ref().map_or_else(|| View::new(&[]), |c| c.view(0)));
+        let pair = Pair::new(&old, &new)?;
+        self.plan.is_ancestor = pair.right_is_inside_left();
         for stride in GuestOffset::new(0).range(head.size()).pieces(STRIDE_BYTES) {
-            let (mut extents, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut extents, mut runs) = (Vec::new(), Vec::new());
             head.image.map(stride, &mut extents)?;
             for gap in extents.iter().filter(|e| e.state == State::Absent) {
-                before.clear();
-                after.clear();
-                self.old.runs(gap.range, &mut before)?;
-                new_view.runs(gap.range, &mut after)?;
-                for (was, is) in pairs(&before, &after) {
-                    if !reads_same(&was, &is, &below, &there) {
-                        let is_packed = was.state == State::Packed && is.state == State::Packed;
-                        self.add(was, is_packed || (!self.plan.is_ancestor && !was.is_zero()));
-                    }
-                }
+                runs.clear();
+                pair.runs(gap.range, &mut runs)?;
+                runs.iter().filter(|both| !both.is_same).for_each(|both| self.add(both));
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, run: Run, is_compared: bool) {
+    fn add(&mut self, both: &Both) {
+        // A new parent from the same chain lacks just what the layers above it hold; any other may well show
+        // the same bytes from another place. Packed bytes have no place to compare.
+        let run = both.left;
+        let is_packed = run.state == State::Packed && both.right.state == State::Packed;
+        let is_compared = is_packed || (!self.plan.is_ancestor && !run.is_zero());
         let bytes = match (is_compared, run.is_zero()) {
             (true, _) => &mut self.plan.compare_bytes,
             (false, true) => &mut self.plan.zero_bytes,
@@ -219,36 +214,4 @@ fn link(head: &Layer, parent: &Chain) -> Result<ParentName> {
     let folder = head.path.parent().unwrap_or(Path::new("/"));
     let name = relative_name(folder, &target.path).as_os_str().as_bytes().to_vec();
     Ok(ParentName { name, format: Some(target.format().name().to_owned()) })
-}
-
-/// Returns what each layer's bytes are kept in.
-fn identities(layers: &[Layer]) -> Result<Vec<Witness>> {
-    layers.iter().map(|l| l.image.data_file().witness()).collect()
-}
-
-/// Cuts two maps of the same range where either changes.
-fn pairs(a: &[Run], b: &[Run]) -> Vec<(Run, Run)> {
-    let mut out = Vec::with_capacity(a.len() + b.len());
-    let (mut i, mut j) = (0, 0);
-    while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
-        let both = x.range.clip(y.range);
-        if !both.is_empty() {
-            out.push((x.clip(both), y.clip(both)));
-        }
-        i += usize::from(x.range.end() <= y.range.end());
-        j += usize::from(y.range.end() <= x.range.end());
-    }
-    out
-}
-
-/// Whether both runs are the same bytes of the same file, or both zeros.
-fn reads_same(was: &Run, is: &Run, below: &[Witness], there: &[Witness]) -> bool {
-    match (was.state, is.state) {
-        (State::Zero { .. }, State::Zero { .. }) => true,
-        (State::Data { host: a }, State::Data { host: b }) => {
-            let files = (was.layer.and_then(|l| below.get(l)), is.layer.and_then(|l| there.get(l)));
-            a == b && matches!(files, (Some(a), Some(b)) if a.same_file(b))
-        }
-        _ => false,
-    }
 }

@@ -1,0 +1,140 @@
+//! Where two disks differ: `compare` and `diff`.
+//!
+//! What both read from the same place, or know to be zero, is not read. The rest is read on all cores.
+
+use super::Progress;
+use crate::{
+    base::{GuestOffset, GuestRange, Result, units::index},
+    chain::{Both, Pair, View},
+};
+use rayon::prelude::*;
+
+/// How much of the maps is looked at in one go.
+const STRIDE_BYTES: u64 = 512 << 20;
+
+/// How much is read in one go.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// What one disk shows where two differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The second disk holds other bytes.
+    Data,
+    /// The second disk is known to read as zeros.
+    Zero,
+}
+
+/// A range in which two disks differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Which bytes, in steps of the granularity.
+    pub range: GuestRange,
+    /// What the second disk shows.
+    pub kind: Kind,
+}
+
+/// Finds every range in which `a` and `b` differ, in order and joined; `found` returns false to stop.
+///
+/// Past the end of the smaller disk, it reads as zeros. Ranges are multiples of `granularity_bytes` (a power of
+/// two, at most 1 MiB) but for the last one.
+pub fn differences(
+    a: &View,
+    b: &View,
+    granularity_bytes: u64,
+    progress: &Progress,
+    found: &mut dyn FnMut(Difference) -> bool,
+) -> Result<()> {
+    let pair = Pair::new(a, b)?;
+    let size = a.size().max(b.size());
+    progress.begin("compare", size);
+    let mut pending: Option<Difference> = None;
+    for stride in GuestOffset::new(0).range(size).pieces(STRIDE_BYTES) {
+        progress.checkpoint()?;
+        for next in stride_differences(&pair, (a, b), stride, granularity_bytes)? {
+            match &mut pending {
+                Some(last) if last.kind == next.kind && last.range.end() == next.range.start => {
+                    last.range.bytes += next.range.bytes;
+                }
+                _ => {
+                    if pending.replace(next).is_some_and(|last| !found(last)) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        progress.moved(stride.bytes);
+    }
+    if let Some(last) = pending {
+        found(last);
+    }
+    Ok(())
+}
+
+/// Returns the first byte in which the disks differ, `None` if they show the same.
+pub fn first_difference(a: &View, b: &View, progress: &Progress) -> Result<Option<GuestOffset>> {
+    let mut first = None;
+    differences(a, b, 4096, progress, &mut |difference| {
+        first = Some(difference.range);
+        false
+    })?;
+    let Some(range) = first else { return Ok(None) };
+    let piece = range.start.range(range.bytes.min(4096));
+    let (left, right) = (read(a, piece)?, read(b, piece)?);
+    let at = left.iter().zip(&right).position(|(x, y)| x != y).unwrap_or(0);
+    Ok(Some(range.start.plus(at as u64)))
+}
+
+fn stride_differences(
+    pair: &Pair<'_>,
+    views: (&View, &View),
+    stride: GuestRange,
+    granularity: u64,
+) -> Result<Vec<Difference>> {
+    let mut runs = Vec::new();
+    pair.runs(stride, &mut runs)?;
+    let pieces = pieces(&runs, stride, granularity);
+    let parts: Vec<Vec<Difference>> =
+        pieces.par_iter().map(|piece| piece_differences(views, piece, granularity)).collect::<Result<_>>()?;
+    Ok(parts.into_iter().flatten().collect())
+}
+
+/// A stretch to be read on both sides.
+struct Piece {
+    range: GuestRange,
+    kind: Kind,
+}
+
+/// Returns what has to be read: the runs that may differ, widened to whole granules, each once.
+fn pieces(runs: &[Both], stride: GuestRange, granularity: u64) -> Vec<Piece> {
+    let mut out: Vec<Piece> = Vec::new();
+    let mut at = stride.start;
+    for run in runs.iter().filter(|run| !run.is_same) {
+        let wide = run.range().outer(granularity).clip(stride);
+        let rest = GuestRange::between(wide.start.max(at), wide.end());
+        let kind = if run.right.is_zero() { Kind::Zero } else { Kind::Data };
+        out.extend(rest.pieces(PIECE_BYTES).map(|range| Piece { range, kind }));
+        at = at.max(wide.end());
+    }
+    out
+}
+
+fn piece_differences(views: (&View, &View), piece: &Piece, granularity: u64) -> Result<Vec<Difference>> {
+    let (left, right) = (read(views.0, piece.range)?, read(views.1, piece.range)?);
+    if left == right {
+        return Ok(Vec::new());
+    }
+    let granule = index(granularity);
+    let pairs = left.chunks(granule).zip(right.chunks(granule)).enumerate();
+    let differing = pairs.filter(|(_, (a, b))| a != b).map(|(n, (a, _))| Difference {
+        range: piece.range.start.plus((n * granule) as u64).range(a.len() as u64),
+        kind: piece.kind,
+    });
+    Ok(differing.collect())
+}
+
+fn read(view: &View, range: GuestRange) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; index(range.bytes)];
+    view.read(range.start, &mut bytes)?;
+    Ok(bytes)
+}
