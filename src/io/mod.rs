@@ -11,6 +11,7 @@ pub mod real;
 mod file;
 mod host;
 mod moved;
+mod pages;
 
 pub use file::{Access, Descriptor, File, Kept, Run, Witness};
 pub use host::{Entry, EntryKind, Host};

@@ -1,5 +1,5 @@
 //! Every kind of file against a plain vector of bytes.
-use super::{memory::MemoryFile, real::RealHost, *};
+use super::{faulty::SimHost, memory::MemoryFile, real::RealHost, *};
 use crate::base::{HostOffset, units::index};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -81,7 +81,8 @@ proptest! {
     fn any_file_behaves_like_a_vector_of_bytes(steps in prop::collection::vec(step(), 1..12)) {
         let folder = tempfile::tempdir().unwrap();
         let real = RealHost::new().create(&folder.path().join("file")).unwrap();
-        let files: [Arc<dyn File>; 2] = [Arc::new(MemoryFile::new("memory")), real];
+        let simulated = SimHost::new().create("/file".as_ref()).unwrap();
+        let files: [Arc<dyn File>; 3] = [Arc::new(MemoryFile::new("memory")), real, simulated];
         let mut expected = Vec::new();
         for step in steps {
             model(&mut expected, &step);

@@ -1,0 +1,76 @@
+//! What goes wrong, and when: failures at a counted I/O, barriers that do nothing.
+
+use rustix::io::Errno;
+
+/// How an I/O fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// `EIO`, on any I/O; nothing is done.
+    Io,
+    /// `ENOSPC`, on what changes files or names; nothing is done.
+    NoSpace,
+    /// Half of the bytes of a write arrive, then `ENOSPC`; other changes fail with `ENOSPC`.
+    Short,
+}
+
+impl Failure {
+    pub(super) fn errno(self) -> Errno {
+        match self {
+            Self::Io => Errno::IO,
+            Self::NoSpace | Self::Short => Errno::NOSPC,
+        }
+    }
+
+    const fn befalls(self, action: Action) -> bool {
+        match self {
+            Self::Io => true,
+            Self::NoSpace | Self::Short => matches!(action, Action::Change),
+        }
+    }
+}
+
+/// A failure that is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fault {
+    /// The I/O that fails: 0 is the machine's first ([`super::SimHost::ios`] counts them).
+    pub at: u64,
+    /// Whether those after it fail too, until the fault is taken away.
+    pub is_lasting: bool,
+    /// How it fails.
+    pub failure: Failure,
+}
+
+/// What an I/O does, as far as failures care.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Action {
+    Read,
+    Change,
+    Barrier,
+}
+
+/// Counts I/Os and barriers and says what befalls them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Faults {
+    pub(super) ios: u64,
+    pub(super) fault: Option<Fault>,
+    /// Barriers since the operation under way began.
+    pub(super) barriers: u64,
+    pub(super) dropped_barrier: Option<u64>,
+}
+
+impl Faults {
+    /// Counts an I/O; returns how it fails, if it does.
+    pub(super) fn next(&mut self, action: Action) -> Option<Failure> {
+        let n = self.ios;
+        self.ios += 1;
+        let fault = self.fault.filter(|fault| n == fault.at || fault.is_lasting && n > fault.at)?;
+        fault.failure.befalls(action).then_some(fault.failure)
+    }
+
+    /// Counts a barrier; returns whether it does its work.
+    pub(super) fn barrier_works(&mut self) -> bool {
+        let n = self.barriers;
+        self.barriers += 1;
+        self.dropped_barrier != Some(n)
+    }
+}
