@@ -1,0 +1,247 @@
+//! Changing a header in place so that a power cut at any moment leaves the old one or the new one.
+//!
+//! A disk writes one sector whole or not at all; any longer write may be torn. So every change ends in one
+//! *flip*: a write within one sector before which the file still says the old thing and after which it says
+//! the new one. What the new header needs outside that sector is written before, and made durable, to bytes
+//! that the old header does not use.
+//!
+//! Where that cannot be done in place (the list of extensions passes the first sector and something is
+//! inserted), the list moves: a copy with the change goes to free room of the first cluster, and the flip
+//! sets `header_length` and the name's offset in the first sector. The same step again brings the list back
+//! behind the header's fields. Between the two, the fields beyond those known are zero, which means "not
+//! there", and a reader finds all it needs. Version 2 has no `header_length`: there the change is refused.
+
+use super::{
+    create::check_name,
+    extension::{self, Extension},
+    feature,
+    header::{Header, V3_BYTES_MIN},
+    layout::SECTOR,
+};
+use crate::{
+    base::{Error, HostOffset, Result, error::InFile, units},
+    format::{ParentName, StoredRecord},
+    io::File,
+};
+use std::ops::Range;
+
+/// Room left behind the extensions, so that a record can be added without moving anything.
+pub(super) const GAP_BYTES: u64 = 1024;
+
+/// Changes fields of fixed places (sizes, tables, feature bits): one write within the first sector, durable.
+///
+/// What the new fields rely on is durable already. The geometry, names and extensions stay as they are.
+pub(super) fn set_fields(file: &dyn File, header: &mut Header, change: impl FnOnce(&mut Header)) -> Result<()> {
+    let mut new = header.clone();
+    change(&mut new);
+    if commit(file, header, new)? {
+        return Ok(());
+    }
+    Err(Error::invalid("a change of fields reached beyond the first sector").path(file.path()))
+}
+
+/// Prepares an image that is about to be written: refuses one marked as corrupt, and clears the autoclear
+/// bits of features that this build does not keep true.
+pub(super) fn begin_writing(file: &dyn File, header: &mut Header) -> Result<()> {
+    header.check_writable().in_file(file.path())?;
+    if header.autoclear & !feature::KNOWN_AUTOCLEAR == 0 {
+        return Ok(());
+    }
+    set_fields(file, header, |h| h.autoclear &= feature::KNOWN_AUTOCLEAR)
+}
+
+/// Sets or clears an incompatible feature bit (dirty, corrupt); durable.
+pub(super) fn set_incompatible(file: &dyn File, header: &mut Header, bit: u64, is_on: bool) -> Result<()> {
+    if header.has(bit) == is_on || header.geometry.version == 2 {
+        return Ok(());
+    }
+    set_fields(file, header, |h| h.incompatible ^= bit)
+}
+
+/// Names another parent, or none; durable, in one step.
+///
+/// `Invalid` for a name that no header can hold, for a raw data file, and where the first cluster has no room.
+pub(super) fn set_parent(file: &dyn File, header: &mut Header, parent: Option<&ParentName>) -> Result<()> {
+    let mut new = header.clone();
+    if let Some(parent) = parent {
+        check_name(&parent.name).in_file(file.path())?;
+        if header.is_data_file_raw() {
+            let why = "has a raw data file, which excludes a parent";
+            return Err(Error::invalid(why).path(file.path()));
+        }
+    }
+    new.parent_name = parent.map(|p| p.name.clone());
+    let format = parent.and_then(|p| p.format.as_ref()).map(|f| f.clone().into_bytes());
+    put(&mut new.extensions, extension::BACKING_FORMAT, format);
+    if commit(file, header, new)? {
+        return Ok(());
+    }
+    let name_bytes = parent.map_or(0, |p| p.name.len());
+    Err(Error::invalid(format!("the first cluster has no room for a parent's name of {name_bytes} bytes"))
+        .path(file.path()))
+}
+
+/// Stores, replaces or removes an extension, and sets or clears the autoclear bits that go with it; durable,
+/// in one step. False, and nothing changed, where the first cluster has no room.
+pub(super) fn set_extension(
+    file: &dyn File,
+    header: &mut Header,
+    extension: (u32, Option<&[u8]>),
+    autoclear: u64,
+) -> Result<bool> {
+    let (kind, bytes) = extension;
+    let mut list = header.clone();
+    put(&mut list.extensions, kind, bytes.map(<[u8]>::to_vec));
+    let mut both = list.clone();
+    both.autoclear = if bytes.is_some() { both.autoclear | autoclear } else { both.autoclear & !autoclear };
+    if in_place(file, header, &both)? {
+        return Ok(true);
+    }
+    // The extension first: the bit says that it can be believed.
+    if bytes.is_some() && in_place(file, header, &list)? {
+        return in_place(file, header, &both);
+    }
+    moved(file, header, &both)
+}
+
+/// Returns the project's record; none in version 2, where no bit tells a foreign writer.
+pub(super) fn record(header: &Header) -> Option<StoredRecord> {
+    if header.geometry.version == 2 {
+        return None;
+    }
+    let bytes = header.extension(extension::RECORD)?.to_vec();
+    Some(StoredRecord { bytes, is_untouched: header.has_autoclear(feature::RECORD) })
+}
+
+/// Stores or removes the project's record; durable. False where there is no place for one: version 2, or a
+/// first cluster without room. An older record that then stays is marked as touched.
+pub(super) fn set_record(file: &dyn File, header: &mut Header, record: Option<&[u8]>) -> Result<bool> {
+    if header.geometry.version == 2 {
+        return Ok(false);
+    }
+    if record == header.extension(extension::RECORD) && header.has_autoclear(feature::RECORD) == record.is_some() {
+        return Ok(true);
+    }
+    if set_extension(file, header, (extension::RECORD, record), feature::RECORD)? {
+        return Ok(true);
+    }
+    if header.has_autoclear(feature::RECORD) {
+        set_fields(file, header, |h| h.autoclear &= !feature::RECORD)?;
+    }
+    Ok(false)
+}
+
+/// Replaces an extension's bytes where it stands, removes it, or adds it: the parent's format first, as qemu
+/// does, others last.
+fn put(list: &mut Vec<Extension>, kind: u32, bytes: Option<Vec<u8>>) {
+    let place = list.iter().position(|e| e.kind == kind);
+    match (place, bytes) {
+        (Some(_), None) => list.retain(|e| e.kind != kind),
+        (Some(_), Some(bytes)) => list.iter_mut().filter(|e| e.kind == kind).for_each(|e| e.bytes.clone_from(&bytes)),
+        (None, Some(bytes)) if kind == extension::BACKING_FORMAT => list.insert(0, Extension { kind, bytes }),
+        (None, Some(bytes)) => list.push(Extension { kind, bytes }),
+        (None, None) => {}
+    }
+}
+
+/// Makes `new` the header; false, and nothing changed, where the first cluster has no room.
+fn commit(file: &dyn File, header: &mut Header, new: Header) -> Result<bool> {
+    Ok(in_place(file, header, &new)? || moved(file, header, &new)?)
+}
+
+/// Tries the change with the list where it belongs and the name at one of the places that it can have.
+fn in_place(file: &dyn File, header: &mut Header, new: &Header) -> Result<bool> {
+    let mut new = new.clone();
+    new.header_bytes = header.own_bytes();
+    new.more_fields.truncate(units::index(new.header_bytes.saturating_sub(V3_BYTES_MIN)));
+    let list_end = new.header_bytes + extension::list_bytes(&new.extensions);
+    for at in name_places(header, &new, list_end) {
+        new.parent_name_at = HostOffset::new(at);
+        if fits(&new) && flip(file, header, &new)? {
+            *header = new;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Returns where the parent's name may go, the best place first.
+fn name_places(old: &Header, new: &Header, list_end: u64) -> Vec<u64> {
+    if new.parent_name.is_none() {
+        return vec![0];
+    }
+    let beyond = old.places_end().max(list_end).next_multiple_of(8);
+    let mut places = vec![list_end + GAP_BYTES, list_end, beyond];
+    let now = old.parent_name_at.bytes();
+    if new.parent_name == old.parent_name && now >= list_end {
+        places.insert(0, now);
+    }
+    places
+}
+
+/// Puts the changed list and the name into free room, and then back to where they belong.
+fn moved(file: &dyn File, header: &mut Header, new: &Header) -> Result<bool> {
+    if header.geometry.version == 2 {
+        return Ok(false);
+    }
+    let own = header.own_bytes();
+    let list_bytes = extension::list_bytes(&new.extensions);
+    let name_bytes = new.parent_name.as_ref().map_or(0, |name| units::count(name.len()));
+    let home_end = own + list_bytes + name_bytes;
+    let mut away = new.clone();
+    away.header_bytes = header.places_end().max(home_end).max(units::count(SECTOR)).next_multiple_of(8) + 8;
+    away.more_fields.truncate(units::index(own.saturating_sub(V3_BYTES_MIN)));
+    let name_at = if name_bytes == 0 { 0 } else { away.header_bytes + list_bytes };
+    away.parent_name_at = HostOffset::new(name_at);
+    if !fits(&away) || !flip(file, header, &away)? {
+        return Ok(false);
+    }
+    *header = away.clone();
+    // Already done; what follows only tidies up.
+    in_place(file, header, &away)?;
+    Ok(true)
+}
+
+/// Returns whether the pieces fit the first cluster (those of one header never overlap).
+fn fits(header: &Header) -> bool {
+    header.places_end() <= header.geometry.cluster_bytes()
+}
+
+/// Writes `new` over `old` with one flip; false, and nothing written, if one sector is not enough.
+fn flip(file: &dyn File, old: &Header, new: &Header) -> Result<bool> {
+    let bytes = units::index(old.places_end().max(new.places_end())).next_multiple_of(SECTOR);
+    let mut now = vec![0; bytes];
+    file.read_at(HostOffset::new(0), &mut now)?;
+    let mut wanted = now.clone();
+    new.lay(&mut wanted);
+    // What can be written without the old header noticing.
+    let mut prepared = wanted.clone();
+    for place in old.places() {
+        if let (Some(to), Some(from)) = (prepared.get_mut(place.clone()), now.get(place)) {
+            to.copy_from_slice(from);
+        }
+    }
+    let last = changed(&prepared, &wanted);
+    if last.start / SECTOR != last.end.saturating_sub(1).max(last.start) / SECTOR {
+        return Ok(false);
+    }
+    for step in [(changed(&now, &prepared), &prepared), (last, &wanted)] {
+        let (span, bytes) = step;
+        if let Some(part) = bytes.get(span.clone()).filter(|part| !part.is_empty()) {
+            file.write_at(HostOffset::new(units::count(span.start)), part)?;
+            file.flush()?;
+        }
+    }
+    Ok(true)
+}
+
+/// Returns the smallest span that holds every byte in which the two differ.
+fn changed(a: &[u8], b: &[u8]) -> Range<usize> {
+    let differs = |i: &usize| a.get(*i) != b.get(*i);
+    let first = (0..a.len()).find(differs).unwrap_or(0);
+    let end = (first..a.len()).rev().find(differs).map_or(first, |last| last + 1);
+    first..end
+}
+
+#[cfg(test)]
+mod tests;
