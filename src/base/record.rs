@@ -40,6 +40,7 @@ macro_rules! record {
             }
 
             /// Returns the record's on-disk bytes.
+            #[allow(dead_code, reason = "not every record is written")]
             #[allow(clippy::indexing_slicing, reason = "the table is checked against the size at compile time")]
             $vis fn to_bytes(self) -> [u8; $size] {
                 let mut bytes = [0; $size];

@@ -31,10 +31,14 @@ pub(super) const GAP_BYTES: u64 = 1024;
 /// Changes fields of fixed places (sizes, tables, feature bits): one write within the first sector, durable.
 ///
 /// What the new fields rely on is durable already. The geometry, names and extensions stay as they are.
-pub(super) fn set_fields(file: &dyn File, header: &mut Header, change: impl FnOnce(&mut Header)) -> Result<()> {
+pub(super) fn set_fields(
+    file: &dyn File,
+    header: &mut Header,
+    change: impl FnOnce(&mut Header),
+) -> Result<()> {
     let mut new = header.clone();
     change(&mut new);
-    if commit(file, header, new)? {
+    if commit(file, header, &new)? {
         return Ok(());
     }
     Err(Error::invalid("a change of fields reached beyond the first sector").path(file.path()))
@@ -73,7 +77,7 @@ pub(super) fn set_parent(file: &dyn File, header: &mut Header, parent: Option<&P
     new.parent_name = parent.map(|p| p.name.clone());
     let format = parent.and_then(|p| p.format.as_ref()).map(|f| f.clone().into_bytes());
     put(&mut new.extensions, extension::BACKING_FORMAT, format);
-    if commit(file, header, new)? {
+    if commit(file, header, &new)? {
         return Ok(());
     }
     let name_bytes = parent.map_or(0, |p| p.name.len());
@@ -119,7 +123,9 @@ pub(super) fn set_record(file: &dyn File, header: &mut Header, record: Option<&[
     if header.geometry.version == 2 {
         return Ok(false);
     }
-    if record == header.extension(extension::RECORD) && header.has_autoclear(feature::RECORD) == record.is_some() {
+    if record == header.extension(extension::RECORD)
+        && header.has_autoclear(feature::RECORD) == record.is_some()
+    {
         return Ok(true);
     }
     if set_extension(file, header, (extension::RECORD, record), feature::RECORD)? {
@@ -137,7 +143,9 @@ fn put(list: &mut Vec<Extension>, kind: u32, bytes: Option<Vec<u8>>) {
     let place = list.iter().position(|e| e.kind == kind);
     match (place, bytes) {
         (Some(_), None) => list.retain(|e| e.kind != kind),
-        (Some(_), Some(bytes)) => list.iter_mut().filter(|e| e.kind == kind).for_each(|e| e.bytes.clone_from(&bytes)),
+        (Some(place), Some(bytes)) => {
+            list.iter_mut().skip(place).take(1).for_each(|e| e.bytes.clone_from(&bytes));
+        }
         (None, Some(bytes)) if kind == extension::BACKING_FORMAT => list.insert(0, Extension { kind, bytes }),
         (None, Some(bytes)) => list.push(Extension { kind, bytes }),
         (None, None) => {}
@@ -145,8 +153,8 @@ fn put(list: &mut Vec<Extension>, kind: u32, bytes: Option<Vec<u8>>) {
 }
 
 /// Makes `new` the header; false, and nothing changed, where the first cluster has no room.
-fn commit(file: &dyn File, header: &mut Header, new: Header) -> Result<bool> {
-    Ok(in_place(file, header, &new)? || moved(file, header, &new)?)
+fn commit(file: &dyn File, header: &mut Header, new: &Header) -> Result<bool> {
+    Ok(in_place(file, header, new)? || moved(file, header, new)?)
 }
 
 /// Tries the change with the list where it belongs and the name at one of the places that it can have.
@@ -173,7 +181,8 @@ fn name_places(old: &Header, new: &Header, list_end: u64) -> Vec<u64> {
     let beyond = old.places_end().max(list_end).next_multiple_of(8);
     let mut places = vec![list_end + GAP_BYTES, list_end, beyond];
     let now = old.parent_name_at.bytes();
-    if new.parent_name == old.parent_name && now >= list_end {
+    let stays = old.header_bytes == new.header_bytes && old.parent_name == new.parent_name;
+    if stays && now >= list_end {
         places.insert(0, now);
     }
     places
@@ -189,7 +198,7 @@ fn moved(file: &dyn File, header: &mut Header, new: &Header) -> Result<bool> {
     let name_bytes = new.parent_name.as_ref().map_or(0, |name| units::count(name.len()));
     let home_end = own + list_bytes + name_bytes;
     let mut away = new.clone();
-    away.header_bytes = header.places_end().max(home_end).max(units::count(SECTOR)).next_multiple_of(8) + 8;
+    away.header_bytes = header.places_end().max(home_end).max(units::count(SECTOR)).next_multiple_of(8);
     away.more_fields.truncate(units::index(own.saturating_sub(V3_BYTES_MIN)));
     let name_at = if name_bytes == 0 { 0 } else { away.header_bytes + list_bytes };
     away.parent_name_at = HostOffset::new(name_at);

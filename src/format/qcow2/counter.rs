@@ -53,7 +53,7 @@ mod tests {
     fn each_width_keeps_its_neighbours() {
         for order in 0..=6 {
             let mut block = vec![0; 64];
-            let entries = 64 * 8 >> order;
+            let entries = (64 * 8) >> order;
             for index in 0..entries {
                 write(&mut block, order, index, index * 0x0101_0101_0101 + 1);
             }

@@ -12,8 +12,8 @@ use super::{
     extension::{self, Extension},
     feature,
     header::{
-        Compression, Geometry, Header, L1_BYTES_MAX, NAME_BYTES_MAX, REFCOUNT_TABLE_BYTES_MAX, Table, V2_BYTES,
-        V3_BYTES,
+        Compression, Geometry, Header, L1_BYTES_MAX, NAME_BYTES_MAX, REFCOUNT_TABLE_BYTES_MAX, Table,
+        V2_BYTES, V3_BYTES,
     },
     options::{Options, Preallocation},
 };
@@ -150,7 +150,11 @@ impl Plan {
             compression: options.compression,
             header_bytes: if self.geometry.version == 2 { V2_BYTES } else { V3_BYTES },
             // The compression type, padded.
-            more_fields: if self.geometry.version == 2 { vec![] } else { vec![u8::from(zstd), 0, 0, 0, 0, 0, 0, 0] },
+            more_fields: if self.geometry.version == 2 {
+                vec![]
+            } else {
+                vec![u8::from(zstd), 0, 0, 0, 0, 0, 0, 0]
+            },
             parent_name_at: HostOffset::new(0),
             parent_name: None,
             extensions: extensions(options, creation.parent.as_ref()),
@@ -264,7 +268,9 @@ fn place_name(header: &mut Header) -> Result<()> {
     }
     let end = end(header);
     if end + name_bytes > unit {
-        return Err(Error::invalid("the names do not fit the first cluster (a larger cluster_size has room)"));
+        return Err(Error::invalid(
+            "the names do not fit the first cluster (a larger cluster_size has room)",
+        ));
     }
     if name_bytes > 0 {
         let wide = end + GAP_BYTES;

@@ -211,6 +211,8 @@ pub struct Header {
     pub compression: Compression,
     /// Length of the header itself: where the extensions start.
     pub header_bytes: u64,
+    /// What the header holds behind its first 104 bytes: the compression type, and fields unknown here.
+    pub more_fields: Vec<u8>,
     /// Where the parent's name is.
     pub parent_name_at: HostOffset,
     /// The parent's name, if there is a parent.
@@ -251,7 +253,6 @@ impl Header {
         let v3 = version_3(&v2, &start)?;
         let geometry = Geometry::check(&v2, &v3)?;
         let area_bytes = check_area(&v2, &v3, geometry)?;
-        let compression_byte = start.get(104).copied().unwrap_or(0);
         if u64::from(v3.header_bytes) + 8 > FIRST_BYTES || !list_ends(&start, v3.header_bytes, area_bytes) {
             start.resize(units::index(area_bytes), 0);
             file.read_at(HostOffset::new(0), &mut start)?;
@@ -270,8 +271,12 @@ impl Header {
             incompatible: v3.incompatible,
             compatible: v3.compatible,
             autoclear: v3.autoclear,
-            compression: check_compression(&v3, compression_byte)?,
+            compression: check_compression(&v3, start.get(104).copied().unwrap_or(0))?,
             header_bytes: v3.header_bytes.into(),
+            more_fields: start
+                .get(units::index(V3_BYTES_MIN)..units::index(v3.header_bytes.into()))
+                .unwrap_or_default()
+                .to_vec(),
             parent_name_at: HostOffset::new(v2.backing_name_at),
             parent_name: read_name(file, &v2, geometry)?,
             extensions,
@@ -562,3 +567,6 @@ fn read_name(file: &dyn File, v2: &HeaderV2, geometry: Geometry) -> Result<Optio
     }
     Ok(Some(name))
 }
+
+#[cfg(test)]
+mod tests;

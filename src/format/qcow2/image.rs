@@ -6,6 +6,7 @@
 //! that nobody uses a host offset that was looked up before.
 
 use super::{
+    change, details,
     entry::Shape,
     feature,
     header::{Compression, Header},
@@ -110,13 +111,7 @@ impl Image for Qcow2Image {
     }
 
     fn details(&self) -> Result<Details> {
-        let header = self.header.lock();
-        Ok(Details {
-            cluster_bytes: Some(self.shape.cluster()),
-            is_dirty: header.is_dirty(),
-            is_corrupt: header.is_corrupt(),
-            ..Details::default()
-        })
+        details::read(&*self.file, &self.header.lock())
     }
 
     fn files(&self) -> Vec<Arc<dyn File>> {
@@ -161,15 +156,17 @@ impl Image for Qcow2Image {
         Err(Error::unsupported("writing is not built yet").path(self.file.path()))
     }
 
-    fn set_parent(&self, _parent: Option<&ParentName>) -> Result<()> {
-        Err(Error::unsupported("writing is not built yet").path(self.file.path()))
+    fn set_parent(&self, parent: Option<&ParentName>) -> Result<()> {
+        self.check_writable().in_file(self.file.path())?;
+        change::set_parent(&*self.file, &mut self.header.lock(), parent)
     }
 
     fn record(&self) -> Result<Option<StoredRecord>> {
-        Ok(None)
+        Ok(change::record(&self.header.lock()))
     }
 
-    fn set_record(&self, _record: Option<&[u8]>) -> Result<bool> {
-        Err(Error::unsupported("writing is not built yet").path(self.file.path()))
+    fn set_record(&self, record: Option<&[u8]>) -> Result<bool> {
+        self.check_writable().in_file(self.file.path())?;
+        change::set_record(&*self.file, &mut self.header.lock(), record)
     }
 }
