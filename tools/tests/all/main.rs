@@ -4,3 +4,4 @@
 mod chain;
 mod diff;
 mod foreign;
+mod qcow2_create;
