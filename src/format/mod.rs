@@ -7,10 +7,13 @@
 pub mod qcow2;
 pub mod raw;
 
+pub use crate::store::StoredRecord;
+
 use crate::{
     base::{Error, GuestOffset, GuestRange, HostOffset, Result, units::SECTOR_BYTES},
     io::{File, Kept, Moved},
     map::Extent,
+    store::Carrier,
 };
 use std::{fmt, sync::Arc};
 
@@ -106,15 +109,6 @@ impl Parts for NoParts {
     fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
         Err(Error::policy(format!("refers to another file, '{}'", String::from_utf8_lossy(name))))
     }
-}
-
-/// What a layer's header says about the project's own record, and whether strangers left it alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredRecord {
-    /// The record's bytes as stored.
-    pub bytes: Vec<u8>,
-    /// Whether the format's own sign of a foreign writer is absent (qcow2: our autoclear bit still stands).
-    pub is_untouched: bool,
 }
 
 /// An internal snapshot: a point in time kept inside the image.
@@ -342,6 +336,25 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// Returns the project's record from inside the file; `None` if there is none or no place for one.
     fn record(&self) -> Result<Option<StoredRecord>>;
 
-    /// Stores (durably) or removes the project's record inside the file; false if there is no place for it.
+    /// Stores (durably) or removes the project's record inside the file; false if there is no place for it, or
+    /// the image is open for reading only.
     fn set_record(&self, record: Option<&[u8]>) -> Result<bool>;
+}
+
+impl<I: Image + ?Sized> Carrier for I {
+    fn files(&self) -> Vec<Arc<dyn File>> {
+        Image::files(self)
+    }
+
+    fn stored(&self) -> Result<Option<StoredRecord>> {
+        self.record()
+    }
+
+    fn store(&self, record: Option<&[u8]>) -> Result<bool> {
+        self.set_record(record)
+    }
+
+    fn flush(&self) -> Result<()> {
+        Image::flush(self)
+    }
 }

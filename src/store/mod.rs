@@ -1,11 +1,32 @@
-//! Layer 3: places that hold images.
+//! Layer 3: places that hold images, and what is known of the layers there.
+//!
+//! A layer that something depends on is *frozen*: it carries a [`Record`], its children carry a [`Claim`].
+//! Whether a record can be believed is decided ([`trust`], [`accept`]) from evidence that the [`Ledger`]
+//! gathers: the record, the format's own sign of a foreign writer, and a witness noted outside the image.
+//!
+//! What stays true at every moment that a crash can show:
+//! - a layer's new epoch is durable, and its seal gone, before the first byte of a change to it is;
+//! - a witness is noted only after the bytes that it vouches for are durable, and is withdrawn before the
+//!   record that it belongs to is written again;
+//! - a stored tree is used only if its root gives the ID that it is stored for.
+//!
+//! So a crash can lose trust, or leave an epoch that nobody needed; it never leaves a trusted ID on other
+//! bytes.
 #![forbid(unsafe_code)]
 
 mod draft;
 mod journal;
+mod ledger;
+mod note;
+mod place;
+mod record;
+mod trust;
 
 pub use draft::{Draft, Publish};
 pub use journal::{Fold, FoldMode, Journal, Position};
+pub use ledger::{Carrier, Known, Ledger, StoredRecord};
+pub use record::{Claim, Epoch, LayerRecord, Record};
+pub use trust::{Child, Differs, Doubt, Evidence, Lineage, Refusal, Seen, Trust, accept, trust};
 
 /// The folder, beside images, that holds what is known of them and has no place in them.
 pub const FOLDER: &str = ".dchain";

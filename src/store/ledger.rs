@@ -1,0 +1,296 @@
+//! Gathers what is known of a layer, and writes it down in the order that keeps it true.
+
+use super::{
+    FOLDER, LayerRecord, Record,
+    note::{self, Note},
+    place,
+    record::{Claim, Epoch},
+    trust::{Evidence, Seen, Trust, trust},
+};
+use crate::{
+    base::{Error, Result, clock},
+    content::{ContentId, Tree},
+    io::{Access, File, Host, Witness},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What an image says inside about itself as a layer, and whether strangers left it alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// The record's bytes as stored.
+    pub bytes: Vec<u8>,
+    /// Whether the format's own sign of a foreign writer is absent (qcow2: our autoclear bit still stands).
+    pub is_untouched: bool,
+}
+
+/// An image as far as its record is concerned.
+pub trait Carrier {
+    /// Returns the image's files, the one with the header first.
+    fn files(&self) -> Vec<Arc<dyn File>>;
+
+    /// Returns the record from inside the image; `None` if there is none, or no place for one.
+    fn stored(&self) -> Result<Option<StoredRecord>>;
+
+    /// Stores (durably) or removes the record inside the image; false if there is no place for it, or the
+    /// image is open for reading only.
+    fn store(&self, record: Option<&[u8]>) -> Result<bool>;
+
+    /// Makes everything written before this call durable.
+    fn flush(&self) -> Result<()>;
+}
+
+/// What is known of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its record and its claim.
+    pub layer: LayerRecord,
+    /// How far its own record can be believed; a chain lowers this by what lies below ([`Trust::over`]).
+    pub trust: Trust,
+    /// What its files look like now.
+    pub now: Vec<Witness>,
+}
+
+impl Known {
+    /// Returns the content ID of the layer's view, if that is certain.
+    pub fn proven(&self) -> Option<ContentId> {
+        self.layer.frozen.and_then(|record| record.sealed).filter(|_| self.trust == Trust::Trusted)
+    }
+}
+
+/// Keeps records, claims and witnesses, and the trees of sealed layers.
+///
+/// Whoever writes through it holds the image's write lock, or is the only one to write notes of an image
+/// that is open for reading.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    host: Arc<dyn Host>,
+    /// Where notes go whose image lies in a folder that cannot be written.
+    state: Option<PathBuf>,
+}
+
+/// What is found of one image before anything is decided.
+struct Found {
+    inside: Option<StoredRecord>,
+    note: Option<Note>,
+    now: Vec<Witness>,
+    header: Witness,
+    folders: Vec<PathBuf>,
+}
+
+impl Found {
+    /// Returns the layer's record, and whether strangers left the image alone.
+    fn layer(&self) -> (LayerRecord, bool) {
+        if let Some((record, is_untouched)) =
+            self.note.as_ref().and_then(|n| n.stands_for(self.inside.as_ref()))
+        {
+            return (record.clone(), is_untouched);
+        }
+        let inside = self.inside.as_ref();
+        let layer = inside.map(|stored| LayerRecord::decode(&stored.bytes)).unwrap_or_default();
+        (layer, inside.is_none_or(|stored| stored.is_untouched))
+    }
+
+    fn known(&self) -> Known {
+        let (layer, is_untouched) = self.layer();
+        let seen = self.note.as_ref().and_then(|note| note.seen.as_ref());
+        let evidence = Evidence { record: layer.frozen.as_ref(), is_untouched, seen, now: &self.now };
+        let trust = trust(&evidence);
+        Known { layer, trust, now: self.now.clone() }
+    }
+}
+
+impl Ledger {
+    /// Keeps notes beside images, or in `state` where an image's folder cannot be written.
+    pub fn new(host: Arc<dyn Host>, state: Option<PathBuf>) -> Self {
+        Self { host, state }
+    }
+
+    /// Returns what is known of a layer. Writes nothing.
+    pub fn look(&self, image: &(impl Carrier + ?Sized)) -> Result<Known> {
+        Ok(self.find(image)?.known())
+    }
+
+    /// Makes sure that the layer has a record that its bytes agree with, all durable: something is about to
+    /// depend on it. The caller publishes the child after this returns.
+    ///
+    /// A record that is not in doubt stays; else the layer gets a new epoch, which earlier children refuse.
+    pub fn freeze(&self, image: &(impl Carrier + ?Sized)) -> Result<Known> {
+        let known = self.look(image)?;
+        if matches!(known.trust, Trust::Trusted | Trust::Claimed) {
+            return Ok(known);
+        }
+        let frozen = Some(Record { epoch: Epoch::fresh(), sealed: None });
+        self.put(image, &LayerRecord { frozen, ..known.layer }, Vouch::Yes)
+    }
+
+    /// Makes a new epoch durable and drops the seal: the caller, who owns the frozen layer, may change its
+    /// bytes after this returns.
+    pub fn thaw(&self, image: &(impl Carrier + ?Sized)) -> Result<Known> {
+        let known = self.look(image)?;
+        let frozen = Some(Record { epoch: Epoch::fresh(), sealed: None });
+        self.put(image, &LayerRecord { frozen, ..known.layer }, Vouch::No)
+    }
+
+    /// Drops the layer's record: nothing depends on it any more, it is a head.
+    pub fn release(&self, image: &(impl Carrier + ?Sized)) -> Result<Known> {
+        let known = self.look(image)?;
+        self.put(image, &LayerRecord { frozen: None, ..known.layer }, Vouch::No)
+    }
+
+    /// Gives the layer a claim about its parent, or none; `Policy` if the layer's own record is in doubt.
+    pub fn claim(&self, image: &(impl Carrier + ?Sized), claim: Option<Claim>) -> Result<Known> {
+        let known = self.look(image)?;
+        let vouch = match known.trust {
+            Trust::Trusted => Vouch::Yes,
+            Trust::Claimed | Trust::Unknown => Vouch::No,
+            // Writing the record again would wipe out what speaks against it.
+            Trust::Doubted(doubt) => {
+                return Err(
+                    Error::policy(format!("its record is in doubt: {doubt}")).path(header_path(image)?)
+                );
+            }
+        };
+        self.put(image, &LayerRecord { claim, ..known.layer }, vouch)
+    }
+
+    /// Seals the layer: `tree` was computed from its view after `before` was known, and everything below is
+    /// trusted. The layer is trusted afterwards, also if it was in doubt: the tree has proved its seal.
+    ///
+    /// `Busy` if the layer was written, or got another epoch, since `before`; `Invalid` if it is not frozen;
+    /// `Policy` if it shows something else than its record says.
+    pub fn seal(&self, image: &(impl Carrier + ?Sized), tree: &Tree, before: &Known) -> Result<Known> {
+        let path = header_path(image)?;
+        let found = self.find(image)?;
+        let Some(record) = before.layer.frozen else {
+            return Err(Error::invalid("is a head: only a frozen layer can be sealed").path(path));
+        };
+        let (layer, _) = found.layer();
+        if !is_as_before(&before.now, &found.now) || layer.frozen != Some(record) {
+            return Err(Error::busy("was written while its content ID was computed").path(path));
+        }
+        let id = tree.id();
+        match (record.sealed, before.trust) {
+            (Some(sealed), _) if sealed != id => {
+                let (shown, sealed) = (id.short(), sealed.short());
+                return Err(Error::policy(format!("shows {shown}, its record says {sealed}")).path(path));
+            }
+            // Without a seal there is nothing that the tree could prove.
+            (None, Trust::Doubted(doubt)) => {
+                return Err(Error::policy(format!("its record is in doubt: {doubt}")).path(path));
+            }
+            _ => {}
+        }
+        self.keep_tree(&found.folders, &id, tree)?;
+        let frozen = Some(Record { sealed: Some(id), ..record });
+        self.put(image, &LayerRecord { frozen, ..layer }, Vouch::Yes)
+    }
+
+    /// Returns the tree of the view with this ID, if it is kept near `image` and sound.
+    pub fn tree(&self, image: &(impl Carrier + ?Sized), id: &ContentId) -> Result<Option<Tree>> {
+        let (_, folders) = self.folders(image)?;
+        for folder in folders {
+            let path = folder.join("trees").join(id.hex());
+            let Ok(file) = self.host.open(&path, Access::ReadShared) else { continue };
+            // A damaged tree is as good as none: it can be computed again.
+            if let Ok(tree) = Tree::read_from(&mut place::reader(file)?, id) {
+                return Ok(Some(tree));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes what is noted of an image that is about to be removed.
+    pub fn forget(&self, image: &(impl Carrier + ?Sized)) -> Result<()> {
+        let found = self.find(image)?;
+        note::remove(self.host.as_ref(), &found.folders, &found.header)
+    }
+
+    fn keep_tree(&self, folders: &[PathBuf], id: &ContentId, tree: &Tree) -> Result<()> {
+        let name = Path::new("trees").join(id.hex());
+        place::replace_in_first(&self.host, folders, &name, &|out| tree.write_to(out)).map(drop)
+    }
+
+    /// Returns the image's header file, and the folders in which something may be noted of it.
+    fn folders(&self, image: &(impl Carrier + ?Sized)) -> Result<(Arc<dyn File>, Vec<PathBuf>)> {
+        let header = image.files().into_iter().next();
+        let header = header.ok_or_else(|| Error::invalid("an image without a file"))?;
+        let place = self.host.opened_as(header.as_ref())?;
+        let beside = place.parent().unwrap_or(Path::new("/")).join(FOLDER);
+        Ok((header, std::iter::once(beside).chain(self.state.clone()).collect()))
+    }
+
+    fn find(&self, image: &(impl Carrier + ?Sized)) -> Result<Found> {
+        let (header, folders) = self.folders(image)?;
+        let header = header.witness()?;
+        let note = note::read(self.host.as_ref(), &folders, &header)?;
+        Ok(Found { inside: image.stored()?, note, now: witnesses(image)?, header, folders })
+    }
+
+    /// Writes a layer's record where there is a place for it, and says what the files look like with it if
+    /// that is asked for.
+    fn put(&self, image: &(impl Carrier + ?Sized), layer: &LayerRecord, vouch: Vouch) -> Result<Known> {
+        let found = self.find(image)?;
+        let epoch = layer.frozen.map(|record| record.epoch);
+        let vouches = |note: &&Note| note.seen.as_ref().is_some_and(|seen| Some(seen.epoch) == epoch);
+        if let Some(note) = found.note.as_ref().filter(vouches) {
+            // What is written next would contradict the witness: a crash in between must not look like a
+            // stranger's write. One of another epoch stays, it may be what speaks against that epoch.
+            let record = note.stands_for(found.inside.as_ref()).map(|(record, _)| record.clone());
+            self.note(&found, record, None)?;
+        }
+        let encoded = layer.encode();
+        let bytes = (!layer.is_empty()).then_some(encoded.as_slice());
+        let is_inside = image.store(bytes)?;
+        let outside = (!is_inside && !layer.is_empty()).then(|| layer.clone());
+        let seen = match (vouch, layer.frozen) {
+            (Vouch::Yes, Some(record)) => {
+                image.flush()?;
+                let files = witnesses(image)?;
+                let last = files.iter().map(|file| file.modified_ns).max().unwrap_or_default();
+                Some(Seen { epoch: record.epoch, files, noted_ns: clock::wait_past_ns(last) })
+            }
+            _ => None,
+        };
+        let found = Found { inside: image.stored()?, ..found };
+        self.note(&found, outside, seen)?;
+        self.look(image)
+    }
+
+    /// Replaces the note of an image; one that says nothing is removed.
+    fn note(&self, found: &Found, record: Option<LayerRecord>, seen: Option<Seen>) -> Result<()> {
+        if record.is_none() && seen.is_none() {
+            return note::remove(self.host.as_ref(), &found.folders, &found.header);
+        }
+        let note = Note::new(record, found.inside.as_ref(), seen);
+        note::write(&self.host, &found.folders, &found.header, &note)
+    }
+}
+
+fn header_path(image: &(impl Carrier + ?Sized)) -> Result<PathBuf> {
+    let header = image.files().into_iter().next();
+    header.map(|file| file.path().to_path_buf()).ok_or_else(|| Error::invalid("an image without a file"))
+}
+
+/// Returns whether the files look as they did; devices, whose times tell nothing, always do.
+fn is_as_before(then: &[Witness], now: &[Witness]) -> bool {
+    let same =
+        |(a, b): (&Witness, &Witness)| a.same_file(b) && (a.bytes, a.modified_ns) == (b.bytes, b.modified_ns);
+    then.len() == now.len() && then.iter().zip(now).all(same)
+}
+
+/// Whether the layer's files are known to hold the bytes of its epoch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Vouch {
+    Yes,
+    No,
+}
+
+fn witnesses(image: &(impl Carrier + ?Sized)) -> Result<Vec<Witness>> {
+    image.files().iter().map(|file| file.witness()).collect()
+}
+
+#[cfg(test)]
+mod tests;

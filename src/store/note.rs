@@ -1,0 +1,127 @@
+//! What is kept of a layer outside its files: a small file each, named after file system and inode.
+//!
+//! It holds the witness, and the layer's record where the image has no place for one (or could not be
+//! written). Such a record stands in for what is inside the image only as long as that stays what it was
+//! when the note was made: the later of the two counts, without a clock.
+
+use super::{LayerRecord, Seen, StoredRecord, place};
+use crate::{
+    base::{Error, ErrorKind, HostOffset, Result, units::index},
+    io::{Access, Host, Witness},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const VERSION: u32 = 1;
+const BYTES_MAX: u64 = 1 << 20;
+
+/// One layer's note.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Note {
+    version: u32,
+    /// The record, if it is not inside the image.
+    pub(super) record: Option<LayerRecord>,
+    /// What was stored inside the image when the note was made.
+    pub(super) under: Option<Under>,
+    /// What the files looked like.
+    pub(super) seen: Option<Seen>,
+    /// Orders the notes of one layer that lie in two folders: nanoseconds since 1970.
+    noted_ns: i128,
+}
+
+/// A record inside an image, by its sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Under {
+    sum: u32,
+    /// Whether the format's own sign of a foreign writer was absent.
+    pub(super) is_untouched: bool,
+}
+
+impl Under {
+    fn of(stored: &StoredRecord) -> Self {
+        Self { sum: crc32c::crc32c(&stored.bytes), is_untouched: stored.is_untouched }
+    }
+}
+
+impl Note {
+    pub(super) fn new(
+        record: Option<LayerRecord>,
+        inside: Option<&StoredRecord>,
+        seen: Option<Seen>,
+    ) -> Self {
+        let noted_ns = crate::base::clock::coarse_ns();
+        Self { version: VERSION, record, under: inside.map(Under::of), seen, noted_ns }
+    }
+
+    /// Returns the record of the note, and whether strangers left the image alone since, if the note is
+    /// still the last word.
+    pub(super) fn stands_for(&self, inside: Option<&StoredRecord>) -> Option<(&LayerRecord, bool)> {
+        let record = self.record.as_ref()?;
+        match (self.under, inside.map(Under::of)) {
+            (None, None) => Some((record, true)),
+            (Some(then), Some(now)) if then.sum == now.sum => {
+                Some((record, now.is_untouched || !then.is_untouched))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Returns the name of the note for the image whose header is in this file.
+fn name(header: &Witness) -> String {
+    format!("{:032x}-{:x}", header.file_system, header.inode)
+}
+
+/// Reads the latest note in `folders`, if there is a sound one.
+pub(super) fn read(host: &dyn Host, folders: &[PathBuf], header: &Witness) -> Result<Option<Note>> {
+    let mut found: Option<Note> = None;
+    for folder in folders {
+        let note = read_one(host, &folder.join("notes").join(name(header)))?;
+        let later = note.filter(|n| found.as_ref().is_none_or(|other| other.noted_ns < n.noted_ns));
+        found = later.or(found);
+    }
+    Ok(found)
+}
+
+fn read_one(host: &dyn Host, path: &Path) -> Result<Option<Note>> {
+    let file = match host.open(path, Access::ReadShared) {
+        Ok(file) => file,
+        Err(error) if is_out_of_reach(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = vec![0; index(file.bytes()?.min(BYTES_MAX))];
+    file.read_at(HostOffset::new(0), &mut bytes)?;
+    let note: Option<Note> = serde_json::from_slice(&bytes).ok();
+    Ok(note.filter(|note| note.version == VERSION))
+}
+
+/// Whether a folder of notes is not there or closed to us: then nothing is known, and nothing is wrong.
+fn is_out_of_reach(error: &Error) -> bool {
+    place::is_closed(error) || error.kind() == ErrorKind::NotFound
+}
+
+/// Stores a note durably in the first of `folders` that can be written, and removes it from the others.
+pub(super) fn write(host: &Arc<dyn Host>, folders: &[PathBuf], header: &Witness, note: &Note) -> Result<()> {
+    let bytes = serde_json::to_vec(note).map_err(|e| Error::invalid(format!("a note: {e}")))?;
+    let write =
+        |out: &mut dyn std::io::Write| out.write_all(&bytes).map_err(|e| Error::io("write a note", e));
+    let written = place::replace_in_first(host, folders, &Path::new("notes").join(name(header)), &write)?;
+    let others: Vec<PathBuf> = folders.iter().filter(|folder| **folder != written).cloned().collect();
+    remove(host.as_ref(), &others, header)
+}
+
+/// Removes an image's notes durably, where there are any and they can be removed.
+pub(super) fn remove(host: &dyn Host, folders: &[PathBuf], header: &Witness) -> Result<()> {
+    for folder in folders {
+        let notes = folder.join("notes");
+        match host.remove(&notes.join(name(header))) {
+            Ok(()) => host.sync_folder(&notes)?,
+            Err(error) if is_out_of_reach(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

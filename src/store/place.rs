@@ -1,0 +1,103 @@
+//! Small files that are replaced whole, in the first of several folders that can be written.
+
+use super::{Draft, Publish};
+use crate::{
+    base::{Error, HostOffset, Result, units::count},
+    io::{File, Host},
+};
+use std::{
+    io::{self, BufReader, BufWriter, Read, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// Writes the content of a file.
+pub(super) type Content<'a> = dyn Fn(&mut dyn Write) -> Result<()> + 'a;
+
+/// Replaces `name` (which may have folders in it) durably in the first of `folders` that can be written;
+/// returns that folder.
+pub(super) fn replace_in_first(
+    host: &Arc<dyn Host>,
+    folders: &[PathBuf],
+    name: &Path,
+    content: &Content<'_>,
+) -> Result<PathBuf> {
+    let mut refused = None;
+    for folder in folders {
+        match replace(host, &folder.join(name), content) {
+            Ok(()) => return Ok(folder.clone()),
+            Err(error) if is_closed(&error) => refused = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| Error::invalid("no folder to keep notes in")))
+}
+
+/// Returns whether the failure says that this place is closed to us, not that something is wrong with it.
+pub(super) fn is_closed(error: &Error) -> bool {
+    let closed = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+    error.os().is_some_and(|os| closed.contains(&os.kind()))
+}
+
+fn replace(host: &Arc<dyn Host>, path: &Path, content: &Content<'_>) -> Result<()> {
+    make_durable_folder(host.as_ref(), path.parent().unwrap_or(Path::new(".")))?;
+    let draft = Draft::new(host, path)?;
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, Cursor { file: draft.file(), at: 0 });
+    content(&mut out)?;
+    out.flush().map_err(|e| Error::io("write", e).path(path))?;
+    drop(out);
+    draft.publish(path, Publish::Replace)
+}
+
+/// Makes a folder and those above it, each durable before something is put into it.
+fn make_durable_folder(host: &dyn Host, folder: &Path) -> Result<()> {
+    if host.kind(folder)?.is_some() {
+        return Ok(());
+    }
+    let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
+    if let Some(above) = above {
+        make_durable_folder(host, above)?;
+    }
+    host.make_folder(folder)?;
+    host.sync_folder(above.unwrap_or(Path::new(".")))
+}
+
+/// Returns a reader of a whole file.
+pub(super) fn reader(file: Arc<dyn File>) -> Result<impl Read> {
+    let bytes = file.bytes()?;
+    Ok(BufReader::with_capacity(BUFFER_BYTES, Cursor { file, at: 0 }.take(bytes)))
+}
+
+/// A place in a file, for what reads or writes from start to end.
+struct Cursor {
+    file: Arc<dyn File>,
+    at: u64,
+}
+
+/// Hands an error through the standard library's traits, keeping what the operating system said.
+fn os(error: &Error) -> io::Error {
+    let code = error.os().and_then(io::Error::raw_os_error);
+    code.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
+}
+
+impl Write for Cursor {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.file.write_at(HostOffset::new(self.at), buf).map_err(|e| os(&e))?;
+        self.at += count(buf.len());
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Cursor {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(HostOffset::new(self.at), buf).map_err(|e| os(&e))?;
+        self.at += count(buf.len());
+        Ok(buf.len())
+    }
+}
