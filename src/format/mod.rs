@@ -321,6 +321,14 @@ pub trait Image: Send + Sync + fmt::Debug {
         below: &dyn Below,
     ) -> Result<Moved>;
 
+    /// Returns one cluster's bytes in the shape in which [`Image::write_packed`] stores them; `None` if the format
+    /// cannot or nothing is saved. Fewer bytes than a cluster stand for the disk's end. Pure: call it from many
+    /// threads.
+    fn pack(&self, bytes: &[u8]) -> Option<Vec<u8>>;
+
+    /// Stores what [`Image::pack`] returned as the cluster ([`Details::cluster_bytes`]) at `at`.
+    fn write_packed(&self, at: GuestOffset, packed: &[u8]) -> Result<()>;
+
     /// Makes exactly the bytes of `range` read as zeros; [`Kept::Nothing`] gives whole units back.
     fn zero(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()>;
 

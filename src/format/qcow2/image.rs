@@ -4,23 +4,45 @@
 //! state. The header's lock is also the right to write tables and the header into the file. The state's
 //! shared side is held while data is read, or written in place; so whoever holds its exclusive side knows
 //! that nobody uses a host offset that was looked up before.
+//!
+//! | | read | write in place | first write | zero | flush |
+//! |---|---|---|---|---|---|
+//! | read | together | together | entries change between reads | same | together |
+//! | write in place | | together, per byte one of them | same | same | together |
+//! | first write, zero | | | wait for each other's clusters | same | together |
+//! | flush | | | | | one after another |
+//!
+//! Refcounts are never written late under the dirty bit, even where the header allows it ("lazy"): the order
+//! that `flush.rs` keeps costs no more, and an image that is never dirty needs no repair after a cut.
+//! Persistent bitmaps that ought to record writes are marked as in use before the first one, because they
+//! are not recorded here; bitmaps that do not record keep their worth (`qcow2.rst`, "Bitmap directory").
 
 use super::{
-    change, details,
+    bitmap, change,
+    claim::Claims,
+    details,
     entry::Shape,
     feature,
     header::{Compression, Header},
     pages::Pages,
+    refcounts::Refcounts,
     tables::{Tables, Target, read_words},
+    write::{Job, Source},
 };
 use crate::{
-    base::{Error, GuestOffset, GuestRange, HostOffset, Result, error::InFile},
+    base::{Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile, units::count},
     format::{Below, Details, Format, Image, ParentName, Parts, StoredRecord},
     io::{File, Kept, Moved},
     map::Extent,
 };
 use parking_lot::{Mutex, RwLock};
-use std::{collections::BTreeSet, collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// How much of the L2 tables and refcount blocks is kept in memory.
 const CACHE_BYTES: u64 = 32 << 20;
@@ -32,6 +54,12 @@ pub(super) struct State {
     pub(super) size: u64,
     /// L1 and L2.
     pub(super) tables: Tables,
+    /// Refcounts; empty if the image is open for reading only.
+    pub(super) refcounts: Refcounts,
+    /// References that entries in memory no longer make, and entries in the file may still.
+    pub(super) dropped: Vec<HostRange>,
+    /// Why tables could not be written once; nothing is written any more.
+    pub(super) poison: Option<String>,
 }
 
 /// An open qcow2 image.
@@ -41,7 +69,12 @@ pub(super) struct Qcow2Image {
     pub(super) data_file: Option<Arc<dyn File>>,
     pub(super) shape: Shape,
     pub(super) compression: Compression,
-    pub(super) is_writable: bool,
+    is_writable: bool,
+    /// Whether the external data file must read as the disk does, at any time.
+    pub(super) is_raw: bool,
+    /// Whether stored bitmaps have been told that they miss writes from here on.
+    is_begun: AtomicBool,
+    pub(super) claims: Claims,
     pub(super) header: Mutex<Header>,
     pub(super) state: RwLock<State>,
 }
@@ -54,7 +87,14 @@ impl Qcow2Image {
     }
 
     fn open_parts(file: Arc<dyn File>, is_writable: bool, parts: &dyn Parts) -> Result<Self> {
-        let header = Header::read(&*file)?;
+        let mut header = Header::read(&*file)?;
+        if is_writable {
+            if header.is_dirty() {
+                let why = "was not closed cleanly (dirty bit): check and repair it before writing";
+                return Err(Error::unsupported(why));
+            }
+            change::begin_writing(&*file, &mut header)?;
+        }
         let shape = Shape { geometry: header.geometry, is_external: header.has(feature::EXTERNAL_DATA) };
         let data_file = if shape.is_external {
             let missing = || Error::corrupt("uses an external data file and does not name it");
@@ -72,9 +112,31 @@ impl Qcow2Image {
             unreached: HashSet::new(),
             pages: Pages::new(shape.cluster(), CACHE_BYTES),
         };
-        let state = RwLock::new(State { size: header.disk_bytes, tables });
-        let compression = header.compression;
-        Ok(Self { file, data_file, shape, compression, is_writable, header: Mutex::new(header), state })
+        let counts = header.refcount_table;
+        let table = if is_writable {
+            read_words(&*file, "refcount table", counts.start, counts.bytes / 8)?
+        } else {
+            Vec::new()
+        };
+        let state = State {
+            size: header.disk_bytes,
+            tables,
+            refcounts: Refcounts::new(shape.geometry, table, counts.start),
+            dropped: Vec::new(),
+            poison: None,
+        };
+        Ok(Self {
+            file,
+            data_file,
+            shape,
+            compression: header.compression,
+            is_writable,
+            is_raw: header.is_data_file_raw(),
+            is_begun: AtomicBool::new(false),
+            claims: Claims::default(),
+            header: Mutex::new(header),
+            state: RwLock::new(state),
+        })
     }
 
     /// Refuses a range that is not on the disk.
@@ -85,6 +147,32 @@ impl Qcow2Image {
         }
         let what = format!("{} bytes at 0x{:x}: past the disk's end (0x{size:x})", range.bytes, range.start);
         Err(Error::invalid(what))
+    }
+
+    /// Goes before every change of the disk: stored bitmaps do not record it, and must say so first.
+    pub(super) fn begin_writing(&self) -> Result<()> {
+        self.check_writable()?;
+        if self.is_begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let header = self.header.lock();
+        if !self.is_begun.load(Ordering::Acquire) {
+            bitmap::mark_stale(&*self.file, &header)?;
+            self.is_begun.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn write_checked(&self, job: Job<'_>) -> Result<Moved> {
+        self.begin_writing()?;
+        self.check_range(job.range)?;
+        self.write_job(job)
+    }
+
+    fn zero_checked(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
+        self.begin_writing()?;
+        self.check_range(range)?;
+        self.zero_unchecked(self.to_cluster_end(range), kept, below)
     }
 
     /// Refuses to change an image that was opened for reading.
@@ -130,30 +218,41 @@ impl Image for Qcow2Image {
         self.read_range(at, buf, below).in_file(self.file.path())
     }
 
-    fn write(&self, _at: GuestOffset, _buf: &[u8], _below: &dyn Below) -> Result<()> {
-        Err(Error::unsupported("writing is not built yet").path(self.file.path()))
+    fn write(&self, at: GuestOffset, buf: &[u8], below: &dyn Below) -> Result<()> {
+        let range = at.range(count(buf.len()));
+        let job = Job { range, source: Source::Bytes(buf), below };
+        self.write_checked(job).map(drop).in_file(self.file.path())
     }
 
     fn write_from(
         &self,
-        _range: GuestRange,
-        _source: &dyn File,
-        _from: HostOffset,
-        _below: &dyn Below,
+        range: GuestRange,
+        source: &dyn File,
+        from: HostOffset,
+        below: &dyn Below,
     ) -> Result<Moved> {
-        Err(Error::unsupported("writing is not built yet").path(self.file.path()))
+        let job = Job { range, source: Source::File(source, from), below };
+        self.write_checked(job).in_file(self.file.path())
     }
 
-    fn zero(&self, _range: GuestRange, _kept: Kept, _below: &dyn Below) -> Result<()> {
-        Err(Error::unsupported("writing is not built yet").path(self.file.path()))
+    fn pack(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.pack_cluster(bytes)
+    }
+
+    fn write_packed(&self, at: GuestOffset, packed: &[u8]) -> Result<()> {
+        self.begin_writing().and_then(|()| self.store_packed(at, packed)).in_file(self.file.path())
+    }
+
+    fn zero(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
+        self.zero_checked(range, kept, below).in_file(self.file.path())
     }
 
     fn flush(&self) -> Result<()> {
-        self.check_writable().in_file(self.file.path())
+        if self.is_writable { self.flush_all().in_file(self.file.path()) } else { Ok(()) }
     }
 
-    fn resize(&self, _bytes: u64, _below: &dyn Below) -> Result<()> {
-        Err(Error::unsupported("writing is not built yet").path(self.file.path()))
+    fn resize(&self, bytes: u64, below: &dyn Below) -> Result<()> {
+        self.resize_to(bytes, below).in_file(self.file.path())
     }
 
     fn set_parent(&self, parent: Option<&ParentName>) -> Result<()> {
@@ -170,3 +269,6 @@ impl Image for Qcow2Image {
         change::set_record(&*self.file, &mut self.header.lock(), record)
     }
 }
+
+#[cfg(test)]
+mod tests;

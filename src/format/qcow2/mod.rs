@@ -4,27 +4,30 @@ pub mod extension;
 pub mod feature;
 pub mod header;
 
-#[allow(dead_code, reason = "half of it waits for the writing path")]
+#[cfg(test)]
+mod audit;
 mod bitmap;
-#[allow(dead_code, reason = "half of it waits for the writing path")]
+#[allow(dead_code, reason = "one function waits for the check")]
 mod change;
-#[allow(dead_code, reason = "half of it waits for the writing path")]
+mod claim;
 mod counter;
 mod create;
 mod details;
-#[allow(dead_code, reason = "half of it waits for the writing path")]
 mod entry;
+mod flush;
 mod image;
 mod layout;
 mod options;
-#[allow(dead_code, reason = "half of it waits for the writing path")]
+mod packed;
 mod packing;
-#[allow(dead_code, reason = "half of it waits for the writing path")]
 mod pages;
 mod read;
+mod refcounts;
+mod resize;
 mod snapshot;
-#[allow(dead_code, reason = "half of it waits for the writing path")]
 mod tables;
+mod write;
+mod zero;
 
 pub use header::Header;
 pub use options::OPTIONS;

@@ -5,7 +5,10 @@
 //! says at a page's place is never older than what a reader was shown.
 
 use crate::{
-    base::{Error, HostOffset, Result, units::SECTOR_BYTES, units::index},
+    base::{
+        Error, HostOffset, Result,
+        units::{SECTOR_BYTES, count, index},
+    },
     io::File,
 };
 use byteorder::{BigEndian, ByteOrder};
@@ -183,12 +186,12 @@ fn absent(at: HostOffset) -> Error {
 }
 
 /// Joins sectors that follow each other (they are in file order), so that each run is one write.
-pub(super) fn runs(sectors: Vec<Sector>) -> Vec<Sector> {
+pub(super) fn runs(sectors: &[Sector]) -> Vec<Sector> {
     let mut runs: Vec<Sector> = Vec::new();
     for sector in sectors {
         match runs.last_mut() {
-            Some(run) if run.at.plus(run.bytes.len() as u64) == sector.at => run.bytes.extend(sector.bytes),
-            _ => runs.push(sector),
+            Some(run) if run.at.plus(count(run.bytes.len())) == sector.at => run.bytes.extend(&sector.bytes),
+            _ => runs.push(sector.clone()),
         }
     }
     runs

@@ -28,6 +28,11 @@ impl Qcow2Image {
     /// Appends what this layer says about `range`, one L2 table at a time.
     pub(super) fn map_range(&self, range: GuestRange, out: &mut Vec<Extent>) -> Result<()> {
         self.check_range(range)?;
+        self.map_unchecked(range, out)
+    }
+
+    /// Appends what this layer says about `range`, which may pass the disk's end.
+    pub(super) fn map_unchecked(&self, range: GuestRange, out: &mut Vec<Extent>) -> Result<()> {
         let page_span = self.state.read().tables.page_span();
         let mut table = Vec::new();
         for piece in range.pieces(self.shape.table_span()) {

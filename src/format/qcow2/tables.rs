@@ -38,7 +38,7 @@ impl Target {
     }
 
     /// Returns the file's length if `at` lies past it.
-    fn ends_before(&self, at: HostOffset) -> Result<Option<u64>> {
+    pub(super) fn ends_before(&self, at: HostOffset) -> Result<Option<u64>> {
         if at.bytes() < self.bytes.load(Ordering::Relaxed) {
             return Ok(None);
         }

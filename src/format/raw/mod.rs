@@ -197,6 +197,14 @@ impl Image for RawImage {
         io::copy(source, from, &*self.file, range.start, range.bytes)
     }
 
+    fn pack(&self, _bytes: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn write_packed(&self, _at: GuestOffset, _packed: &[u8]) -> Result<()> {
+        Err(Error::unsupported("raw images hold nothing compressed").path(self.file.path()))
+    }
+
     fn zero(&self, range: GuestRange, kept: Kept, _below: &dyn Below) -> Result<()> {
         let range = self.check_write(range)?;
         self.file.zero(range, kept)
