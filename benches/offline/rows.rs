@@ -199,9 +199,13 @@ pub(crate) const ROWS: &[Row] = &[
         name: "20,000 scattered 4K reads, depth 64, against depth 1",
         pieces: &[Deltas],
         warm: "base.qcow2 c.*",
+        // c.1 will not do: a third of it are holes, which cost no read; of c.64 hardly anything is.
+        prepare: "[ -e flat.64 ] || { qemu-img convert -m 16 -W -f qcow2 -O qcow2 c.64 flat.part && mv flat.part flat.64; } && \
+                  cat flat.64",
         ours: "exec $PROBE reads c.64 20000 3149824",
-        theirs: &["exec $PROBE reads c.1 20000 3149824"],
-        against: "ours, depth 1",
+        theirs: &["exec $PROBE reads flat.64 20000 3149824"],
+        against: "ours, the same view in one layer",
+        times: 3,
         reach: &[Reach::wall(1.2)],
         ends: READS,
         ..ROW
