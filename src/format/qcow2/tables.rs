@@ -8,7 +8,9 @@ use super::{
     pages::{Kind, Pages, Sector},
 };
 use crate::{
-    base::{Error, GuestOffset, GuestRange, HostOffset, Result, units::SECTOR_BYTES, units::index},
+    base::{
+        Error, GuestOffset, GuestRange, HostOffset, Result, units::SECTOR_BYTES, units::count, units::index,
+    },
     io::File,
     map::{self, Extent},
 };
@@ -203,23 +205,30 @@ impl Tables {
     fn decode_all(&self, entries: &[u8], range: GuestRange, out: &mut Vec<Extent>) -> Result<()> {
         let (cluster, size) = (self.shape.cluster(), index(self.shape.entry()));
         let start = range.start.floor(cluster);
-        // Most words of a sparse table are zero: they are skipped by the line, not decoded.
-        for (line, nth) in entries.chunks(64).zip(0_u64..) {
-            let per_line = 64 / self.shape.entry();
-            let from = start.plus(nth * per_line * cluster);
-            if line.iter().all(|byte| *byte == 0) {
-                let run = from.range((line.len() / size) as u64 * cluster).clip(range);
-                map::push(out, Extent::new(run, map::State::Absent));
+        let run =
+            |from: u64, to: u64| GuestRange::between(start.plus(from * cluster), start.plus(to * cluster));
+        let silent = |from, to| Extent::new(run(from, to).clip(range), map::State::Absent);
+        // Most words of a sparse table are zero: they are skipped by the line, and a run of them is one extent.
+        let (mut nth, mut told) = (0, 0);
+        for line in entries.chunks(64) {
+            if line.iter().fold(0, |any, byte| any | byte) == 0 {
+                nth += count(line.len() / size);
                 continue;
             }
-            for (bytes, nth) in line.chunks_exact(size).zip(0_u64..) {
-                let guest = from.plus(nth * cluster);
-                let bits = bytes.get(8..16).map_or(0, BigEndian::read_u64);
+            for bytes in line.chunks_exact(size) {
                 let word = bytes.get(..8).map_or(0, BigEndian::read_u64);
-                let decoded = self.decode(Entry { word, bits }, guest)?;
-                push_cluster(self.shape, decoded, guest.range(cluster).clip(range), out);
+                let bits = bytes.get(8..16).map_or(0, BigEndian::read_u64);
+                if word | bits != 0 {
+                    map::push(out, silent(told, nth));
+                    told = nth + 1;
+                    let guest = run(nth, told);
+                    let decoded = self.decode(Entry { word, bits }, guest.start)?;
+                    push_cluster(self.shape, decoded, guest.clip(range), out);
+                }
+                nth += 1;
             }
         }
+        map::push(out, silent(told, nth));
         Ok(())
     }
 
