@@ -42,6 +42,13 @@ impl Opening {
         self
     }
 
+    /// Sets how the head is opened.
+    #[must_use]
+    pub const fn with_access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
     /// Sets which references are followed.
     #[must_use]
     pub fn with_policy(mut self, policy: Policy) -> Self {

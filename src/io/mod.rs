@@ -10,11 +10,13 @@ pub mod real;
 
 mod file;
 mod host;
+mod mode;
 mod moved;
 mod pages;
 
 pub use file::{Access, Descriptor, File, Kept, Run, Witness};
 pub use host::{Entry, EntryKind, Host};
+pub use mode::is_marked_read_only;
 pub use moved::{Moved, copy};
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //! While it stands it binds the child's recorded parent epoch to the target's new one ([`Journal::binds`]), so
 //! that the chain opens. It lives here and not with the job, since the chain asks it.
 
-use super::{Draft, Publish};
+use super::{Draft, Epoch, Publish};
 use crate::{
     base::{Error, ErrorKind, GuestOffset, HostOffset, Result, units::index},
     io::{Access, File, Host, Witness},
@@ -29,8 +29,8 @@ const VERSION: u32 = 1;
 const SLOTS: [HostOffset; 2] = [HostOffset::new(0), HostOffset::new(4096)];
 const PLAN_AT: HostOffset = HostOffset::new(8192);
 
-/// No journal is longer: 1,024 layers with names of 4,096 bytes fit.
-const BYTES_MAX: u64 = 8 << 20;
+/// No journal is longer: 1,024 layers, and as many files to remove, with names of 4,096 bytes fit.
+const BYTES_MAX: u64 = 16 << 20;
 
 /// Longest chain that a journal describes.
 const LAYERS_MAX: u32 = 1024;
@@ -71,7 +71,8 @@ record! {
         176 => view_id: bytes 32,
         208 => size: u64,
         216 => list_bytes: u64,
-        /// Layers of the run and the target; their names come first, then the result's, then the draft's.
+        /// Layers of the run and the target. Names: theirs, the result's, its format's, the draft's, and those of
+        /// the removed files.
         224 => layers: u32,
         228 => names_bytes: u32,
     }
@@ -112,13 +113,13 @@ pub struct Fold {
     /// How the record is made.
     pub mode: FoldMode,
     /// The target's epoch before the job; `None` if it had no record.
-    pub old_epoch: Option<u128>,
+    pub old_epoch: Option<Epoch>,
     /// The target's epoch since.
-    pub new_epoch: u128,
+    pub new_epoch: Epoch,
     /// What TOP looked like from outside when the list was made.
     pub head: Witness,
     /// TOP's own epoch then, if it had a record.
-    pub head_epoch: Option<u128>,
+    pub head_epoch: Option<Epoch>,
     /// Digest of the work list.
     pub list_digest: [u8; 32],
     /// Listed bytes.
@@ -127,12 +128,16 @@ pub struct Fold {
     pub view_id: Option<[u8; 32]>,
     /// Size of TOP's view in bytes.
     pub size: u64,
-    /// The run, TOP first, then the target.
+    /// The run, TOP first, then the target (a new image: the draft).
     pub layers: Vec<PathBuf>,
     /// The name that opens the result.
     pub result: PathBuf,
+    /// The result's format.
+    pub format: String,
     /// The file that gets the result's name, if it is not the target.
     pub draft: Option<PathBuf>,
+    /// Files that go once the record is durable.
+    pub removed: Vec<PathBuf>,
 }
 
 /// How far a consolidation is, as its journal tells it.
@@ -240,7 +245,7 @@ impl Journal {
 
     /// Returns whether this job is why the parent's epoch is not the one that the child was made on: the child
     /// is the run's oldest layer, the parent is the target, and both epochs are the journal's.
-    pub fn binds(&self, child: &Path, parent: &Path, claimed: u128, found: u128) -> Result<bool> {
+    pub fn binds(&self, child: &Path, parent: &Path, claimed: Epoch, found: Epoch) -> Result<bool> {
         let is_epoch = self.fold.old_epoch == Some(claimed) && self.fold.new_epoch == found;
         let (Some(target), run) =
             self.fold.layers.split_last().map_or((None, &[][..]), |(t, r)| (Some(t), r))
@@ -304,14 +309,17 @@ fn read_slots(file: &dyn File, job: u128) -> Result<(Position, u64)> {
 fn encode(fold: &Fold) -> Result<Vec<u8>> {
     let mut names = Vec::new();
     let draft = fold.draft.as_deref().unwrap_or(Path::new(""));
-    for name in fold.layers.iter().map(PathBuf::as_path).chain([fold.result.as_path(), draft]) {
+    let layers = fold.layers.iter().map(PathBuf::as_path);
+    let removed = fold.removed.iter().map(PathBuf::as_path);
+    let result = [fold.result.as_path(), Path::new(&fold.format), draft];
+    for name in layers.chain(result).chain(removed) {
         let bytes = name.as_os_str().as_bytes();
         let length = u16::try_from(bytes.len()).map_err(|_| Error::invalid("a name of 64 KiB or more"))?;
         names.extend_from_slice(&length.to_le_bytes());
         names.extend_from_slice(bytes);
     }
     let layers = u32::try_from(fold.layers.len()).ok().filter(|n| *n <= LAYERS_MAX);
-    let epoch = |e: Option<u128>| e.unwrap_or_default().to_le_bytes();
+    let epoch = |e: Option<Epoch>| e.map_or([0; 16], Epoch::to_bytes);
     let plan = Plan {
         magic: PLAN_MAGIC,
         version: VERSION,
@@ -366,17 +374,13 @@ fn read_plan(file: &dyn File) -> Result<Fold> {
             PLAN_AT.plus(end as u64)
         )));
     }
-    let names = read_names(body.get(Plan::SIZE..).unwrap_or_default(), plan.layers)?;
-    decode(&plan, names)
+    decode(&plan, &read_names(body.get(Plan::SIZE..).unwrap_or_default())?)
 }
 
-fn read_names(mut bytes: &[u8], layers: u32) -> Result<Vec<PathBuf>> {
-    if layers == 0 || layers > LAYERS_MAX {
-        return Err(Error::corrupt(format!("the plan's layer count is {layers}, not 1 to {LAYERS_MAX}")));
-    }
+fn read_names(mut bytes: &[u8]) -> Result<Vec<PathBuf>> {
     let mut names = Vec::new();
-    for number in 0..layers + 2 {
-        let cut = || Error::corrupt(format!("name {number} of the plan passes its end"));
+    while !bytes.is_empty() {
+        let cut = || Error::corrupt(format!("name {} of the plan passes its end", names.len()));
         let (length, rest) = bytes.split_first_chunk().ok_or_else(cut)?;
         let (name, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length))).ok_or_else(cut)?;
         names.push(PathBuf::from(OsStr::from_bytes(name)));
@@ -385,15 +389,20 @@ fn read_names(mut bytes: &[u8], layers: u32) -> Result<Vec<PathBuf>> {
     Ok(names)
 }
 
-fn decode(plan: &Plan, mut names: Vec<PathBuf>) -> Result<Fold> {
-    let epoch = |bytes| Some(u128::from_le_bytes(bytes)).filter(|e| *e != 0);
-    let draft = names.pop().filter(|name| !name.as_os_str().is_empty());
+fn decode(plan: &Plan, names: &[PathBuf]) -> Result<Fold> {
+    let epoch = |bytes| Some(bytes).filter(|b| *b != [0; 16]).map(Epoch::from_bytes);
+    let layers = plan.layers.min(LAYERS_MAX);
+    let Some((layers, [result, format, draft, removed @ ..])) =
+        names.split_at_checked(index(u64::from(layers)))
+    else {
+        return Err(Error::corrupt(format!("the plan has {} names for {layers} layers", names.len())));
+    };
     Ok(Fold {
         job: u128::from_le_bytes(plan.job),
         mode: FoldMode::from_number(plan.mode)
             .ok_or_else(|| Error::corrupt(format!("the plan's mode is {}, which is none", plan.mode)))?,
         old_epoch: epoch(plan.old_epoch),
-        new_epoch: u128::from_le_bytes(plan.new_epoch),
+        new_epoch: Epoch::from_bytes(plan.new_epoch),
         head: Witness {
             file_system: u128::from_le_bytes(plan.head_file_system),
             inode: plan.head_inode,
@@ -406,9 +415,11 @@ fn decode(plan: &Plan, mut names: Vec<PathBuf>) -> Result<Fold> {
         list_bytes: plan.list_bytes,
         view_id: Some(plan.view_id).filter(|id| *id != [0; 32]),
         size: plan.size,
-        draft,
-        result: names.pop().unwrap_or_default(),
-        layers: names,
+        layers: layers.to_vec(),
+        result: result.clone(),
+        format: format.to_string_lossy().into_owned(),
+        draft: Some(draft.clone()).filter(|name| !name.as_os_str().is_empty()),
+        removed: removed.to_vec(),
     })
 }
 

@@ -126,11 +126,13 @@ impl Ledger {
         self.put(image, &LayerRecord { frozen, ..known.layer }, Vouch::Yes)
     }
 
-    /// Makes a new epoch durable and drops the seal: the caller, who owns the frozen layer, may change its
-    /// bytes after this returns.
-    pub fn thaw(&self, image: &(impl Carrier + ?Sized)) -> Result<Known> {
+    /// Makes `epoch`, which nobody has seen, durable and drops the seal: the caller, who owns the frozen layer,
+    /// may change its bytes after this returns.
+    ///
+    /// The caller chooses the epoch, so that a journal can name it first.
+    pub fn thaw(&self, image: &(impl Carrier + ?Sized), epoch: Epoch) -> Result<Known> {
         let known = self.look(image)?;
-        let frozen = Some(Record { epoch: Epoch::fresh(), sealed: None });
+        let frozen = Some(Record { epoch, sealed: None });
         self.put(image, &LayerRecord { frozen, ..known.layer }, Vouch::No)
     }
 

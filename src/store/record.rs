@@ -31,11 +31,11 @@ impl Epoch {
         Self(seed::fresh())
     }
 
-    const fn to_bytes(self) -> [u8; 16] {
+    pub(super) const fn to_bytes(self) -> [u8; 16] {
         self.0.to_le_bytes()
     }
 
-    const fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub(super) const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_le_bytes(bytes))
     }
 }

@@ -1,8 +1,8 @@
 //! The life of a consolidation: which step comes next, and what a crash leaves behind.
 //!
 //! ```text
-//!   Planned ─Bind─► Bound ─Renew─► Renewed ─Grow─► Copying ─(Move* Flush Mark)*─► Whole ─Check─► Proved
-//!     ─Cut─► Cut ─Prepare─► Ready ─Record─► Recorded ─Settle─► Dropping ─Drop*─► Dropped ─Close─► Done
+//!   Planned ─Bind─► Bound ─Renew─► Renewed ─Grow─► Copying ─(Move* Flush Mark)*─► Whole ─Cut─► Cut
+//!     ─Check─► Proved ─Prepare─► Ready ─Record─► Recorded ─Settle─► Dropping ─Drop*─► Dropped ─Close─► Done
 //! ```
 //!
 //! Eight rules keep the disk right, whenever power fails; the tests take each away in turn.
@@ -35,16 +35,16 @@ pub enum Step {
     Renew,
     /// Grow the target to TOP's size, if it is smaller.
     Grow,
-    /// Bring the bytes of this range that the run holds to the target.
+    /// Bring the bytes of this range that the run holds to the target; it starts and ends with such a byte.
     Move(GuestRange),
     /// Make durable what reached the target.
     Flush,
     /// Note in the journal, durably, that everything before this place is done.
     Mark(GuestOffset),
-    /// Compare the target's view with TOP's.
-    Check,
     /// Cut the target to TOP's size, if it is larger; durable.
     Cut,
+    /// Compare the target's view with TOP's.
+    Check,
     /// Make everything that the record needs durable, then note in the journal that the record comes next.
     Prepare,
     /// Make TOP's name (or the target's) open the result: one step that every reader sees whole.
@@ -81,8 +81,9 @@ enum State {
     Copying(Pass),
     /// Every listed byte is durable in the target.
     Whole,
-    Proved,
+    /// The target has TOP's size.
     Cut,
+    Proved,
     Ready,
     Recorded,
     /// The record is durable; folded layers from this number on are still there.
@@ -113,7 +114,7 @@ impl Pass {
 /// How much is done at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pace {
-    /// Longest range of one move, in bytes.
+    /// Guest bytes that one move spans, at most; moves do not cross a multiple of it.
     pub move_bytes: u64,
     /// Listed bytes between two marks: what a crash makes copied again, at most.
     pub mark_bytes: u64,
@@ -170,9 +171,9 @@ impl Machine {
             State::Planned => Step::Bind,
             State::Bound(_) => Step::Renew,
             State::Renewed(_) => Step::Grow,
-            State::Whole => Step::Check,
-            State::Proved => Step::Cut,
-            State::Cut => Step::Prepare,
+            State::Whole => Step::Cut,
+            State::Cut => Step::Check,
+            State::Proved => Step::Prepare,
         })
     }
 
@@ -186,10 +187,24 @@ impl Machine {
         match next {
             _ if is_due && pass.landed > pass.flushed => Some(Step::Flush),
             _ if self.is_stopping => None,
-            Some(range) => Some(Step::Move(range.start.range(range.bytes.min(self.pace.move_bytes)))),
+            Some(next) => Some(Step::Move(self.stride(next.start).0)),
             // Nothing was left to move: what an earlier life moved is flushed once more, to be sure of it.
             None => Some(Step::Flush),
         }
+    }
+
+    /// Returns the next range to move, which starts at a listed byte, and how many of its bytes are listed.
+    fn stride(&self, start: GuestOffset) -> (GuestRange, u64) {
+        let stop = start.floor(self.pace.move_bytes).plus(self.pace.move_bytes);
+        let (mut end, mut bytes) = (start, 0);
+        while let Some(part) = self.list.next_from(end).filter(|part| part.start < stop) {
+            end = part.end().min(stop);
+            bytes += end.since(part.start);
+            if end == stop {
+                break;
+            }
+        }
+        (GuestRange::between(start, end), bytes)
     }
 
     /// Takes note that `step`, which [`Machine::next`] asked for, has been done.
@@ -199,9 +214,9 @@ impl Machine {
             (State::Bound(mark), Step::Renew) => State::Renewed(mark),
             (State::Renewed(mark), Step::Grow) => State::Copying(Pass::from(mark)),
             (State::Copying(pass), _) => self.landed_in(pass, step),
-            (State::Whole, Step::Check) => State::Proved,
-            (State::Proved, Step::Cut) => State::Cut,
-            (State::Cut, Step::Prepare) => State::Ready,
+            (State::Whole, Step::Cut) => State::Cut,
+            (State::Cut, Step::Check) => State::Proved,
+            (State::Proved, Step::Prepare) => State::Ready,
             (State::Ready, Step::Record) => State::Recorded,
             (State::Recorded, Step::Settle) => self.dropping(0),
             (State::Dropping(from), Step::Drop(_)) => self.dropping(from + 1),
@@ -217,7 +232,7 @@ impl Machine {
         match step {
             Step::Move(range) => {
                 pass.landed = range.end();
-                pass.unflushed_bytes += range.bytes;
+                pass.unflushed_bytes += self.stride(range.start).1;
             }
             Step::Flush => {
                 pass.flushed = pass.landed;

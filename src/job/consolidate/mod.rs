@@ -12,6 +12,15 @@
 //! afterwards the target's is. The folded layers' own points in time are gone from the first byte written to
 //! the target; the plan names them.
 
+mod ending;
+mod images;
 mod machine;
+mod plan;
+mod proof;
+mod run;
+mod sides;
+mod work;
 
-pub use machine::{Found, Machine, Step};
+pub use machine::{Found, Machine, Pace, Step};
+pub use plan::{Lost, NewImage, Plan, Request, Verify};
+pub use run::{Consolidation, Report};

@@ -5,8 +5,8 @@ fn fold() -> Fold {
     Fold {
         job: 7,
         mode: FoldMode::TopName,
-        old_epoch: Some(11),
-        new_epoch: 12,
+        old_epoch: Some(Epoch::new(11)),
+        new_epoch: Epoch::new(12),
         head: Witness { file_system: 1, inode: 2, bytes: 3, modified_ns: -4, boot: 5 },
         head_epoch: None,
         list_digest: [6; 32],
@@ -15,7 +15,9 @@ fn fold() -> Fold {
         size: 1 << 20,
         layers: ["top", "middle", "base"].map(PathBuf::from).to_vec(),
         result: "top".into(),
+        format: "qcow2".into(),
         draft: None,
+        removed: vec!["middle".into()],
     }
 }
 
@@ -118,7 +120,8 @@ fn a_journal_cut_anywhere_is_refused() {
     let top = folder.at("top");
     let path = Journal::create(&folder.host, &top, fold()).unwrap().path().to_path_buf();
     let whole = std::fs::read(&path).unwrap();
-    for end in (0..whole.len()).step_by(7) {
+    let plan = whole.len() - 300;
+    for end in (0..plan).step_by(997).chain((plan..whole.len()).step_by(7)) {
         std::fs::write(&path, &whole[..end]).unwrap();
         let error = Journal::find(&folder.host, &top).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "cut at {end}: {error}");
@@ -132,7 +135,9 @@ fn a_journal_binds_its_own_child_and_epochs_only() {
     let folder = Folder::new();
     let (middle, base) = (folder.at("middle"), folder.at("base"));
     let journal = Journal::create(&folder.host, &folder.at("top"), fold()).unwrap();
-    let binds = |child: &Path, parent: &Path, was, is| journal.binds(child, parent, was, is).unwrap();
+    let binds = |child: &Path, parent: &Path, was, is| {
+        journal.binds(child, parent, Epoch::new(was), Epoch::new(is)).unwrap()
+    };
     assert!(binds(&middle, &base, 11, 12));
     assert!(!binds(&middle, &base, 10, 12), "another old epoch");
     assert!(!binds(&middle, &base, 11, 13), "another new epoch");

@@ -143,7 +143,7 @@ fn a_seal_outlives_nothing_that_changes_the_bytes() {
         assert_eq!(sealed.proven(), Some(tree().id()));
         assert_eq!(sealed.layer.frozen.unwrap().epoch, frozen.layer.frozen.unwrap().epoch);
         assert_eq!(bench.ledger.tree(&image, &tree().id()).unwrap(), Some(tree()));
-        let thawed = bench.ledger.thaw(&image).unwrap();
+        let thawed = bench.ledger.thaw(&image, Epoch::fresh()).unwrap();
         assert_eq!(thawed.layer.frozen.unwrap().sealed, None);
         assert_ne!(thawed.layer.frozen.unwrap().epoch, frozen.layer.frozen.unwrap().epoch);
         assert_eq!(thawed.trust, Trust::Claimed);
@@ -210,7 +210,7 @@ fn a_child_knows_its_parent_again_and_notices_its_change() {
         assert_eq!(ask().unwrap(), Lineage::Kept);
         bench.foreign_write("base");
         assert!(ask().is_err());
-        bench.ledger.thaw(&base).unwrap();
+        bench.ledger.thaw(&base, Epoch::fresh()).unwrap();
         assert!(ask().is_err());
     }
 }

@@ -1,0 +1,139 @@
+//! What follows the record: making it durable, removing the folded layers, closing the journal.
+//!
+//! All of it needs the journal and nothing else, and can be done again by a later life of the job.
+
+use super::plan::folder_of;
+use crate::{
+    base::{Error, ErrorKind, Result},
+    chain::{Family, Opening, open_layer, relative_name},
+    format::{Format, Image, ParentName},
+    io::{Access, Host},
+    store::{Claim, FoldMode, Journal, Ledger},
+};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What a job works with.
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub(super) host: Arc<dyn Host>,
+    pub(super) ledger: Ledger,
+    pub(super) opening: Opening,
+}
+
+impl Ending {
+    /// Returns whether the journal's record has landed, durably or not.
+    pub(super) fn has_begun(host: &dyn Host, journal: &Journal) -> Result<bool> {
+        let fold = journal.fold();
+        let is_there = |name: &PathBuf| host.kind(&journal.place(name)).map(|kind| kind.is_some());
+        let (top, target) = (fold.layers.first(), fold.layers.last());
+        let Some((top, target)) = top.zip(target) else { return Ok(false) };
+        let is_ready = journal.position().is_ready;
+        Ok(match (fold.mode, &fold.draft) {
+            (FoldMode::TopName, _) => {
+                is_ready && !is_there(target)? && !host.witness(&journal.place(top))?.same_file(&fold.head)
+            }
+            (FoldMode::TargetName, _) => is_ready && !is_there(top)?,
+            (FoldMode::EmptyTop, Some(draft)) => is_ready && !is_there(draft)?,
+            (FoldMode::NewImage, Some(draft)) => {
+                let both = is_there(draft)? && is_there(&fold.result)?;
+                let file = |name| host.witness(&journal.place(name));
+                is_ready && (!is_there(draft)? || (both && file(draft)?.same_file(&file(&fold.result)?)))
+            }
+            (FoldMode::EmptyTop | FoldMode::NewImage, None) => false,
+        })
+    }
+
+    /// Makes the record durable, and the result a head.
+    pub(super) fn settle(&self, journal: &Journal) -> Result<()> {
+        let fold = journal.fold();
+        let result = journal.place(&fold.result);
+        self.host.sync_folder(folder_of(&result))?;
+        match (fold.mode, &fold.draft) {
+            (FoldMode::NewImage, Some(draft)) => self.remove_file(&journal.place(draft))?,
+            (FoldMode::TopName | FoldMode::TargetName, _) => {
+                if let Some(target) = fold.layers.last().map(|name| journal.place(name)) {
+                    self.host.sync_folder(folder_of(&target))?;
+                }
+                self.make_head(journal, &result)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The target was a frozen layer and is a head now, or takes TOP's place among TOP's children.
+    fn make_head(&self, journal: &Journal, path: &Path) -> Result<()> {
+        let format = Format::parse(&journal.fold().format)?;
+        let opening = self.opening.clone().with_access(Access::Write).with_format(Some(format));
+        let layer = open_layer(&self.host, path, &opening)?;
+        if let Some(parent) =
+            layer.image.parent().filter(|p| Path::new(OsStr::from_bytes(&p.name)).is_absolute())
+            && journal.fold().mode == FoldMode::TopName
+        {
+            let name = relative_name(folder_of(&layer.path), Path::new(OsStr::from_bytes(&parent.name)));
+            self.name_parent(layer.image.as_ref(), name.as_os_str().as_bytes())?;
+        }
+        let folder = folder_of(&layer.path).to_path_buf();
+        let family = Family::scan(self.host.as_ref(), &[folder])?;
+        let has_children = family.children_of(&self.host.witness(&layer.path)?).next().is_some();
+        match journal.fold().head_epoch.filter(|_| has_children) {
+            Some(epoch) => self.ledger.thaw(layer.image.as_ref(), epoch).map(drop),
+            None => self.ledger.release(layer.image.as_ref()).map(drop),
+        }
+    }
+
+    /// Names the same parent in another way; a claim that held goes on holding.
+    pub(super) fn name_parent(&self, image: &dyn Image, name: &[u8]) -> Result<()> {
+        let Some(old) = image.parent().filter(|old| old.name != name) else { return Ok(()) };
+        let claim = self.ledger.look(image)?.layer.claim;
+        let claim = claim.filter(|claim| claim.name == old.name && claim.format == old.format);
+        image.set_parent(Some(&ParentName { name: name.to_vec(), format: old.format }))?;
+        match claim {
+            Some(claim) => self.ledger.claim(image, Some(Claim { name: name.to_vec(), ..claim })).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the file of that number; `Busy` if somebody still reads it.
+    pub(super) fn remove(&self, journal: &Journal, number: usize) -> Result<()> {
+        let name = journal.fold().removed.get(number);
+        let path =
+            name.map(|name| journal.place(name)).ok_or_else(|| Error::invalid("no such file to remove"))?;
+        if self.host.kind(&path)?.is_none() {
+            return Ok(());
+        }
+        drop(self.host.open(&path, Access::Write)?);
+        // What is noted of it would be read as that of a later file in its place; not being able to read the
+        // image is no reason to keep it.
+        if let Ok(layer) = open_layer(&self.host, &path, &self.opening.clone().with_access(Access::Read)) {
+            self.ledger.forget(layer.image.as_ref())?;
+        }
+        self.remove_file(&path)
+    }
+
+    fn remove_file(&self, path: &Path) -> Result<()> {
+        match self.host.remove(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Makes the removals durable, then removes the journal.
+    pub(super) fn close(&self, journal: Journal) -> Result<()> {
+        let fold = journal.fold();
+        let draft = fold.draft.iter().map(|draft| journal.place(draft));
+        let mut folders: Vec<PathBuf> =
+            fold.removed.iter().map(|name| journal.place(name)).chain(draft).collect();
+        folders = folders.iter().map(|path| folder_of(path).to_path_buf()).collect();
+        folders.dedup();
+        for folder in folders {
+            self.host.sync_folder(&folder)?;
+        }
+        journal.close()
+    }
+}

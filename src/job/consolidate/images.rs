@@ -1,0 +1,294 @@
+//! The images that a job holds open until its record has landed, and what it does to them around the copying.
+
+use super::{
+    ending::Ending,
+    machine::Found,
+    plan::{self, Plan, Request, folder_of},
+    sides::Sides,
+    work::Work,
+};
+use crate::{
+    base::{Error, Result},
+    chain::{Chain, Layer, View, open_layer, relative_name},
+    format::{self, Creation, Format, Image, NoParts, ParentName},
+    io::{Access, Witness},
+    store::{Claim, Epoch, FoldMode, Journal, LayerRecord},
+};
+use std::{
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+/// The open images of a job.
+#[derive(Debug)]
+pub(super) struct Images {
+    pub(super) sides: Sides,
+    mode: FoldMode,
+    top: Layer,
+    /// Where the target (or the new image in the making) is.
+    pub(super) target: PathBuf,
+    /// What lies right below the target.
+    parent: Option<Layer>,
+    /// The file that gets the result's name, if it is not the target.
+    pub(super) draft: Option<PathBuf>,
+}
+
+/// What a job starts, or goes on, from.
+pub(super) struct Setup<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) request: &'a Request,
+    pub(super) work: &'a Work,
+    pub(super) depth: usize,
+    pub(super) journal: Option<&'a Journal>,
+}
+
+impl Images {
+    /// Locks what the job changes or removes, and opens the target for writing: the layer at the setup's depth, or
+    /// an image in the making. Returns what an earlier life of the job left, too.
+    ///
+    /// `Busy` if somebody uses a layer that is to change or go, or wrote one since it was planned.
+    pub(super) fn open(ending: &Ending, chain: Chain, setup: &Setup<'_>) -> Result<(Self, Option<Found>)> {
+        let mut layers = chain.layers().to_vec();
+        drop(chain);
+        let mode = setup.plan.mode;
+        let mut lower = layers.split_off(setup.depth.min(layers.len()));
+        if mode != FoldMode::NewImage {
+            layers = lock(ending, layers)?;
+        }
+        let run = View::new(&layers);
+        let top = layers.into_iter().next().ok_or_else(|| Error::invalid("a run without layers"))?;
+        if Work::find(&run, setup.plan.size)?.digest != setup.work.digest {
+            return Err(Error::busy("was written while the job was being planned").path(&top.path));
+        }
+        let found = setup.journal.map(|journal| found(ending, &top, journal, setup)).transpose()?;
+        let (target, draft) = match mode {
+            FoldMode::NewImage => {
+                let place = setup.new_image(ending, &top, lower.first(), found)?;
+                (place.clone(), Some(place.path))
+            }
+            _ if lower.is_empty() => return Err(Error::invalid("has no layer below it").path(&top.path)),
+            _ => {
+                let draft = (mode == FoldMode::EmptyTop).then(|| setup.draft_name(&top.path));
+                (reopen(ending, lower.remove(0), Access::Write)?, draft)
+            }
+        };
+        let below = View::new(&lower);
+        let sides = Sides { run, target: target.image, below, size: setup.plan.size };
+        let parent = lower.into_iter().next();
+        Ok((Self { sides, mode, top, target: target.path, parent, draft }, found))
+    }
+
+    /// Returns the epoch of the target's record, if it has one.
+    pub(super) fn target_epoch(&self, ending: &Ending) -> Result<Option<Epoch>> {
+        let known = ending.ledger.look(self.sides.target.as_ref())?;
+        Ok(known.layer.frozen.filter(|_| self.mode != FoldMode::NewImage).map(|record| record.epoch))
+    }
+
+    /// Gives TOP a record, so that somebody else's write to it is noticed across a restart of the host.
+    pub(super) fn mark_head(&self, ending: &Ending) -> Result<Option<Epoch>> {
+        if self.mode == FoldMode::NewImage {
+            return Ok(None);
+        }
+        let known = ending.ledger.freeze(self.top.image.as_ref())?;
+        Ok(known.layer.frozen.map(|record| record.epoch))
+    }
+
+    /// Returns the format that the result's name opens.
+    pub(super) fn result_format(&self) -> Format {
+        match self.mode {
+            FoldMode::EmptyTop => self.top.format(),
+            _ => self.sides.target.format(),
+        }
+    }
+
+    /// Makes the journal's epoch durable in the target and drops its seal.
+    pub(super) fn renew(&self, ending: &Ending, journal: &Journal) -> Result<()> {
+        let epoch = journal.fold().new_epoch;
+        if self.mode == FoldMode::NewImage || self.target_epoch(ending)? == Some(epoch) {
+            return Ok(());
+        }
+        ending.ledger.thaw(self.sides.target.as_ref(), epoch).map(drop)
+    }
+
+    /// Grows the target to TOP's size if it is smaller.
+    pub(super) fn grow(&self) -> Result<()> {
+        let Sides { target, below, size, .. } = &self.sides;
+        if target.size() < *size { target.resize(*size, below) } else { Ok(()) }
+    }
+
+    /// Cuts the target to TOP's size if it is larger.
+    pub(super) fn cut(&self) -> Result<()> {
+        let Sides { target, below, size, .. } = &self.sides;
+        if target.size() > *size { target.resize(*size, below) } else { Ok(()) }
+    }
+
+    /// Makes durable what the record needs.
+    pub(super) fn prepare_record(&self, ending: &Ending, journal: &Journal) -> Result<()> {
+        match self.mode {
+            FoldMode::TopName => self.name_parent_for_both(ending),
+            FoldMode::EmptyTop => self.make_empty_top(ending, journal),
+            FoldMode::TargetName | FoldMode::NewImage => Ok(()),
+        }
+    }
+
+    /// A target from another folder names its parent by its whole path while it moves: right from both folders.
+    fn name_parent_for_both(&self, ending: &Ending) -> Result<()> {
+        match &self.parent {
+            Some(parent) if folder_of(&self.target) != folder_of(&self.top.path) => {
+                ending.name_parent(self.sides.target.as_ref(), parent.path.as_os_str().as_bytes())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the empty delta that takes TOP's name, on the target, which is of another format.
+    fn make_empty_top(&self, ending: &Ending, journal: &Journal) -> Result<()> {
+        let draft = self.draft.as_ref().ok_or_else(|| Error::invalid("the job has no draft"))?;
+        if ending.host.kind(draft)?.is_some() {
+            ending.host.remove(draft)?;
+        }
+        let name = relative_name(folder_of(&self.top.path), &self.target).into_os_string();
+        let format = self.sides.target.format().name().to_owned();
+        let parent = ParentName { name: name.as_bytes().to_vec(), format: Some(format) };
+        let options = kept_options(self.top.image.as_ref())?;
+        let creation = Creation { size: self.sides.size, parent: Some(parent.clone()), options };
+        let file = ending.host.create(draft)?;
+        let image = format::create(self.top.format(), file, &creation, &NoParts)?;
+        let claim = claim(journal.fold().new_epoch, parent);
+        ending.ledger.claim(image.as_ref(), Some(claim))?;
+        image.flush()?;
+        ending.host.sync_folder(folder_of(draft))
+    }
+
+    /// Makes the result's name open the result.
+    pub(super) fn record(&self, ending: &Ending, journal: &Journal) -> Result<()> {
+        let result = journal.place(&journal.fold().result);
+        let draft = || self.draft.as_ref().ok_or_else(|| Error::invalid("the job has no draft"));
+        match self.mode {
+            FoldMode::TopName => ending.host.rename(&self.target, &self.top.path),
+            FoldMode::EmptyTop => ending.host.rename(draft()?, &self.top.path),
+            FoldMode::TargetName => ending.host.remove(&self.top.path),
+            FoldMode::NewImage => ending.host.link(draft()?, &result),
+        }
+    }
+}
+
+fn claim(parent_epoch: Epoch, parent: ParentName) -> Claim {
+    Claim { parent_epoch, parent_id: None, name: parent.name, format: parent.format }
+}
+
+/// Returns the creation options that make an image like this one.
+fn kept_options(image: &dyn Image) -> Result<Vec<(String, String)>> {
+    let details = image.details()?;
+    let cluster = details.cluster_bytes.map(|bytes| ("cluster_size".to_owned(), bytes.to_string()));
+    let kept = |key: &str| ["compat", "extended-l2"].contains(&key);
+    let specific = details.specific.into_iter().filter(|(key, _)| kept(key)).filter_map(|(key, value)| {
+        let value = value.as_str().map(str::to_owned).or_else(|| {
+            let on = value.as_bool()?;
+            Some(if on { "on" } else { "off" }.to_owned())
+        });
+        Some((key.replace('-', "_"), value?))
+    });
+    Ok(cluster.into_iter().chain(specific).collect())
+}
+
+impl Setup<'_> {
+    fn draft_name(&self, result: &Path) -> PathBuf {
+        let known = self.journal.and_then(|j| j.fold().draft.as_ref().map(|draft| j.place(draft)));
+        known.unwrap_or_else(|| plan::draft_name(result))
+    }
+
+    /// Opens the image in the making, or makes it: on `parent`, if there is one.
+    fn new_image(
+        &self,
+        ending: &Ending,
+        top: &Layer,
+        parent: Option<&Layer>,
+        found: Option<Found>,
+    ) -> Result<Layer> {
+        let new = self.request.new.as_ref().ok_or_else(|| Error::invalid("no new image was asked for"))?;
+        let format = new.format.unwrap_or_else(|| top.format());
+        let path = self.draft_name(&self.plan.result);
+        if matches!(found, Some(Found::Bound(_) | Found::Ready)) {
+            return open_layer(
+                &ending.host,
+                &path,
+                &ending.opening.clone().with_access(Access::Write).with_format(Some(format)),
+            );
+        }
+        if ending.host.kind(&path)?.is_some() {
+            ending.host.remove(&path)?;
+        }
+        let file = ending.host.create(&path)?;
+        let path = ending.host.opened_as(file.as_ref())?;
+        let name = parent.map(|parent| ParentName {
+            name: relative_name(folder_of(&path), &parent.path).as_os_str().as_bytes().to_vec(),
+            format: Some(parent.format().name().to_owned()),
+        });
+        let creation = Creation { size: self.plan.size, parent: name.clone(), options: new.options.clone() };
+        let image = format::create(format, file, &creation, &NoParts)?;
+        if let (Some(parent), Some(name)) = (parent, name) {
+            let known = ending.ledger.freeze(parent.image.as_ref())?;
+            let claim = known.layer.frozen.map(|record| claim(record.epoch, name));
+            ending.ledger.claim(image.as_ref(), claim)?;
+        }
+        image.flush()?;
+        ending.host.sync_folder(folder_of(&path))?;
+        Ok(Layer { path, is_stated: true, image })
+    }
+}
+
+/// Opens a layer again, in another way.
+fn reopen(ending: &Ending, layer: Layer, access: Access) -> Result<Layer> {
+    let (path, format) = (layer.path.clone(), layer.format());
+    drop(layer);
+    let opening = ending.opening.clone().with_access(access).with_format(Some(format));
+    open_layer(&ending.host, &path, &opening)
+}
+
+/// Opens TOP for writing, and makes sure that nobody else uses the layers below it.
+///
+/// Those stay open for reading: whoever came later would need the target, which the job holds.
+fn lock(ending: &Ending, run: Vec<Layer>) -> Result<Vec<Layer>> {
+    let mut locked = Vec::with_capacity(run.len());
+    for layer in run {
+        let is_top = locked.is_empty();
+        let (path, format) = (layer.path.clone(), layer.format());
+        if is_top {
+            locked.push(reopen(ending, layer, Access::Write)?);
+            continue;
+        }
+        drop(layer);
+        drop(ending.host.open(&path, Access::Write)?);
+        let opening = ending.opening.clone().with_access(Access::Read).with_format(Some(format));
+        locked.push(open_layer(&ending.host, &path, &opening)?);
+    }
+    Ok(locked)
+}
+
+/// Returns what an earlier life of the job left.
+fn found(ending: &Ending, top: &Layer, journal: &Journal, setup: &Setup<'_>) -> Result<Found> {
+    let (fold, position) = (journal.fold(), journal.position());
+    let now = ending.host.witness(&top.path)?;
+    let is_same = fold.list_digest == setup.work.digest
+        && fold.size == setup.plan.size
+        && looks_same(&fold.head, &now)
+        && (fold.head.boot == now.boot || bears(top.image.as_ref(), fold.head_epoch)?);
+    Ok(match position {
+        _ if !is_same => Found::HeadChanged,
+        _ if position.is_ready => Found::Ready,
+        _ => Found::Bound(position.mark),
+    })
+}
+
+fn looks_same(then: &Witness, now: &Witness) -> bool {
+    then.same_file(now) && (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns)
+}
+
+/// Whether an image still bears the epoch that the job gave it, and no sign of another program: what a witness of
+/// an earlier boot cannot tell.
+fn bears(image: &dyn Image, epoch: Option<Epoch>) -> Result<bool> {
+    let stored = image.record()?.filter(|stored| stored.is_untouched);
+    let own = stored.and_then(|stored| LayerRecord::decode(&stored.bytes).frozen);
+    Ok(own.is_some_and(|record| Some(record.epoch) == epoch))
+}

@@ -1,0 +1,399 @@
+//! What a consolidation is going to do, found out without writing anything.
+//!
+//! By default a disk folds only what is its own: layers in its folder, writable, with no other child. Never into
+//! a shared or read-only golden image; that needs a person's word.
+
+use super::work::Work;
+use crate::{
+    base::{Error, ErrorKind, GuestOffset, GuestRange, Result, seed},
+    chain::{Chain, Family, Layer, View},
+    format::{Format, Image},
+    io::{Host, Witness, is_marked_read_only},
+    map::{Extent, State},
+    store::{FoldMode, Journal},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What a person asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Fold into this layer (with `new`: make the new image its child). `None`: down to the oldest layer that is
+    /// the disk's own (with `new`: everything, into an image without a parent).
+    pub into: Option<PathBuf>,
+    /// Fold into a new image.
+    pub new: Option<NewImage>,
+    /// The result keeps the target's name; TOP's name goes.
+    pub keeps_target_name: bool,
+    /// How the result is proved.
+    pub verify: Verify,
+}
+
+/// A new image that a run is folded into.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    /// Its name.
+    pub path: PathBuf,
+    /// Its format; `None` is TOP's.
+    pub format: Option<Format>,
+    /// Its format's own options.
+    pub options: Vec<(String, String)>,
+}
+
+/// How the result is proved before the record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// Not at all.
+    Nothing,
+    /// Every leaf of the content tree that the job touches is hashed as it passes and again in the target.
+    #[default]
+    Tree,
+    /// Every byte of the disk is hashed before and after.
+    Bytes,
+}
+
+/// A point in time that cannot be restored afterwards.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Lost {
+    /// The layer that showed it.
+    pub layer: PathBuf,
+    /// The internal snapshot of that layer; `None` is the layer's own view.
+    pub snapshot: Option<String>,
+}
+
+/// What a consolidation is going to do.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Plan {
+    /// The run's top, which names the disk.
+    pub top: PathBuf,
+    /// The layers that are folded, newest first.
+    pub folded: Vec<PathBuf>,
+    /// The layer that they are folded into; `None` for a new image.
+    pub target: Option<PathBuf>,
+    /// The name that opens the result.
+    pub result: PathBuf,
+    /// How the record is made.
+    pub mode: FoldMode,
+    /// Size of the result's view in bytes.
+    pub size: u64,
+    /// Size of the target's view now, in bytes.
+    pub target_size: u64,
+    /// Bytes that are copied (or shared with the host's help) at most once.
+    pub copy_bytes: u64,
+    /// Bytes that are marked as zero.
+    pub zero_bytes: u64,
+    /// Space that the target may need, in its own units, in bytes.
+    pub need_bytes: u64,
+    /// Space that is free there, in bytes.
+    pub free_bytes: u64,
+    /// Files that are gone afterwards.
+    pub removed: Vec<PathBuf>,
+    /// What can no longer be restored, from the first byte written.
+    pub lost: Vec<Lost>,
+    /// Persistent bitmaps that are lost, as `FILE: NAME`.
+    pub bitmaps_lost: Vec<String>,
+    /// Folders in which other children were looked for.
+    pub looked_in: Vec<PathBuf>,
+    /// Files there that could not be read: whether they are children is not known.
+    pub unread: Vec<PathBuf>,
+    /// How the result is proved.
+    pub verify: Verify,
+    /// Whether this goes on with a job that was cut off.
+    pub is_resumed: bool,
+}
+
+/// A plan, and the depth of the layer that the run lies on.
+pub(super) struct Planned {
+    pub(super) plan: Plan,
+    /// How many layers the run has: the target (or what is below the new image) is the next one.
+    pub(super) depth: usize,
+    pub(super) work: Work,
+}
+
+/// Works out what is to be done with an open chain.
+pub(super) fn make(host: &Arc<dyn Host>, chain: &Chain, request: &Request) -> Result<Planned> {
+    let layers = chain.layers();
+    let family = Family::scan(host.as_ref(), &folders(layers))?;
+    let files: Vec<Witness> = layers.iter().map(|l| host.witness(&l.path)).collect::<Result<_>>()?;
+    let scene = Scene { host, layers, family: &family, files: &files };
+    let depth = scene.depth(request)?;
+    let top = chain.head()?;
+    let target = layers.get(depth).filter(|_| request.new.is_none());
+    let mode = mode(top, target, request);
+    scene.refuse_dependants(depth, mode)?;
+    let work = Work::find(&View::new(layers.get(..depth).unwrap_or_default()), top.size())?;
+    let mut plan = Plan {
+        top: top.path.clone(),
+        folded: layers.iter().take(depth).map(|l| l.path.clone()).collect(),
+        target: target.map(|t| t.path.clone()),
+        result: result(top, target, mode, request),
+        mode,
+        size: top.size(),
+        target_size: target.map_or(0, Layer::size),
+        copy_bytes: work.copy_bytes,
+        zero_bytes: work.zero_bytes,
+        need_bytes: 0,
+        free_bytes: 0,
+        removed: Vec::new(),
+        lost: Vec::new(),
+        bitmaps_lost: Vec::new(),
+        looked_in: family.folders.clone(),
+        unread: family.unreadable.iter().map(|(path, _)| path.clone()).collect(),
+        verify: request.verify,
+        is_resumed: false,
+    };
+    scene.add_losses(depth, &mut plan)?;
+    scene.check_place(target, &mut plan, &work)?;
+    Ok(Planned { plan, depth, work })
+}
+
+fn folders(layers: &[Layer]) -> Vec<PathBuf> {
+    layers.iter().map(|l| folder_of(&l.path).to_path_buf()).collect()
+}
+
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn mode(top: &Layer, target: Option<&Layer>, request: &Request) -> FoldMode {
+    match target {
+        None => FoldMode::NewImage,
+        Some(_) if request.keeps_target_name => FoldMode::TargetName,
+        Some(target) if target.format() == top.format() => FoldMode::TopName,
+        Some(_) => FoldMode::EmptyTop,
+    }
+}
+
+fn result(top: &Layer, target: Option<&Layer>, mode: FoldMode, request: &Request) -> PathBuf {
+    match (mode, target, &request.new) {
+        (FoldMode::TargetName, Some(target), _) => target.path.clone(),
+        (FoldMode::NewImage, _, Some(new)) => new.path.clone(),
+        _ => top.path.clone(),
+    }
+}
+
+/// The chain and who else lies on its layers.
+struct Scene<'a> {
+    host: &'a Arc<dyn Host>,
+    layers: &'a [Layer],
+    family: &'a Family,
+    files: &'a [Witness],
+}
+
+impl Scene<'_> {
+    /// Returns how many layers the run has.
+    fn depth(&self, request: &Request) -> Result<usize> {
+        let top = self.layers.first().ok_or_else(|| Error::invalid("a chain without layers"))?;
+        let whole = self.layers.len();
+        let Some(into) = &request.into else {
+            return if request.new.is_some() { Ok(whole) } else { self.own_depth(top) };
+        };
+        let wanted = self.host.canonical(into)?;
+        let found = self.layers.iter().skip(1).position(|l| l.path == wanted);
+        found.map(|at| at + 1).ok_or_else(|| {
+            Error::invalid(format!("{} is not one of the layers below it", wanted.display())).path(&top.path)
+        })
+    }
+
+    /// Returns the depth of the oldest layer that is this disk's own, all above it being its own as well.
+    fn own_depth(&self, top: &Layer) -> Result<usize> {
+        let mut depth = 0;
+        let mut foreign = Error::invalid("has no parent: nothing to fold");
+        for (at, layer) in self.layers.iter().enumerate().skip(1) {
+            match self.why_not_own(at, layer, top) {
+                None => depth = at,
+                Some(why) => {
+                    foreign = why.doing(format!("nothing of its own to fold: {}", layer.path.display()));
+                    break;
+                }
+            }
+        }
+        if depth == 0 { Err(foreign.path(&top.path)) } else { Ok(depth) }
+    }
+
+    fn why_not_own(&self, at: usize, layer: &Layer, top: &Layer) -> Option<Error> {
+        if let Some(other) = self.other_child(at) {
+            return Some(Error::busy(format!("{} lies on it, too", other.display())).subject(other));
+        }
+        if folder_of(&layer.path) != folder_of(&top.path) {
+            return Some(Error::policy("is in another folder"));
+        }
+        let files = layer.image.files();
+        files.iter().any(|f| is_marked_read_only(f.as_ref())).then(|| Error::policy("is read-only"))
+    }
+
+    /// Returns a child of that layer which is not the layer above it.
+    fn other_child(&self, at: usize) -> Option<&Path> {
+        let (file, above) = (self.files.get(at)?, at.checked_sub(1).and_then(|above| self.files.get(above)));
+        let mut children = self.family.children_of(file);
+        let other = children.find(|child| !above.is_some_and(|own| own.same_file(&child.witness)));
+        other.map(|child| child.path.as_path())
+    }
+
+    /// Refuses to change or remove what another image lies on.
+    fn refuse_dependants(&self, depth: usize, mode: FoldMode) -> Result<()> {
+        let first = match mode {
+            FoldMode::NewImage => return Ok(()),
+            FoldMode::TargetName => 0,
+            // TOP's name goes on showing what it showed: its children are right about it.
+            FoldMode::TopName | FoldMode::EmptyTop => 1,
+        };
+        for (at, layer) in self.layers.iter().enumerate().take(depth + 1).skip(first) {
+            if let Some(other) = self.other_child(at) {
+                let what = format!("{} lies on it, and would no longer show what it shows", other.display());
+                return Err(Error::busy(what).subject(other).path(&layer.path));
+            }
+        }
+        Ok(())
+    }
+
+    fn add_losses(&self, depth: usize, plan: &mut Plan) -> Result<()> {
+        if plan.mode == FoldMode::NewImage {
+            return Ok(());
+        }
+        let first_removed = usize::from(plan.mode != FoldMode::TargetName);
+        for (at, layer) in self.layers.iter().enumerate().take(depth + 1) {
+            if at > 0 {
+                plan.lost.push(Lost { layer: layer.path.clone(), snapshot: None });
+            }
+            if at == depth {
+                break;
+            }
+            if at >= first_removed {
+                plan.removed.push(layer.path.clone());
+            }
+            let details = layer.image.details()?;
+            let gone =
+                |s: crate::format::Snapshot| Lost { layer: layer.path.clone(), snapshot: Some(s.name) };
+            plan.lost.extend(details.snapshots.into_iter().map(gone));
+            let bitmaps = details.bitmaps.iter().map(|b| format!("{}: {}", layer.path.display(), b.name));
+            plan.bitmaps_lost.extend(bitmaps);
+        }
+        Ok(())
+    }
+
+    /// Proves that the result can stand where it is to stand, and fits there.
+    fn check_place(&self, target: Option<&Layer>, plan: &mut Plan, work: &Work) -> Result<()> {
+        let Some(target) = target else {
+            if self.host.kind(&plan.result)?.is_some() {
+                return Err(Error::new(ErrorKind::Exists, "is there already").path(&plan.result));
+            }
+            plan.need_bytes = plan.copy_bytes;
+            plan.free_bytes = self.host.free_bytes(folder_of(&plan.result))?;
+            return Ok(());
+        };
+        let (files, data) = (target.image.files(), target.image.data_file());
+        if data.is_device() && data.bytes()? < plan.size {
+            let what = format!("the device has {} bytes; the disk has {}", data.bytes()?, plan.size);
+            return Err(Error::invalid(what).path(&target.path));
+        }
+        let top = self.files.first().zip(files.first());
+        if let (FoldMode::TopName, Some((top, file))) = (plan.mode, top)
+            && top.file_system != file.witness()?.file_system
+        {
+            let what = "lies on another file system than the disk's name: it cannot be renamed over it";
+            return Err(Error::invalid(what).path(&target.path));
+        }
+        plan.need_bytes = needed_bytes(target.image.as_ref(), work)?;
+        plan.free_bytes =
+            if data.is_device() { u64::MAX } else { self.host.free_bytes(folder_of(data.path()))? };
+        Ok(())
+    }
+}
+
+/// Returns the space that bringing `work` to `target` may take, counted in the target's units.
+fn needed_bytes(target: &dyn Image, work: &Work) -> Result<u64> {
+    let unit = target.unit();
+    // Units that an internal snapshot shares are copied when they are written.
+    let is_shared = !target.details()?.snapshots.is_empty();
+    let disk = GuestOffset::new(0).range(target.size());
+    let (mut bytes, mut counted) = (0_u64, GuestOffset::new(0));
+    let mut extents = Vec::new();
+    for range in work.copied.iter() {
+        let outer = range.outer(unit);
+        let part = GuestRange::between(outer.start.max(counted), outer.end());
+        counted = counted.max(outer.end());
+        let held = part.clip(disk);
+        extents.clear();
+        if !held.is_empty() && !is_shared {
+            target.map(held, &mut extents)?;
+        }
+        let is_there = |e: &&Extent| matches!(e.state, State::Data { .. } | State::Zero { host: Some(_) });
+        let there: u64 = extents.iter().filter(is_there).map(|e| e.range.bytes).sum();
+        bytes = bytes.saturating_add(part.bytes.saturating_sub(there));
+    }
+    // Tables: an eighth of a percent is more than any format takes, a few units to start with.
+    Ok(if bytes == 0 { 0 } else { bytes.saturating_add(bytes / 512).saturating_add(4 * unit) })
+}
+
+/// Returns the name of an image in the making, which tells what it is if it is left behind.
+pub(super) fn draft_name(result: &Path) -> PathBuf {
+    let name = result.file_name().unwrap_or_default().to_string_lossy();
+    result.with_file_name(format!(".{name}.dchain-draft-{:016x}", seed::fresh() >> 64))
+}
+
+/// Returns what is left of a job whose record has landed.
+pub(super) fn of_journal(journal: &Journal, top: &Path) -> Plan {
+    let fold = journal.fold();
+    let place = |name: &PathBuf| journal.place(name);
+    let (target, folded) = fold.layers.split_last().map_or((None, &[][..]), |(t, run)| (Some(t), run));
+    Plan {
+        top: top.to_path_buf(),
+        folded: folded.iter().map(place).collect(),
+        target: target.filter(|_| fold.mode != FoldMode::NewImage).map(place),
+        result: journal.place(&fold.result),
+        mode: fold.mode,
+        size: fold.size,
+        target_size: fold.size,
+        copy_bytes: 0,
+        zero_bytes: 0,
+        need_bytes: 0,
+        free_bytes: 0,
+        removed: fold.removed.iter().map(place).collect(),
+        lost: Vec::new(),
+        bitmaps_lost: Vec::new(),
+        looked_in: Vec::new(),
+        unread: Vec::new(),
+        verify: Verify::Nothing,
+        is_resumed: true,
+    }
+}
+
+/// Returns the request that a journal stands for; `Invalid` if the chain is another one by now, or if another
+/// target is asked for.
+pub(super) fn request_of(
+    host: &dyn Host,
+    journal: &Journal,
+    chain: &Chain,
+    request: &Request,
+) -> Result<Request> {
+    let fold = journal.fold();
+    let is_new = fold.mode == FoldMode::NewImage;
+    let depth = fold.layers.len().saturating_sub(1);
+    let named = fold.layers.iter().take(depth + usize::from(!is_new));
+    let mut places = Vec::new();
+    for name in named {
+        let place = journal.place(name);
+        places.push(if host.kind(&place)?.is_some() { host.canonical(&place)? } else { place });
+    }
+    let layers: Vec<_> = chain.layers().iter().map(|layer| layer.path.clone()).collect();
+    if !layers.starts_with(&places) {
+        let what = "describes a job on another chain: the layers below the disk have changed since";
+        return Err(Error::invalid(what).path(journal.path()));
+    }
+    let into = layers.get(depth).cloned();
+    if let (Some(wanted), Some(into)) = (&request.into, &into)
+        && host.canonical(wanted)? != *into
+    {
+        let what = format!("a job that folds it into {} was cut off: end that one first", into.display());
+        return Err(Error::invalid(what).path(&chain.head()?.path));
+    }
+    let path = journal.place(&fold.result);
+    let format = Some(Format::parse(&fold.format)?);
+    let new = is_new.then(|| NewImage { path, format, options: Vec::new() });
+    let keeps_target_name = fold.mode == FoldMode::TargetName;
+    Ok(Request { into, new, keeps_target_name, verify: request.verify })
+}

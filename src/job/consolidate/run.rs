@@ -1,0 +1,359 @@
+//! Performs a consolidation: asks the machine for the next step, does it, reports back.
+//!
+//! Until the record has landed the job holds the write locks of TOP and of the target; the layers between them
+//! are only read. What follows the record needs the journal alone, so that it can be done by whoever comes later.
+
+use super::{
+    ending::Ending,
+    images::{Images, Setup},
+    machine::{Found, Machine, Pace, Step},
+    plan::{self, Plan, Request, Verify},
+    proof::{self, Proof},
+    sides::Side,
+    work::{Work, decided},
+};
+use crate::{
+    base::{Error, ErrorKind, GuestOffset, GuestRange, Result, seed},
+    chain::{Chain, Opening, relative_name},
+    io::{Access, Host},
+    job::Progress,
+    store::{Epoch, Fold, Journal, Ledger, Position},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+impl Pace {
+    /// What a person wants: a crash costs a quarter of a gigabyte copied again.
+    pub const USUAL: Self = Self { move_bytes: 16 << 20, mark_bytes: 256 << 20 };
+}
+
+/// What a consolidation did.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// What was to be done.
+    pub plan: Plan,
+    /// Bytes copied into the target.
+    pub copied_bytes: u64,
+    /// Bytes that the target shares with the folded layers with the host's help, nothing having been copied.
+    pub shared_bytes: u64,
+    /// Bytes marked as zero.
+    pub zeroed_bytes: u64,
+    /// How the result was proved in this life of the job; `None` if it was not.
+    pub verified: Option<Verify>,
+}
+
+/// A consolidation that is planned: nothing is written yet.
+#[derive(Debug)]
+pub struct Consolidation {
+    host: Arc<dyn Host>,
+    ledger: Ledger,
+    opening: Opening,
+    plan: Plan,
+    stage: Stage,
+}
+
+/// What there is to do.
+#[derive(Debug)]
+enum Stage {
+    /// The chain stands.
+    Copy(Box<Copy>),
+    /// The record of an earlier life has landed.
+    End,
+}
+
+#[derive(Debug)]
+struct Copy {
+    chain: Chain,
+    depth: usize,
+    work: Work,
+    request: Request,
+}
+
+impl Consolidation {
+    /// Opens the chain at `top` for reading and finds out what has to be done; or what is left to do, if a job on
+    /// `top` was cut off (`request` says then only how to verify).
+    ///
+    /// Fails as [`Chain::open`]; `Busy` with the image named where another lies on what is to change; `Corrupt`
+    /// for a journal that cannot be relied on.
+    pub fn prepare(
+        host: &Arc<dyn Host>,
+        ledger: &Ledger,
+        top: &Path,
+        opening: &Opening,
+        request: &Request,
+    ) -> Result<Self> {
+        let top = resolve(host.as_ref(), top)?;
+        let journal = Journal::find(host, &top)?;
+        let (ledger, opening) = (ledger.clone(), opening.clone());
+        let host = Arc::clone(host);
+        if let Some(journal) = &journal
+            && Ending::has_begun(host.as_ref(), journal)?
+        {
+            let plan = plan::of_journal(journal, &top);
+            return Ok(Self { host, ledger, opening, plan, stage: Stage::End });
+        }
+        let access = if opening.access == Access::ReadShared { Access::ReadShared } else { Access::Read };
+        let chain = Chain::open(&host, &top, &opening.clone().with_access(access))?;
+        let request = match &journal {
+            Some(journal) => plan::request_of(host.as_ref(), journal, &chain, request)?,
+            None => request.clone(),
+        };
+        let mut planned = plan::make(&host, &chain, &request)?;
+        planned.plan.is_resumed = journal.is_some();
+        let copy = Copy { chain, depth: planned.depth, work: planned.work, request };
+        Ok(Self { host, ledger, opening, plan: planned.plan, stage: Stage::Copy(Box::new(copy)) })
+    }
+
+    /// Returns what is going to be done.
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Does it. Stopped (`Interrupted`), failed or cut off at any moment, TOP's name opens what it opened before,
+    /// or the result; [`Consolidation::prepare`] goes on from there.
+    pub fn run(self, pace: Pace, progress: &Progress) -> Result<Report> {
+        let Self { host, ledger, opening, plan, stage } = self;
+        let ending = Ending { host, ledger, opening };
+        let report = Report { plan, copied_bytes: 0, shared_bytes: 0, zeroed_bytes: 0, verified: None };
+        match stage {
+            Stage::Copy(copy) => Runner::open(ending, report, *copy, pace)?.run(progress),
+            Stage::End => {
+                let journal = Journal::resume(&ending.host, &report.plan.top)?;
+                let journal = journal.ok_or_else(|| gone(&report.plan.top))?;
+                let folded = journal.fold().removed.len();
+                let machine = Machine::new(crate::map::RangeSet::new(), folded, pace).resume(Found::Recorded);
+                let runner = Runner { ending, report, machine, journal: Some(journal), fold: None };
+                runner.run(progress)
+            }
+        }
+    }
+}
+
+fn gone(top: &Path) -> Error {
+    Error::busy("another process ended the job on it meanwhile").path(top)
+}
+
+/// Returns the path without links, also where the file itself is gone.
+fn resolve(host: &dyn Host, top: &Path) -> Result<PathBuf> {
+    if host.kind(top)?.is_some() {
+        return host.canonical(top);
+    }
+    Ok(host.canonical(plan::folder_of(top))?.join(top.file_name().unwrap_or_default()))
+}
+
+/// A job under way.
+struct Runner {
+    ending: Ending,
+    report: Report,
+    machine: Machine,
+    /// `None` until the job has been bound.
+    journal: Option<Journal>,
+    /// What is open until the record has landed.
+    fold: Option<Folding>,
+}
+
+/// What a job needs until the record has landed.
+struct Folding {
+    images: Images,
+    work: Work,
+    proof: Proof,
+    verify: Verify,
+}
+
+impl Runner {
+    fn open(ending: Ending, report: Report, copy: Copy, pace: Pace) -> Result<Self> {
+        let plan = &report.plan;
+        let journal = Journal::resume(&ending.host, &plan.top)?;
+        if journal.is_none() && plan.need_bytes > plan.free_bytes {
+            let what = format!("may need {} bytes; {} are free there", plan.need_bytes, plan.free_bytes);
+            let place = plan.target.as_ref().unwrap_or(&plan.result);
+            return Err(Error::new(ErrorKind::NoSpace, what).path(place));
+        }
+        let Copy { chain, depth, work, request } = copy;
+        let journal_now = journal.as_ref();
+        let setup = Setup { plan, request: &request, work: &work, depth, journal: journal_now };
+        let (images, found) = Images::open(&ending, chain, &setup)?;
+        let machine = Machine::new(work.list.clone(), plan.removed.len(), pace);
+        let machine = match found {
+            Some(found) => machine.resume(found),
+            None => machine,
+        };
+        let fold = Some(Folding { images, work, proof: Proof::default(), verify: request.verify });
+        Ok(Self { ending, report, machine, journal, fold })
+    }
+
+    fn run(mut self, progress: &Progress) -> Result<Report> {
+        progress.begin("copy", self.report.plan.copy_bytes + self.report.plan.zero_bytes);
+        loop {
+            if progress.is_cancelled() {
+                self.machine.stop();
+            }
+            let Some(step) = self.machine.next() else { break };
+            self.perform(step, progress)?;
+            self.machine.landed(step);
+        }
+        if self.machine.is_done() { Ok(self.report) } else { Err(stopped(&self.report.plan)) }
+    }
+
+    fn perform(&mut self, step: Step, progress: &Progress) -> Result<()> {
+        match step {
+            Step::Bind => self.bind(),
+            Step::Move(range) => self.move_range(range, progress),
+            Step::Mark(mark) => self.note(Position { mark, is_ready: false }),
+            Step::Check => self.check(progress),
+            Step::Prepare => self.prepare_record(),
+            Step::Settle => {
+                self.fold = None;
+                progress.begin("finish", 0);
+                self.ending.settle(self.journal()?)
+            }
+            Step::Drop(number) => self.ending.remove(self.journal()?, number),
+            Step::Close => {
+                let journal = self.journal.take().ok_or_else(unbound)?;
+                self.ending.close(journal)
+            }
+            Step::Record => self.fold()?.images.record(&self.ending, self.journal()?),
+            Step::Renew => self.fold()?.images.renew(&self.ending, self.journal()?),
+            Step::Grow => self.fold()?.images.grow(),
+            Step::Flush => self.fold()?.images.sides.target.flush(),
+            Step::Cut => self.fold()?.images.cut(),
+        }
+    }
+
+    fn fold(&self) -> Result<&Folding> {
+        self.fold.as_ref().ok_or_else(|| Error::invalid("the record has landed already"))
+    }
+
+    fn journal(&self) -> Result<&Journal> {
+        self.journal.as_ref().ok_or_else(unbound)
+    }
+
+    fn note(&mut self, position: Position) -> Result<()> {
+        self.journal.as_mut().ok_or_else(unbound)?.note(position)
+    }
+
+    /// Writes the journal; one that stands keeps its epochs, so that there is no moment without a binding.
+    fn bind(&mut self) -> Result<()> {
+        let fold = self.fold()?;
+        let head_epoch = fold.images.mark_head(&self.ending)?;
+        let before = self.journal.as_ref().map(Journal::fold);
+        let (old_epoch, new_epoch) = match before {
+            Some(before) => (before.old_epoch, before.new_epoch),
+            None => (fold.images.target_epoch(&self.ending)?, Epoch::fresh()),
+        };
+        let view_id = match (fold.verify, before.and_then(|b| b.view_id)) {
+            (Verify::Bytes, None) => Some(fold.images.sides.view_id(Side::Top)?),
+            (_, id) => id,
+        };
+        let plan = &self.report.plan;
+        let names = Names::new(&plan.top);
+        let journal = Fold {
+            job: seed::fresh(),
+            mode: plan.mode,
+            old_epoch,
+            new_epoch,
+            head: self.ending.host.witness(&plan.top)?,
+            head_epoch,
+            list_digest: fold.work.digest,
+            list_bytes: fold.work.list.bytes(),
+            view_id,
+            size: plan.size,
+            layers: names.all(plan.folded.iter().chain([&fold.images.target])),
+            result: names.one(&plan.result),
+            format: fold.images.result_format().name().to_owned(),
+            draft: fold.images.draft.as_deref().map(|draft| names.one(draft)),
+            removed: names.all(plan.removed.iter()),
+        };
+        self.journal = Some(Journal::create(&self.ending.host, &plan.top, journal)?);
+        Ok(())
+    }
+
+    fn move_range(&mut self, range: GuestRange, progress: &Progress) -> Result<()> {
+        let fold = self.fold.as_mut().ok_or_else(unbound)?;
+        let sides = &fold.images.sides;
+        if fold.verify != Verify::Nothing {
+            fold.proof.pass(sides, range)?;
+        }
+        for run in decided(&sides.run, range)? {
+            let shared = sides.carry(&run)?;
+            if run.is_zero() {
+                self.report.zeroed_bytes += run.range.bytes;
+            } else {
+                self.report.shared_bytes += shared;
+                self.report.copied_bytes += run.range.bytes - shared.min(run.range.bytes);
+            }
+            progress.moved(run.range.bytes);
+        }
+        Ok(())
+    }
+
+    /// Proves the target; one that differs is copied again from the start by the next life of the job.
+    fn check(&mut self, progress: &Progress) -> Result<()> {
+        let fold = self.fold()?;
+        if fold.verify == Verify::Nothing {
+            return Ok(());
+        }
+        progress.begin("verify", fold.work.list.bytes());
+        let mut checked =
+            fold.proof.check(&fold.images.sides, &fold.work.list, &|bytes| progress.moved(bytes));
+        if let (Ok(()), Verify::Bytes) = (&checked, fold.verify) {
+            checked = self.check_bytes(fold);
+        }
+        let verify = fold.verify;
+        if checked.is_err() {
+            self.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
+        }
+        self.report.verified = checked.is_ok().then_some(verify);
+        checked
+    }
+
+    fn check_bytes(&self, fold: &Folding) -> Result<()> {
+        let sides = &fold.images.sides;
+        let before = match self.journal()?.fold().view_id {
+            Some(id) => id,
+            // The job began without: TOP's view is still what it was.
+            None => sides.view_id(Side::Top)?,
+        };
+        if sides.view_id(Side::Target)? == before {
+            return Ok(());
+        }
+        Err(proof::differs(sides, GuestOffset::new(0).range(sides.size)))
+    }
+
+    fn prepare_record(&mut self) -> Result<()> {
+        self.fold()?.images.prepare_record(&self.ending, self.journal()?)?;
+        let mark = GuestOffset::new(self.report.plan.size);
+        self.note(Position { mark, is_ready: true })
+    }
+}
+
+fn unbound() -> Error {
+    Error::invalid("the job has no journal yet")
+}
+
+fn stopped(plan: &Plan) -> Error {
+    let what =
+        "stopped at a clean point, as asked: the disk opens as before, `consolidate` goes on from here";
+    Error::new(ErrorKind::Interrupted, what).path(&plan.top)
+}
+
+/// Makes paths relative to TOP's folder.
+struct Names<'a> {
+    folder: &'a Path,
+}
+
+impl<'a> Names<'a> {
+    fn new(top: &'a Path) -> Self {
+        Self { folder: plan::folder_of(top) }
+    }
+
+    fn one(&self, path: &Path) -> PathBuf {
+        relative_name(self.folder, path)
+    }
+
+    fn all<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> Vec<PathBuf> {
+        paths.map(|path| self.one(path)).collect()
+    }
+}
