@@ -11,6 +11,7 @@
 //! ```
 
 mod family;
+mod lineage;
 mod link;
 mod open;
 mod pair;
@@ -18,6 +19,7 @@ mod policy;
 mod view;
 
 pub use family::{Family, Link, Member};
+pub use lineage::{Standing, check_lineage, lineage};
 pub use link::relative_name;
 pub use open::{Opening, open_layer};
 pub use pair::{Both, Pair};

@@ -125,6 +125,11 @@ impl View {
         Ok(())
     }
 
+    /// Appends what the topmost layer itself says about `range` (within the size), in order, covering it.
+    pub fn own_map(&self, range: GuestRange, out: &mut Vec<Extent>) -> Result<()> {
+        self.images.first().map_or(Ok(()), |own| describe(own.as_ref(), range, out))
+    }
+
     /// Fills `buf` from `at`; zeros past the end.
     pub fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
         let mut rest = buf;

@@ -6,6 +6,7 @@ pub mod consolidate;
 pub mod diff;
 mod progress;
 pub mod rebase;
+pub mod seal;
 pub mod snapshot;
 
 pub use progress::{Progress, State};

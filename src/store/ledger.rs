@@ -277,7 +277,7 @@ fn header_path(image: &(impl Carrier + ?Sized)) -> Result<PathBuf> {
 }
 
 /// Returns whether the files look as they did; devices, whose times tell nothing, always do.
-fn is_as_before(then: &[Witness], now: &[Witness]) -> bool {
+pub fn is_as_before(then: &[Witness], now: &[Witness]) -> bool {
     let same =
         |(a, b): (&Witness, &Witness)| a.same_file(b) && (a.bytes, a.modified_ns) == (b.bytes, b.modified_ns);
     then.len() == now.len() && then.iter().zip(now).all(same)

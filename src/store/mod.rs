@@ -24,7 +24,7 @@ mod trust;
 
 pub use draft::{Draft, Publish};
 pub use journal::{Fold, FoldMode, Journal, Position};
-pub use ledger::{Carrier, Known, Ledger, StoredRecord};
+pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before};
 pub use record::{Claim, Epoch, LayerRecord, Record};
 pub use trust::{Child, Differs, Doubt, Evidence, Lineage, Refusal, Seen, Trust, accept, trust};
 

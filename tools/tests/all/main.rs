@@ -5,4 +5,5 @@ mod chain;
 mod consolidate;
 mod diff;
 mod foreign;
+mod lineage;
 mod qcow2_create;

@@ -1,0 +1,275 @@
+//! Sealing: the content ID of what a layer shows, computed once and kept with it.
+//!
+//! A view is hashed leaf by leaf on all cores; what its map knows to be zero is not read. Over a parent whose
+//! tree is known, only the leaves that the layer itself holds something of are read.
+//!
+//! What stays true: a layer is sealed only when everything below it is proven, so that a seal that is trusted
+//! later on stands on the same bytes as when it was made; and only if its files look as they did before the
+//! first byte was read.
+
+mod work;
+
+use super::Progress;
+use crate::{
+    base::{Error, ErrorKind, GuestOffset, GuestRange, Result, clock, units::index},
+    chain::{Chain, Layer, Opening, Standing, View, check_lineage, lineage, open_layer},
+    content::{ContentId, Digest, LEAF_BYTES, Tree, leaf},
+    io::{Access, Host, Witness},
+    map::{Extent, RangeSet},
+    store::{Claim, Known, Ledger, is_as_before},
+};
+use parking_lot::Mutex;
+use rayon::prelude::*;
+use std::{path::Path, sync::Arc};
+use work::{Work, work};
+
+/// How much of the map is looked at in one go.
+const STRIDE_BYTES: u64 = 512 << 20;
+
+/// How much is read in one go: it stays in a core's cache until it is hashed.
+const PIECE_BYTES: u64 = 4 * LEAF_BYTES;
+
+/// How a layer came by its seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// It had one that is trusted.
+    Kept,
+    /// From its parent's tree: what the layer itself holds was read.
+    Incremental,
+    /// Everything that is not known to be zero was read.
+    Full,
+}
+
+/// A sealed layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Sealed {
+    /// The content ID of its view.
+    pub id: ContentId,
+    /// How it was found.
+    pub how: How,
+    /// Bytes of the view that were read and hashed.
+    pub read_bytes: u64,
+}
+
+/// A tree, and what it took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hashed {
+    /// The tree of the whole view.
+    pub tree: Tree,
+    /// Bytes of the view that were read and hashed.
+    pub read_bytes: u64,
+}
+
+/// Returns the tree of what is read at a view, reading all that is not known to be zero.
+pub fn full_tree(view: &View, progress: &Progress) -> Result<Hashed> {
+    let map = |stride: GuestRange, out: &mut Vec<Extent>| {
+        let mut runs = Vec::new();
+        view.runs(stride, &mut runs)?;
+        out.extend(runs.iter().map(|run| Extent::new(run.range, run.state)));
+        Ok(())
+    };
+    hash(view, Tree::new(view.size()), &map, progress)
+}
+
+/// Returns the same tree, given that of the view below the topmost layer: what that layer holds is read.
+pub fn tree_over(view: &View, below: Tree, progress: &Progress) -> Result<Hashed> {
+    let mut tree = below;
+    let cut = tree.resize(view.size()).map(|leaf| tree.range(leaf));
+    let mut hashed = hash(view, tree, &|stride, out| view.own_map(stride, out), progress)?;
+    if let Some(cut) = cut {
+        let mut bytes = vec![0; index(LEAF_BYTES)];
+        let leaves = hash_piece(view, cut, &mut bytes)?;
+        leaves.into_iter().try_for_each(|(at, digest)| hashed.tree.set(at, digest))?;
+        hashed.read_bytes += cut.bytes;
+    }
+    Ok(hashed)
+}
+
+/// Appends what a map says of a range.
+type Map<'a> = dyn Fn(GuestRange, &mut Vec<Extent>) -> Result<()> + Sync + 'a;
+
+/// Brings `tree` up to date where `map` says something.
+fn hash(view: &View, tree: Tree, map: &Map<'_>, progress: &Progress) -> Result<Hashed> {
+    let size = view.size();
+    progress.begin("hash", size);
+    let hashed = Mutex::new(Hashed { tree, read_bytes: 0 });
+    let strides: Vec<GuestRange> = GuestOffset::new(0).range(size).pieces(STRIDE_BYTES).collect();
+    strides.par_iter().try_for_each(|stride| {
+        progress.checkpoint()?;
+        let mut extents = Vec::new();
+        map(*stride, &mut extents)?;
+        let Work { hash, zero } = work(&extents, *stride, size);
+        let leaves = hash_all(view, &hash, progress)?;
+        progress.moved(stride.bytes - hash.bytes());
+        let mut hashed = hashed.lock();
+        for (from, to) in zero {
+            hashed.tree.clear(from, to);
+        }
+        hashed.read_bytes += hash.bytes();
+        leaves.into_iter().try_for_each(|(at, digest)| hashed.tree.set(at, digest))
+    })?;
+    Ok(hashed.into_inner())
+}
+
+/// Returns the hashes of the leaves in `ranges`, in no order.
+fn hash_all(view: &View, ranges: &RangeSet, progress: &Progress) -> Result<Vec<(u64, Digest)>> {
+    let pieces: Vec<GuestRange> = ranges.iter().flat_map(|range| range.pieces(PIECE_BYTES)).collect();
+    let hashed: Result<Vec<Vec<(u64, Digest)>>> = pieces
+        .par_iter()
+        .map_init(
+            || vec![0; index(PIECE_BYTES)],
+            |buf, piece| {
+                progress.checkpoint()?;
+                let leaves = hash_piece(view, *piece, buf)?;
+                progress.moved(piece.bytes);
+                Ok(leaves)
+            },
+        )
+        .collect();
+    Ok(hashed?.into_iter().flatten().collect())
+}
+
+/// Reads a piece (whole leaves, or up to the view's end) and hashes its leaves.
+fn hash_piece(view: &View, piece: GuestRange, buf: &mut [u8]) -> Result<Vec<(u64, Digest)>> {
+    let buf = buf.get_mut(..index(piece.bytes)).unwrap_or_default();
+    view.read(piece.start, buf)?;
+    let first = piece.start.bytes() / LEAF_BYTES;
+    Ok((first..).zip(buf.chunks(index(LEAF_BYTES)).map(leaf)).collect())
+}
+
+/// Opens the layers of a chain for sealing: each for writing, so that its record can go into it, or for
+/// reading where somebody else uses it.
+pub fn open_layers(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Vec<Layer>> {
+    let reading = Opening { access: Access::Read, ..opening.clone() };
+    let chain = Chain::open(host, path, &reading)?;
+    let found: Vec<_> = chain.layers().iter().map(|l| (l.path.clone(), l.format())).collect();
+    drop(chain);
+    found
+        .into_iter()
+        .map(|(path, format)| {
+            let reading = Opening { format: Some(format), ..reading.clone() };
+            let writing = Opening { access: Access::Write, ..reading.clone() };
+            match open_layer(host, &path, &writing) {
+                Err(error) if is_refused(&error) => open_layer(host, &path, &reading),
+                opened => opened,
+            }
+        })
+        .collect()
+}
+
+fn is_refused(error: &Error) -> bool {
+    let closed = [std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::ReadOnlyFilesystem];
+    error.kind() == ErrorKind::Busy || error.os().is_some_and(|os| closed.contains(&os.kind()))
+}
+
+/// Seals `layers` (the topmost first, the base last) from the base up, freezing those that are not frozen yet
+/// and joining each to its parent. Returns what was done to each, in the order of `layers`.
+///
+/// `Policy` where a layer shows something else than its record or its child says; those below it are sealed
+/// then. `Interrupted` when asked to stop: what is sealed stays so.
+pub fn seal(ledger: &Ledger, layers: &[Layer], progress: &Progress) -> Result<Vec<Sealed>> {
+    refuse_hopeless(ledger, layers)?;
+    let mut done = Vec::with_capacity(layers.len());
+    for layer in layers.iter().rev() {
+        let sealed = seal_one(ledger, layer, &done, progress).map_err(|e| e.path(&layer.path))?;
+        done.push(sealed);
+    }
+    Ok(done.into_iter().rev().map(|done| done.sealed).collect())
+}
+
+/// Refuses a chain in which no hash can prove that a parent is the right one, before anything is written.
+fn refuse_hopeless(ledger: &Ledger, layers: &[Layer]) -> Result<()> {
+    let mut standings = lineage(ledger, layers)?;
+    for standing in &mut standings {
+        standing.on_parent.take_if(|on| on.as_ref().is_err_and(|refusal| refusal.wanted.is_some()));
+    }
+    check_lineage(layers, &standings)
+}
+
+/// A layer that is sealed, and what was known of it then.
+struct Done<'a> {
+    layer: &'a Layer,
+    sealed: Sealed,
+    known: Known,
+}
+
+impl Done<'_> {
+    fn is_unchanged(&self) -> Result<bool> {
+        let files = self.layer.image.files();
+        let now: Vec<Witness> = files.iter().map(|file| file.witness()).collect::<Result<_>>()?;
+        Ok(is_as_before(&self.known.now, &now))
+    }
+}
+
+/// Seals the layer above those that are `done` (the base first).
+fn seal_one<'a>(
+    ledger: &Ledger,
+    layer: &'a Layer,
+    done: &[Done<'a>],
+    progress: &Progress,
+) -> Result<Done<'a>> {
+    let (image, parent) = (layer.image.as_ref(), done.last());
+    if ledger.look(image)?.layer.frozen.is_none() {
+        ledger.freeze(image)?;
+    }
+    let before = ledger.look(image)?;
+    let standing = stand(layer, before.clone(), parent)?;
+    if let Some(id) = standing.known.proven() {
+        return Ok(Done {
+            layer,
+            sealed: Sealed { id, how: How::Kept, read_bytes: 0 },
+            known: standing.known,
+        });
+    }
+    // A write from here on gets another time stamp than the files have now.
+    clock::wait_past_ns(before.now.iter().map(|file| file.modified_ns).max().unwrap_or_default());
+    let layers: Vec<Layer> =
+        std::iter::once(layer).chain(done.iter().rev().map(|done| done.layer)).cloned().collect();
+    let view = View::new(&layers);
+    let below = match parent {
+        Some(parent) => ledger.tree(parent.layer.image.as_ref(), &parent.sealed.id)?,
+        None => None,
+    };
+    let (hashed, how) = match below {
+        Some(below) => (tree_over(&view, below, progress)?, How::Incremental),
+        None => (full_tree(&view, progress)?, How::Full),
+    };
+    for below in done {
+        if !below.is_unchanged()? {
+            let what = "was written while a content ID above it was computed";
+            return Err(Error::busy(what).path(&below.layer.path));
+        }
+    }
+    ledger.seal(image, &hashed.tree, &before)?;
+    let known = join(ledger, layer, parent)?;
+    let sealed = Sealed { id: hashed.tree.id(), how, read_bytes: hashed.read_bytes };
+    Ok(Done { layer, sealed, known: stand(layer, known, parent)?.known })
+}
+
+/// Returns how a layer stands on the one below, whose content ID has just been proven; a refusal is an error.
+fn stand(layer: &Layer, known: Known, parent: Option<&Done<'_>>) -> Result<Standing> {
+    let Some(parent) = parent else { return Ok(Standing { known, on_parent: None }) };
+    let standing = Standing::on(layer, known, &parent.known, Some(parent.sealed.id));
+    match &standing.on_parent {
+        Some(Err(refusal)) => Err(refusal.error(&layer.path, &parent.layer.path)),
+        _ => Ok(standing),
+    }
+}
+
+/// Gives a layer the claim that fits its parent, unless it has it.
+fn join(ledger: &Ledger, layer: &Layer, parent: Option<&Done<'_>>) -> Result<Known> {
+    let image = layer.image.as_ref();
+    let known = ledger.look(image)?;
+    let (Some(parent), Some(name)) = (parent, image.parent()) else { return Ok(known) };
+    let claim = parent.known.layer.frozen.map(|record| Claim {
+        parent_epoch: record.epoch,
+        parent_id: Some(parent.sealed.id),
+        name: name.name,
+        format: name.format,
+    });
+    if claim == known.layer.claim { Ok(known) } else { ledger.claim(image, claim) }
+}
+
+#[cfg(test)]
+mod tests;
