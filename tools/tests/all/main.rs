@@ -7,3 +7,4 @@ mod diff;
 mod foreign;
 mod lineage;
 mod qcow2_create;
+mod oracles;
