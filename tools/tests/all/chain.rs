@@ -2,7 +2,7 @@
 
 use crate::foreign::{Scratch, assert_same};
 use deltachain::{
-    base::{Error, ErrorKind, GuestOffset},
+    base::{Error, ErrorKind, GuestOffset, GuestRange},
     chain::{Chain, Opening, Policy},
     disk::Disk,
     format::Format,
@@ -82,6 +82,36 @@ fn the_merged_map_covers_the_disk_once_in_order() {
         at = run.range.end();
     }
     assert_eq!(at, GuestOffset::new(3_001_000));
+}
+
+#[test]
+fn a_write_lands_in_the_head_and_nowhere_else() {
+    let folder = Scratch::new();
+    let top = make_chain(&folder, 3);
+    let below: Vec<_> = (0..3).map(|n| std::fs::read(folder.file(&format!("l{n}"))).unwrap()).collect();
+    let mut expected = folder.flat("qcow2", &top);
+    {
+        let opening = Opening::writing().with_format(Some(Format::Qcow2));
+        let chain = Chain::open(&host(), &folder.file(&top), &opening).unwrap();
+        chain.write(GuestOffset::new(777_777), &[5; 100_000]).unwrap();
+        chain
+            .zero(
+                GuestRange { start: GuestOffset::new(2_000_001), bytes: 99_999 },
+                deltachain::io::Kept::Nothing,
+            )
+            .unwrap();
+        chain.flush().unwrap();
+        expected[777_777..877_777].fill(5);
+        expected[2_000_001..2_100_000].fill(0);
+        assert_same(&whole(&chain), &expected, "before closing");
+        let beyond = chain.write(GuestOffset::new(chain.size() - 1), &[0; 2]).unwrap_err();
+        assert_eq!(beyond.kind(), ErrorKind::Invalid);
+    }
+    assert_same(&folder.flat("qcow2", &top), &expected, "as qemu reads it");
+    folder.qemu_img(&format!("check -q -f qcow2 {top}"));
+    for (n, bytes) in below.iter().enumerate() {
+        assert!(*bytes == std::fs::read(folder.file(&format!("l{n}"))).unwrap(), "layer {n} was changed");
+    }
 }
 
 fn refused(folder: &Scratch, image: &str) -> Error {

@@ -6,5 +6,6 @@ mod consolidate;
 mod diff;
 mod foreign;
 mod lineage;
-mod qcow2_create;
 mod oracles;
+mod qcow2_create;
+mod qcow2_create;
