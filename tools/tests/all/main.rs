@@ -8,4 +8,3 @@ mod foreign;
 mod lineage;
 mod oracles;
 mod qcow2_create;
-mod qcow2_create;
