@@ -93,7 +93,7 @@ fn a_write_lands_in_the_head_and_nowhere_else() {
     {
         let opening = Opening::writing().with_format(Some(Format::Qcow2));
         let chain = Chain::open(&host(), &folder.file(&top), &opening).unwrap();
-        chain.write(GuestOffset::new(777_777), &[5; 100_000]).unwrap();
+        chain.write(GuestOffset::new(777_777), &vec![5; 100_000]).unwrap();
         chain
             .zero(
                 GuestRange { start: GuestOffset::new(2_000_001), bytes: 99_999 },
