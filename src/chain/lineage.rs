@@ -4,7 +4,7 @@ use super::Layer;
 use crate::{
     base::Result,
     content::ContentId,
-    store::{Child, Doubt, Known, Ledger, Lineage, Refusal, Trust, accept},
+    store::{Child, Differs, Doubt, Known, Ledger, Lineage, Refusal, Trust, accept},
 };
 
 /// What is known of a layer with a place in a chain.
@@ -17,13 +17,23 @@ pub struct Standing {
 }
 
 /// Returns how each layer stands, in the order of `layers`: the topmost first, the base last. Writes nothing.
+///
+/// While a job on the topmost layer is under way, its journal binds the run's oldest layer to the target's new
+/// epoch: they stand on each other although the claim names the old one.
 pub fn lineage(ledger: &Ledger, layers: &[Layer]) -> Result<Vec<Standing>> {
     let mut standings: Vec<Standing> = Vec::with_capacity(layers.len());
-    for layer in layers.iter().rev() {
+    for (at, layer) in layers.iter().enumerate().rev() {
         let known = ledger.look(layer.image.as_ref()).map_err(|e| e.path(&layer.path))?;
-        let standing = match standings.last() {
-            Some(parent) => Standing::on(layer, known, &parent.known, None),
-            None => Standing { known, on_parent: None },
+        let standing = match (standings.last(), layers.get(at + 1)) {
+            (Some(below), Some(parent)) => {
+                let standing = Standing::on(layer, known.clone(), &below.known, None);
+                match standing.refusal().filter(|refusal| is_bound(ledger, layers, (layer, parent), refusal))
+                {
+                    Some(_) => Standing::accepted(known, Lineage::Kept, below.known.trust),
+                    None => standing,
+                }
+            }
+            _ => Standing { known, on_parent: None },
         };
         standings.push(standing);
     }
@@ -41,16 +51,44 @@ impl Standing {
             name: name.as_ref().map(|p| p.name.as_slice()).unwrap_or_default(),
             format: name.as_ref().and_then(|p| p.format.as_deref()),
         };
-        let accepted = accept(&child, parent, proven);
-        let below = match &accepted {
-            Ok(Lineage::Kept | Lineage::Proven) => parent.trust,
+        match accept(&child, parent, proven) {
+            Ok(lineage) => Self::accepted(known, lineage, parent.trust),
+            Err(refusal) => {
+                let trust = known.trust.over(Trust::Doubted(Doubt::Below));
+                Self { known: Known { trust, ..known }, on_parent: Some(Err(refusal)) }
+            }
+        }
+    }
+
+    fn accepted(known: Known, lineage: Lineage, parent: Trust) -> Self {
+        let below = match lineage {
+            Lineage::Kept | Lineage::Proven => parent,
             // Without a claim, the layer would not notice that its parent changed.
-            Ok(Lineage::Unknown) => Trust::Claimed.over(parent.trust),
-            Err(_) => Trust::Doubted(Doubt::Below),
+            Lineage::Unknown => Trust::Claimed.over(parent),
         };
         let trust = known.trust.over(below);
-        Self { known: Known { trust, ..known }, on_parent: Some(accepted) }
+        Self { known: Known { trust, ..known }, on_parent: Some(Ok(lineage)) }
     }
+
+    /// Returns why the layer must not be read on its parent, if so.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.on_parent.as_ref().and_then(|on| on.as_ref().err()).map(AsRef::as_ref)
+    }
+}
+
+/// Returns whether a job on the topmost layer is why `child` and `parent` do not name the same epoch.
+///
+/// A journal that cannot be read binds nothing.
+fn is_bound(ledger: &Ledger, layers: &[Layer], pair: (&Layer, &Layer), refusal: &Refusal) -> bool {
+    let (Differs::Epoch { claimed, found }, Some(top)) = (refusal.differs, layers.first()) else {
+        return false;
+    };
+    let (child, parent) = pair;
+    ledger
+        .journal(&top.path)
+        .ok()
+        .flatten()
+        .is_some_and(|journal| journal.binds(&child.path, &parent.path, claimed, found).unwrap_or(false))
 }
 
 /// Returns the first refusal from the base up, as an error for a person.

@@ -64,6 +64,7 @@ impl Layer {
 #[derive(Debug)]
 pub struct Chain {
     layers: Vec<Layer>,
+    standings: Vec<Standing>,
     is_writable: bool,
     /// All layers where the chain is only read; else those below the head.
     merged: View,
@@ -77,18 +78,29 @@ impl Chain {
     /// locked.
     pub fn open(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let layers = open::layers(host, path, opening)?;
-        Ok(Self::of(layers, opening.access.writes()))
+        let standings = match &opening.ledger {
+            Some(ledger) => lineage(ledger, &layers)?,
+            None => Vec::new(),
+        };
+        check_lineage(&layers, &standings)?;
+        Ok(Self { standings, ..Self::of(layers, opening.access.writes()) })
     }
 
     /// Makes a chain of layers that are open already, the head first (never empty).
     pub fn of(layers: Vec<Layer>, is_writable: bool) -> Self {
         let merged = View::new(layers.get(usize::from(is_writable)..).unwrap_or_default());
-        Self { layers, is_writable, merged }
+        Self { layers, standings: Vec::new(), is_writable, merged }
     }
 
     /// Returns the layers, the head first.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// Returns how each layer stands on its parent, in the order of [`Chain::layers`]; empty unless the chain was
+    /// opened with a ledger.
+    pub fn standings(&self) -> &[Standing] {
+        &self.standings
     }
 
     /// Returns the head.

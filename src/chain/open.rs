@@ -5,6 +5,7 @@ use crate::{
     base::{Error, ErrorKind, Result},
     format::{self, Format},
     io::{Access, File, Host, Witness},
+    store::Ledger,
 };
 use std::{
     path::{Path, PathBuf},
@@ -22,12 +23,20 @@ pub struct Opening {
     pub access: Access,
     /// Which references are followed.
     pub policy: Policy,
+    /// What is known of the layers: with it, a layer whose parent is not what it was made on is refused.
+    pub ledger: Option<Ledger>,
 }
 
 impl Opening {
     /// Opens for reading, recognising the format, following what stays in the image's folder.
     pub fn reading() -> Self {
-        Self { format: None, parent_format: None, access: Access::Read, policy: Policy::default() }
+        Self {
+            format: None,
+            parent_format: None,
+            access: Access::Read,
+            policy: Policy::default(),
+            ledger: None,
+        }
     }
 
     /// The same, for writing the head.
@@ -53,6 +62,13 @@ impl Opening {
     #[must_use]
     pub fn with_policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// Has each layer's parent looked at, and refused if it is not what the layer was made on.
+    #[must_use]
+    pub fn with_ledger(mut self, ledger: Ledger) -> Self {
+        self.ledger = Some(ledger);
         self
     }
 

@@ -53,6 +53,8 @@ impl Run {
 /// What is read at one layer and below it.
 pub struct View {
     images: Vec<Arc<dyn Image>>,
+    /// The most that is merged in one go: bounds the runs in memory, whatever the layers hold.
+    window_max: u64,
     pages: Mutex<Pages>,
 }
 
@@ -101,7 +103,10 @@ impl Pages {
 impl View {
     /// Looks at `layers`, the topmost first.
     pub fn new(layers: &[Layer]) -> Self {
-        Self { images: layers.iter().map(|l| Arc::clone(&l.image)).collect(), pages: Mutex::default() }
+        let images: Vec<_> = layers.iter().map(|l| Arc::clone(&l.image)).collect();
+        let unit = images.iter().map(|image| image.unit().max(64 << 10)).min().unwrap_or(64 << 10);
+        let window_max = (unit << 20).clamp(PAGE_BYTES, 128 * PAGE_BYTES);
+        Self { images, window_max, pages: Mutex::default() }
     }
 
     /// Returns the size of the topmost layer in bytes, 0 if there is none.
@@ -116,11 +121,16 @@ impl View {
 
     /// Appends the merged map of `range`, in order, covering it; past the end it is zero and nobody's.
     pub fn runs(&self, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
-        for piece in range.pieces(PAGE_BYTES) {
-            let page = self.page(piece.start)?;
-            let first = page.partition_point(|run| run.range.end() <= piece.start);
-            let inside = page.iter().skip(first).take_while(|run| run.range.start < piece.end());
+        let (mut at, mut window) = (range.start, PAGE_BYTES);
+        while at < range.end() {
+            let piece = GuestRange::between(at, range.end().min(at.floor(PAGE_BYTES).plus(window)));
+            let known = if window == PAGE_BYTES { self.page(at)? } else { self.merge(piece)?.into() };
+            let first = known.partition_point(|run| run.range.end() <= piece.start);
+            let inside = known.iter().skip(first).take_while(|run| run.range.start < piece.end());
             inside.for_each(|run| push(out, run.clip(piece)));
+            at = piece.end();
+            // Where nearly nothing is, the steps grow: an empty disk of any size takes few.
+            window = if known.len() < 64 { (window * 4).min(self.window_max) } else { PAGE_BYTES };
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Gathers what is known of a layer, and writes it down in the order that keeps it true.
 
 use super::{
-    FOLDER, LayerRecord, Record,
+    FOLDER, Journal, LayerRecord, Record,
     note::{self, Note},
     place,
     record::{Claim, Epoch},
@@ -202,6 +202,11 @@ impl Ledger {
             }
         }
         Ok(None)
+    }
+
+    /// Returns the journal of the job on the layer at `top`, to look at; `None` if there is none.
+    pub fn journal(&self, top: &Path) -> Result<Option<Journal>> {
+        Journal::find(&self.host, top)
     }
 
     /// Removes what is noted of an image that is about to be removed.

@@ -32,12 +32,10 @@ fn a_raw_disk_s_holes_are_not_read() {
 }
 
 #[test]
-fn sixty_four_tebibytes_of_hole_take_milliseconds() {
+fn sixty_four_tebibytes_of_hole_are_not_read() {
     let (_, layer) = raw(64 << 40);
-    let watch = clock::Stopwatch::start();
     let hashed = full_tree(&View::new(&[layer]), &Progress::default()).unwrap();
     assert_eq!((hashed.tree.id(), hashed.read_bytes), (Tree::new(64 << 40).id(), 0));
-    assert!(watch.elapsed().as_millis() < 2000, "{:?}", watch.elapsed());
 }
 
 #[test]
