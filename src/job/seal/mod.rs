@@ -24,7 +24,7 @@ use std::{path::Path, sync::Arc};
 use work::{Work, work};
 
 /// How much of the map is looked at in one go.
-const STRIDE_BYTES: u64 = 512 << 20;
+const STRIDE_BYTES: u64 = 8 << 30;
 
 /// How much is read in one go: it stays in a core's cache until it is hashed.
 const PIECE_BYTES: u64 = 4 * LEAF_BYTES;
