@@ -4,7 +4,8 @@ use super::Layer;
 use crate::{
     base::Result,
     content::ContentId,
-    store::{Child, Differs, Doubt, Known, Ledger, Lineage, Refusal, Trust, accept},
+    format::Image,
+    store::{Child, Claim, Differs, Doubt, Known, Ledger, Lineage, Refusal, Trust, accept},
 };
 
 /// What is known of a layer with a place in a chain.
@@ -100,4 +101,25 @@ pub fn check_lineage(layers: &[Layer], standings: &[Standing]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives a layer the claim that fits its parent, unless it has it: the parent's epoch, and its content ID where
+/// that is certain (the parent's trust is that over all its ancestors).
+pub fn join(ledger: &Ledger, child: &dyn Image, parent: &Known) -> Result<Known> {
+    let known = ledger.look(child)?;
+    let Some(name) = child.parent() else { return Ok(known) };
+    let claim = parent.layer.frozen.map(|record| Claim {
+        parent_epoch: record.epoch,
+        parent_id: parent.proven(),
+        name: name.name,
+        format: name.format,
+    });
+    if claim == known.layer.claim { Ok(known) } else { ledger.claim(child, claim) }
+}
+
+/// Freezes the topmost of `layers`, because something is about to depend on it; returns what is known of it then.
+pub fn freeze(ledger: &Ledger, layers: &[Layer]) -> Result<Option<Known>> {
+    let Some(top) = layers.first() else { return Ok(None) };
+    ledger.freeze(top.image.as_ref()).map_err(|e| e.path(&top.path))?;
+    Ok(lineage(ledger, layers)?.into_iter().next().map(|standing| standing.known))
 }

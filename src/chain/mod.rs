@@ -19,7 +19,7 @@ mod policy;
 mod view;
 
 pub use family::{Family, Link, Member};
-pub use lineage::{Standing, check_lineage, lineage};
+pub use lineage::{Standing, check_lineage, freeze, join, lineage};
 pub use link::relative_name;
 pub use open::{Opening, open_layer};
 pub use pair::{Both, Pair};

@@ -7,11 +7,12 @@
 use super::Progress;
 use crate::{
     base::{Error, GuestOffset, GuestRange, Result, units::index},
-    chain::{Both, Chain, Layer, Opening, Pair, Run, View, relative_name},
+    chain::{Both, Chain, Layer, Opening, Pair, Run, View, freeze, join, relative_name},
     disk::Disk,
-    format::{Format, ParentName},
+    format::{Below, Format, ParentName},
     io::{Host, Kept},
     map::State,
+    store::Ledger,
 };
 use std::{
     os::unix::ffi::OsStrExt,
@@ -55,6 +56,7 @@ pub struct Rebase {
     link: Option<ParentName>,
     work: Vec<Step>,
     plan: Plan,
+    ledger: Option<Ledger>,
 }
 
 /// What has to be done so that a run reads the same without the old parent.
@@ -99,7 +101,8 @@ impl Rebase {
             compare_bytes: 0,
             zero_bytes: 0,
         };
-        let mut rebase = Self { chain, old, new, link, work: Vec::new(), plan };
+        let mut rebase =
+            Self { chain, old, new, link, work: Vec::new(), plan, ledger: opening.ledger.clone() };
         rebase.find_work()?;
         Ok(rebase)
     }
@@ -151,7 +154,17 @@ impl Rebase {
         }
         let image = &self.chain.head()?.image;
         image.flush()?;
+        let known = match (&self.ledger, &self.new) {
+            (Some(ledger), Some(new)) => freeze(ledger, new.layers())?,
+            _ => None,
+        };
         image.set_parent(self.link.as_ref())?;
+        // Between the two steps the old claim names another parent than the header: it says nothing.
+        match (&self.ledger, known) {
+            (Some(ledger), Some(known)) => drop(join(ledger, image.as_ref(), &known)?),
+            (Some(ledger), None) => drop(ledger.claim(image.as_ref(), None)?),
+            _ => {}
+        }
         Ok(self.plan)
     }
 
@@ -163,7 +176,9 @@ impl Rebase {
             let run = step.run.clip(range);
             match (step.is_compared, run.state) {
                 (true, _) => self.copy_if_different(range)?,
-                (false, State::Zero { .. } | State::Absent) => image.zero(range, Kept::Nothing, &self.old)?,
+                (false, State::Zero { .. } | State::Absent) => {
+                    image.zero(range, Kept::Nothing, &Leaving(&self.old))?
+                }
                 (false, State::Data { host }) => {
                     let source = run.layer.and_then(|l| self.old.images().get(l));
                     let source = source.ok_or_else(|| Error::invalid("a run of data without a layer"))?;
@@ -195,6 +210,19 @@ impl Rebase {
             }
         }
         if was == is { Ok(()) } else { self.chain.head()?.image.write(range.start, &was, &self.old) }
+    }
+}
+
+/// The old parent, about to be left: that it shows zeros does not spare the image from saying so itself.
+struct Leaving<'a>(&'a View);
+
+impl Below for Leaving<'_> {
+    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        self.0.read(at, buf)
+    }
+
+    fn is_zero(&self, _range: GuestRange) -> Result<bool> {
+        Ok(false)
     }
 }
 

@@ -5,10 +5,10 @@
 
 use crate::{
     base::{Error, Result},
-    chain::{Chain, Family, Layer, Opening, open_layer, relative_name},
+    chain::{Chain, Family, Layer, Opening, freeze, join, relative_name},
     format::{self, Creation, Format, NoParts, ParentName},
     io::{Access, Host},
-    store::{Draft, Publish},
+    store::{Draft, Ledger, Publish},
 };
 use std::{
     os::unix::ffi::OsStrExt,
@@ -43,30 +43,44 @@ pub fn snapshot(
         return Err(Error::new(crate::base::ErrorKind::Exists, "is there already").path(new));
     }
     // The write lock is the proof that nobody goes on writing what is about to be frozen.
-    let frozen = open_layer(host, top, &Opening { access: Access::Write, ..opening.clone() })?;
-    let name = publish_child(host, &frozen, new, options, Publish::New)?;
+    let chain = Chain::open(host, top, &Opening { access: Access::Write, ..opening.clone() })?;
+    let frozen = chain.head()?;
+    let child = Child { target: new, options, how: Publish::New };
+    let name = child.publish(host, opening.ledger.as_ref(), chain.layers())?;
     Ok(Taken { frozen: frozen.path.clone(), head: new.to_path_buf(), name, size: frozen.size() })
 }
 
-/// Makes an empty child of `parent` and gives it the name `target`; returns the parent's name in it.
-fn publish_child(
-    host: &Arc<dyn Host>,
-    parent: &Layer,
-    target: &Path,
-    options: &[(String, String)],
+/// An empty child in the making.
+struct Child<'a> {
+    target: &'a Path,
+    options: &'a [(String, String)],
     how: Publish,
-) -> Result<String> {
-    let draft = Draft::new(host, target)?;
-    let home = host.canonical(draft.path())?;
-    let name = relative_name(home.parent().unwrap_or(Path::new("/")), &parent.path);
-    let link = ParentName {
-        name: name.as_os_str().as_bytes().to_vec(),
-        format: Some(parent.format().name().to_owned()),
-    };
-    let creation = Creation { size: parent.size(), parent: Some(link), options: options.to_vec() };
-    drop(format::create(Format::Qcow2, draft.file(), &creation, &NoParts).map_err(|e| e.path(target))?);
-    draft.publish(target, how)?;
-    Ok(name.display().to_string())
+}
+
+impl Child<'_> {
+    /// Makes it on the topmost of `layers` and gives it its name; returns the parent's name in it.
+    ///
+    /// The parent is frozen first, durably; the child is seen by nobody before it is whole.
+    fn publish(&self, host: &Arc<dyn Host>, ledger: Option<&Ledger>, layers: &[Layer]) -> Result<String> {
+        let parent = layers.first().ok_or_else(|| Error::invalid("a chain without layers"))?;
+        let draft = Draft::new(host, self.target)?;
+        let home = host.opened_as(draft.file().as_ref())?;
+        let name = relative_name(home.parent().unwrap_or(Path::new("/")), &parent.path);
+        let link = ParentName {
+            name: name.as_os_str().as_bytes().to_vec(),
+            format: Some(parent.format().name().to_owned()),
+        };
+        let creation = Creation { size: parent.size(), parent: Some(link), options: self.options.to_vec() };
+        let image = format::create(Format::Qcow2, draft.file(), &creation, &NoParts)?;
+        if let Some(ledger) = ledger
+            && let Some(known) = freeze(ledger, layers)?
+        {
+            join(ledger, image.as_ref(), &known)?;
+        }
+        drop(image);
+        draft.publish(self.target, self.how)?;
+        Ok(name.display().to_string())
+    }
 }
 
 /// What going back to a layer gives up.
@@ -90,6 +104,7 @@ pub struct Revert {
     chain: Chain,
     depth: usize,
     plan: Plan,
+    ledger: Option<Ledger>,
 }
 
 impl Revert {
@@ -114,7 +129,7 @@ impl Revert {
             size: chain.layers().get(depth).map_or(0, Layer::size),
             left: chain.layers().iter().take(depth).skip(1).map(|l| l.path.clone()).collect(),
         };
-        Ok(Self { chain, depth, plan })
+        Ok(Self { chain, depth, plan, ledger: opening.ledger.clone() })
     }
 
     /// Returns what is given up.
@@ -125,8 +140,9 @@ impl Revert {
     /// Does it: an empty child of the layer takes the head's name in one step.
     pub fn run(self, host: &Arc<dyn Host>, options: &[(String, String)]) -> Result<Plan> {
         let head = self.chain.head()?;
-        let layer = self.chain.layers().get(self.depth).ok_or_else(|| Error::invalid("no such layer"))?;
-        publish_child(host, layer, &head.path, options, Publish::Replace)?;
+        let layers = self.chain.layers().get(self.depth..).unwrap_or_default();
+        let child = Child { target: &head.path, options, how: Publish::Replace };
+        child.publish(host, self.ledger.as_ref(), layers)?;
         Ok(self.plan)
     }
 }

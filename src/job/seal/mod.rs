@@ -12,11 +12,11 @@ mod work;
 use super::Progress;
 use crate::{
     base::{Error, ErrorKind, GuestOffset, GuestRange, Result, clock, units::index},
-    chain::{Chain, Layer, Opening, Standing, View, check_lineage, lineage, open_layer},
+    chain::{Chain, Layer, Opening, Standing, View, check_lineage, join, lineage, open_layer},
     content::{ContentId, Digest, LEAF_BYTES, Tree, leaf},
     io::{Access, Host, Witness},
     map::{Extent, RangeSet},
-    store::{Claim, Known, Ledger, is_as_before},
+    store::{Known, Ledger, is_as_before},
 };
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -242,7 +242,10 @@ fn seal_one<'a>(
         }
     }
     ledger.seal(image, &hashed.tree, &before)?;
-    let known = join(ledger, layer, parent)?;
+    let known = match parent {
+        Some(parent) => join(ledger, image, &parent.known)?,
+        None => ledger.look(image)?,
+    };
     let sealed = Sealed { id: hashed.tree.id(), how, read_bytes: hashed.read_bytes };
     Ok(Done { layer, sealed, known: stand(layer, known, parent)?.known })
 }
@@ -255,20 +258,6 @@ fn stand(layer: &Layer, known: Known, parent: Option<&Done<'_>>) -> Result<Stand
         Some(Err(refusal)) => Err(refusal.error(&layer.path, &parent.layer.path)),
         _ => Ok(standing),
     }
-}
-
-/// Gives a layer the claim that fits its parent, unless it has it.
-fn join(ledger: &Ledger, layer: &Layer, parent: Option<&Done<'_>>) -> Result<Known> {
-    let image = layer.image.as_ref();
-    let known = ledger.look(image)?;
-    let (Some(parent), Some(name)) = (parent, image.parent()) else { return Ok(known) };
-    let claim = parent.known.layer.frozen.map(|record| Claim {
-        parent_epoch: record.epoch,
-        parent_id: Some(parent.sealed.id),
-        name: name.name,
-        format: name.format,
-    });
-    if claim == known.layer.claim { Ok(known) } else { ledger.claim(image, claim) }
 }
 
 #[cfg(test)]

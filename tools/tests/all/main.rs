@@ -8,3 +8,4 @@ mod foreign;
 mod lineage;
 mod oracles;
 mod qcow2_create;
+mod reshape;
