@@ -177,7 +177,7 @@ impl Rebase {
             match (step.is_compared, run.state) {
                 (true, _) => self.copy_if_different(range)?,
                 (false, State::Zero { .. } | State::Absent) => {
-                    image.zero(range, Kept::Nothing, &Leaving(&self.old))?
+                    image.zero(range, Kept::Nothing, &Leaving(&self.old))?;
                 }
                 (false, State::Data { host }) => {
                     let source = run.layer.and_then(|l| self.old.images().get(l));
