@@ -54,14 +54,6 @@ pub(super) fn begin_writing(file: &dyn File, header: &mut Header) -> Result<()> 
     set_fields(file, header, |h| h.autoclear &= feature::KNOWN_AUTOCLEAR)
 }
 
-/// Sets or clears an incompatible feature bit (dirty, corrupt); durable.
-pub(super) fn set_incompatible(file: &dyn File, header: &mut Header, bit: u64, is_on: bool) -> Result<()> {
-    if header.has(bit) == is_on || header.geometry.version == 2 {
-        return Ok(());
-    }
-    set_fields(file, header, |h| h.incompatible ^= bit)
-}
-
 /// Names another parent, or none; durable, in one step.
 ///
 /// `Invalid` for a name that no header can hold, for a raw data file, and where the first cluster has no room.

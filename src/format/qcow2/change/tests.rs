@@ -257,7 +257,7 @@ fn unknown_autoclear_bits_go_before_the_first_write_and_a_corrupt_image_is_not_w
     set_fields(&file, &mut header, |h| h.autoclear = 1 << 40 | feature::RECORD).unwrap();
     begin_writing(&file, &mut header).unwrap();
     assert_eq!(Header::read(&file).unwrap().autoclear, feature::RECORD);
-    set_incompatible(&file, &mut header, feature::CORRUPT, true).unwrap();
+    set_fields(&file, &mut header, |h| h.incompatible |= feature::CORRUPT).unwrap();
     let error = begin_writing(&file, &mut Header::read(&file).unwrap()).unwrap_err();
     assert!(error.to_string().contains("marked as corrupt"), "{error}");
 }
