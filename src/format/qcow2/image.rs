@@ -18,7 +18,7 @@
 //! are not recorded here; bitmaps that do not record keep their worth (`qcow2.rst`, "Bitmap directory").
 
 use super::{
-    bitmap, change,
+    bitmap, change, check,
     claim::Claims,
     details,
     entry::Shape,
@@ -89,11 +89,10 @@ impl Qcow2Image {
     fn open_parts(file: Arc<dyn File>, is_writable: bool, parts: &dyn Parts) -> Result<Self> {
         let mut header = Header::read(&*file)?;
         if is_writable {
-            if header.is_dirty() {
-                let why = "was not closed cleanly (dirty bit): check and repair it before writing";
-                return Err(Error::unsupported(why));
-            }
             change::begin_writing(&*file, &mut header)?;
+            if header.is_dirty() {
+                header = check::clean_up(&*file, header)?;
+            }
         }
         let shape = Shape { geometry: header.geometry, is_external: header.has(feature::EXTERNAL_DATA) };
         let data_file = if shape.is_external {

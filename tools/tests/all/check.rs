@@ -221,8 +221,16 @@ fn a_dirty_image_is_clean_after_a_repair() {
     let block = index(word(&bytes, 1 << 16));
     file.write_at(HostOffset::new(block as u64 + 10), &[0; 40]).unwrap();
     drop(file);
+    let dirty = fs::read(&path).unwrap();
     let left = ours(&path, Repair::All).unwrap();
     assert!(left.corruptions_fixed > 0 && left.corruptions == 0, "{left:?}");
+    assert_eq!(fs::read(&path).unwrap()[79], 0);
+    assert_eq!(qemus(&folder, "image").0, CLEAN);
+    // Opening for reading changes nothing, opening for writing repairs.
+    fs::write(&path, &dirty).unwrap();
+    drop(format::open(Format::Qcow2, open(&path, Access::Read), false, &NoParts).unwrap());
+    assert_eq!(fs::read(&path).unwrap(), dirty);
+    drop(format::open(Format::Qcow2, open(&path, Access::Write), true, &NoParts).unwrap());
     assert_eq!(fs::read(&path).unwrap()[79], 0);
     assert_eq!(qemus(&folder, "image").0, CLEAN);
 }

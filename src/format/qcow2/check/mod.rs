@@ -11,7 +11,7 @@ mod survey;
 
 use super::{change, feature, header::Header};
 use crate::{
-    base::{Result, error::InFile},
+    base::{Error, Result, error::InFile},
     format::{Checked, Parts, Repair},
     io::File,
 };
@@ -25,6 +25,16 @@ pub(super) fn check(file: &dyn File, repair: Repair, parts: &dyn Parts) -> Resul
         parts.open_part(name).in_file(file.path())?;
     }
     check_header(file, header, repair).in_file(file.path())
+}
+
+/// Repairs an image that was not closed cleanly, and returns its header; `Corrupt` if something is left.
+pub(super) fn clean_up(file: &dyn File, header: Header) -> Result<Header> {
+    let left = check_header(file, header, Repair::All)?;
+    if left.corruptions > 0 || left.errors > 0 {
+        let first = left.findings.first().map_or("", String::as_str);
+        return Err(Error::corrupt(format!("was not closed cleanly, and a repair leaves: {first}")));
+    }
+    Header::read(file)
 }
 
 fn check_header(file: &dyn File, mut header: Header, repair: Repair) -> Result<Checked> {
