@@ -17,7 +17,7 @@ mod pages;
 pub use file::{Access, Descriptor, File, Kept, Run, Witness};
 pub use host::{Entry, EntryKind, Host};
 pub use mode::is_marked_read_only;
-pub use moved::{Moved, copy};
+pub use moved::{Moved, begin_flush, copy};
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,5 @@
-//! System calls that need `unsafe`: locks on open file descriptions, and sharing a range between files.
+//! System calls that need `unsafe`: locks on open file descriptions, sharing a range between files, and
+//! early write-back.
 
 use crate::base::{HostOffset, HostRange};
 use rustix::io::{Errno, Result};
@@ -65,4 +66,11 @@ pub(in crate::io) fn clone_range(
     // SAFETY: FICLONERANGE reads one `struct file_clone_range`, which CloneRange mirrors field by field;
     // both descriptors are open while they are borrowed.
     unsafe { rustix::ioctl::ioctl(to.as_fd(), rustix::ioctl::Setter::<FICLONERANGE, _>::new(request)) }
+}
+
+/// Starts to write back all that is in the cache for `fd`. A hint: the kernel keeps what fails for the next flush,
+/// since nothing is waited for here.
+pub(in crate::io) fn begin_flush(fd: &OwnedFd) {
+    // SAFETY: the descriptor is open while it is borrowed; the call takes no pointer.
+    unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
