@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod consolidate;
+pub mod copy;
 pub mod diff;
 mod progress;
 pub mod rebase;

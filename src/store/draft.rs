@@ -2,7 +2,7 @@
 
 use crate::{
     base::{Result, seed},
-    io::{File, Host},
+    io::{Access, File, Host},
 };
 use std::{
     ffi::OsString,
@@ -34,6 +34,17 @@ impl Draft {
         let temporary = Self::temporary_name(target);
         let file = host.create(&temporary)?;
         Ok(Self { host: Arc::clone(host), temporary, file, is_published: false })
+    }
+
+    /// Opens a temporary file that an earlier run kept, to go on with it; `Busy` while another run does.
+    pub fn resume(host: &Arc<dyn Host>, temporary: &Path) -> Result<Self> {
+        let file = host.open(temporary, Access::Write)?;
+        Ok(Self { host: Arc::clone(host), temporary: temporary.to_path_buf(), file, is_published: false })
+    }
+
+    /// Leaves the temporary file where it is, to be resumed.
+    pub fn keep(mut self) {
+        self.is_published = true;
     }
 
     /// Returns whether `name` is one that only an interrupted program leaves behind.

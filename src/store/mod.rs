@@ -20,12 +20,14 @@ mod ledger;
 mod note;
 mod place;
 mod record;
+mod transfer;
 mod trust;
 
 pub use draft::{Draft, Publish};
 pub use journal::{Fold, FoldMode, Journal, Position};
 pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before};
 pub use record::{Claim, Epoch, LayerRecord, Record};
+pub use transfer::{Part, Transfer};
 pub use trust::{Child, Differs, Doubt, Evidence, Lineage, Refusal, Seen, Trust, accept, trust};
 
 /// The folder, beside images, that holds what is known of them and has no place in them.

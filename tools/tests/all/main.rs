@@ -4,6 +4,7 @@
 mod chain;
 mod check;
 mod consolidate;
+mod copy;
 mod diff;
 mod foreign;
 mod lineage;

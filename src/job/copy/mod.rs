@@ -1,0 +1,421 @@
+//! A chain to another folder: what is there already, in whatever format, is linked, not copied.
+//!
+//! The walk goes from the child to its parent and grandparent up to the first layer whose content ID the target
+//! is proven to have; the layers above it are copied, the deepest first, each seen under its name only when it is
+//! whole and stands on the right parent. The matched layer stays open, locked against writers, until the end, and
+//! is looked at again before the layer that stands on it is published.
+
+mod file;
+mod shelf;
+
+use super::{Progress, diff::first_difference, seal};
+use crate::{
+    base::{Error, ErrorKind, Result},
+    chain::{Chain, Layer, Opening, freeze, join, relative_name},
+    content::ContentId,
+    format::{self, ParentName, Parts},
+    io::{Access, File, Host},
+    store::{Known, Ledger, Transfer, Trust, is_as_before},
+};
+use shelf::{Match, Shelf};
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What may be linked instead of copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Share {
+    /// A layer whose content the target has is linked.
+    #[default]
+    Allow,
+    /// Every layer is copied.
+    Deny,
+    /// The head alone is copied; what its parent shows must be there.
+    ChildOnly,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request {
+    /// What may be linked.
+    pub share: Share,
+    /// Whether both disks are compared, byte by byte, at the end.
+    pub verify: bool,
+}
+
+/// What is done with one layer.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase", tag = "action")]
+pub enum Placed {
+    /// Its files are copied.
+    Copy {
+        /// Where it is.
+        from: PathBuf,
+        /// Where it will be.
+        to: PathBuf,
+        /// Space that its files take, in bytes.
+        bytes: u64,
+        /// Whether an earlier run has copied it.
+        is_done: bool,
+    },
+    /// Another image that shows the same stands in for it and all below it.
+    Link {
+        /// The layer at the source.
+        from: PathBuf,
+        /// What stands in.
+        to: PathBuf,
+        /// What both show.
+        id: ContentId,
+    },
+}
+
+/// What is going to be done.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Plan {
+    /// The head at the source.
+    pub head: PathBuf,
+    /// The target folder.
+    pub folder: PathBuf,
+    /// What happens to the layers, the head first; those below a linked one are not touched.
+    pub layers: Vec<Placed>,
+    /// Bytes to copy at most.
+    pub copy_bytes: u64,
+    /// Space free at the target, in bytes.
+    pub free_bytes: u64,
+    /// Whether an earlier run left something to go on with.
+    pub is_resumed: bool,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// As planned.
+    pub plan: Plan,
+    /// The head at the target.
+    pub head: PathBuf,
+    /// Bytes copied.
+    pub copied_bytes: u64,
+    /// Bytes that source and target share on the host instead.
+    pub shared_bytes: u64,
+    /// Whether both disks were compared, byte by byte, and found equal.
+    pub is_verified: bool,
+}
+
+/// A copy that is planned: nothing is written yet.
+#[derive(Debug)]
+pub struct Copy {
+    host: Arc<dyn Host>,
+    ledger: Ledger,
+    opening: Opening,
+    chain: Chain,
+    /// What the deepest copied layer will stand on.
+    found: Option<Match>,
+    transfer: Transfer,
+    request: Request,
+    plan: Plan,
+}
+
+impl Copy {
+    /// Opens the chain at `top`, looks at what `folder` has, and finds out what has to be copied.
+    ///
+    /// Fails as [`Chain::open`]; `Exists` where a name is taken by something else; `NotFound` if `ChildOnly` finds
+    /// no parent; `NoSpace` if the folder's file system is too full.
+    pub fn prepare(
+        host: &Arc<dyn Host>,
+        ledger: &Ledger,
+        (top, folder): (&Path, &Path),
+        opening: &Opening,
+        request: Request,
+    ) -> Result<Self> {
+        let opening = Opening { access: Access::Read, ..opening.clone() }.with_ledger(ledger.clone());
+        let chain = Chain::open(host, top, &opening)?;
+        let folder = host.canonical(folder)?;
+        let (depth, found) = find_match(host, ledger, &chain, (&folder, &opening), request.share)?;
+        let head = chain.head()?.path.clone();
+        let transfer = Transfer::open(host, &folder, &head)?;
+        let mut plan = Plan {
+            head,
+            layers: placed(host.as_ref(), &chain, depth, &folder, &transfer)?,
+            copy_bytes: 0,
+            free_bytes: host.free_bytes(&folder)?,
+            is_resumed: transfer.is_resumed(),
+            folder,
+        };
+        plan.copy_bytes = plan.layers.iter().map(Placed::copy_bytes).sum();
+        if let (Some(found), Some(layer)) = (&found, chain.layers().get(depth)) {
+            let to = found.chain.head()?.path.clone();
+            plan.layers.push(Placed::Link { from: layer.path.clone(), to, id: found.id });
+        }
+        if plan.copy_bytes > plan.free_bytes && !plan.is_resumed {
+            let what =
+                format!("{} bytes are to be copied, {} are free there", plan.copy_bytes, plan.free_bytes);
+            return Err(Error::new(ErrorKind::NoSpace, what).path(&plan.folder));
+        }
+        let (host, ledger) = (Arc::clone(host), ledger.clone());
+        Ok(Self { host, ledger, opening, chain, found, transfer, request, plan })
+    }
+
+    /// Returns what is going to be done.
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Does it. Stopped (`Interrupted`), failed or cut off at any moment, no name at the target stands for
+    /// something that is not whole, and the next [`Copy::prepare`] goes on from there.
+    pub fn run(mut self, progress: &Progress) -> Result<Report> {
+        progress.begin("copy", self.plan.copy_bytes);
+        let mut report = Report {
+            plan: self.plan.clone(),
+            head: PathBuf::new(),
+            copied_bytes: 0,
+            shared_bytes: 0,
+            is_verified: false,
+        };
+        let mut below = self.found.take().map(|found| Below::new(found.chain));
+        let copied =
+            self.plan.layers.iter().filter_map(Placed::target).map(Path::to_path_buf).collect::<Vec<_>>();
+        for (depth, to) in copied.iter().enumerate().rev() {
+            below = Some(self.copy_layer((depth, to), below.as_ref(), &mut report, progress)?);
+            report.head.clone_from(to);
+        }
+        if self.request.verify {
+            self.verify(&report.head, progress)?;
+            report.is_verified = true;
+        }
+        self.transfer.close()?;
+        Ok(report)
+    }
+
+    /// Copies one layer's files, joins it to what it stands on, and gives it its name.
+    fn copy_layer(
+        &mut self,
+        (depth, to): (usize, &Path),
+        below: Option<&Below>,
+        report: &mut Report,
+        progress: &Progress,
+    ) -> Result<Below> {
+        let layer = self.chain.layers().get(depth).ok_or_else(|| Error::invalid("no such layer"))?.clone();
+        let how = self.opening.clone().with_format(Some(layer.format()));
+        if !self.is_done(&layer, to)? {
+            for file in layer.image.files().iter().skip(1) {
+                let target = to.with_file_name(file.path().file_name().unwrap_or_default());
+                let draft = file::copy(&self.host, file.as_ref(), &target, &mut self.transfer, progress)?;
+                draft.finish(&target, &mut self.transfer, report)?;
+            }
+            let files = layer.image.files();
+            let header = files.first().ok_or_else(|| Error::invalid("an image without a file"))?;
+            let draft = file::copy(&self.host, header.as_ref(), to, &mut self.transfer, progress)?;
+            self.join(&layer, (draft.file(), to), below, depth > 0)?;
+            if let Some(below) = below {
+                below.look_again(&self.ledger)?;
+            }
+            draft.finish(to, &mut self.transfer, report)?;
+        }
+        let chain = Chain::open(&self.host, to, &how)?;
+        Ok(Below::new(chain))
+    }
+
+    fn is_done(&self, layer: &Layer, to: &Path) -> Result<bool> {
+        is_done(self.host.as_ref(), layer, to, &self.transfer)
+    }
+
+    /// Makes a copied layer stand on its parent at the target, and freezes it if something will stand on it.
+    fn join(
+        &self,
+        layer: &Layer,
+        (file, to): (Arc<dyn File>, &Path),
+        below: Option<&Below>,
+        is_frozen: bool,
+    ) -> Result<()> {
+        let folder = to.parent().unwrap_or(Path::new("/"));
+        let parts = Beside { host: self.host.as_ref(), folder };
+        let image = format::open(layer.format(), file, true, &parts)?;
+        let mut layers = vec![Layer { path: to.to_path_buf(), is_stated: true, image: Arc::clone(&image) }];
+        if let Some(below) = below {
+            let parent = below.chain.head()?;
+            let name = relative_name(folder, &parent.path).as_os_str().as_bytes().to_vec();
+            let link = ParentName { name, format: Some(parent.format().name().to_owned()) };
+            if image.parent().as_ref() != Some(&link) {
+                image.set_parent(Some(&link))?;
+            }
+            layers.extend(below.chain.layers().iter().cloned());
+            if let Some(known) = &below.first_look {
+                join(&self.ledger, image.as_ref(), known)?;
+            }
+        }
+        image.flush()?;
+        // Last: the witness that is noted now vouches for the files as they are.
+        if is_frozen {
+            freeze(&self.ledger, &layers)?;
+        }
+        Ok(())
+    }
+
+    fn verify(&self, head: &Path, progress: &Progress) -> Result<()> {
+        let format = self.chain.head()?.format();
+        let copy = Chain::open(&self.host, head, &self.opening.clone().with_format(Some(format)))?;
+        match first_difference(&self.chain.view(0), &copy.view(0), progress)? {
+            None => Ok(()),
+            Some(at) => {
+                Err(Error::corrupt(format!("differs from its source at guest byte {at:#x}")).path(head))
+            }
+        }
+    }
+}
+
+/// What a copied layer stands on at the target.
+#[derive(Debug)]
+struct Below {
+    chain: Chain,
+    /// What was known of its topmost layer when it was chosen.
+    first_look: Option<Known>,
+}
+
+impl Below {
+    fn new(chain: Chain) -> Self {
+        Self { first_look: chain.standings().first().map(|s| s.known.clone()), chain }
+    }
+
+    /// Fails with `Busy` if the layer is not what it was when it was chosen.
+    fn look_again(&self, ledger: &Ledger) -> Result<()> {
+        let head = self.chain.head()?;
+        let now = ledger.look(head.image.as_ref())?;
+        let Some(then) = &self.first_look else { return Ok(()) };
+        let same = then.layer.frozen == now.layer.frozen && !matches!(now.trust, Trust::Doubted(_));
+        if same && is_as_before(&then.now, &now.now) {
+            return Ok(());
+        }
+        Err(Error::busy("was changed while a layer was copied onto it").path(&head.path))
+    }
+}
+
+/// Opens further files of an image only in the folder that the image is copied into.
+struct Beside<'a> {
+    host: &'a dyn Host,
+    folder: &'a Path,
+}
+
+impl Parts for Beside<'_> {
+    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
+        let name = Path::new(OsStr::from_bytes(name));
+        let plain =
+            name.file_name().ok_or_else(|| Error::policy("refers to a further file without a name"))?;
+        self.host.open(&self.folder.join(plain), Access::Write)
+    }
+}
+
+impl Placed {
+    fn copy_bytes(&self) -> u64 {
+        match self {
+            Self::Copy { bytes, is_done: false, .. } => *bytes,
+            _ => 0,
+        }
+    }
+
+    fn target(&self) -> Option<&Path> {
+        match self {
+            Self::Copy { to, .. } => Some(to),
+            Self::Link { .. } => None,
+        }
+    }
+}
+
+/// Returns how many layers have to be copied, and what the deepest of them will stand on.
+fn find_match(
+    host: &Arc<dyn Host>,
+    ledger: &Ledger,
+    chain: &Chain,
+    (folder, opening): (&Path, &Opening),
+    share: Share,
+) -> Result<(usize, Option<Match>)> {
+    let depth = chain.layers().len();
+    if share == Share::Deny || depth == 1 {
+        return Ok((depth, None));
+    }
+    let (shelf, progress) = (Shelf::scan(host, ledger, folder, opening)?, Progress::default());
+    let deepest = if share == Share::ChildOnly { 2 } else { depth };
+    if !shelf.is_empty() {
+        let ids = ids(chain, &progress)?;
+        for (at, id) in ids.iter().enumerate().take(deepest).skip(1) {
+            if let Some(found) = shelf.find(host, *id, opening, &progress)? {
+                return Ok((at, Some(found)));
+            }
+        }
+    }
+    if share == Share::ChildOnly {
+        let what = format!("nothing in {} shows what its parent shows", folder.display());
+        return Err(Error::new(ErrorKind::NotFound, what).path(&chain.head()?.path));
+    }
+    Ok((depth, None))
+}
+
+/// Returns the content ID of every layer of the chain but the head, which comes first and is not looked at: what
+/// is proven is taken, the rest is computed from the base up.
+fn ids(chain: &Chain, progress: &Progress) -> Result<Vec<ContentId>> {
+    let proven: Option<Vec<_>> = chain.standings().iter().skip(1).map(|s| s.known.proven()).collect();
+    let below_head = match proven {
+        Some(ids) => ids,
+        None => computed(chain, progress)?,
+    };
+    let nobody = crate::content::Tree::new(0).id();
+    Ok(std::iter::once(nobody).chain(below_head).collect())
+}
+
+fn computed(chain: &Chain, progress: &Progress) -> Result<Vec<ContentId>> {
+    let (mut ids, mut tree) = (Vec::new(), None);
+    for depth in (1..chain.layers().len()).rev() {
+        let view = chain.view(depth);
+        let hashed = match tree.take() {
+            None => seal::full_tree(&view, progress)?,
+            Some(below) => seal::tree_over(&view, below, progress)?,
+        };
+        ids.push(hashed.tree.id());
+        tree = Some(hashed.tree);
+    }
+    ids.reverse();
+    Ok(ids)
+}
+
+/// Says where the topmost `depth` layers go.
+fn placed(
+    host: &dyn Host,
+    chain: &Chain,
+    depth: usize,
+    folder: &Path,
+    transfer: &Transfer,
+) -> Result<Vec<Placed>> {
+    let mut taken = BTreeSet::new();
+    let mut out = Vec::new();
+    for layer in chain.layers().iter().take(depth) {
+        for file in layer.image.files().iter().skip(1) {
+            if file.path().parent() != layer.path.parent() {
+                let what = format!("keeps bytes outside its folder, in {}", file.path().display());
+                return Err(Error::unsupported(what).path(&layer.path));
+            }
+        }
+        let to = folder.join(layer.path.file_name().unwrap_or_default());
+        let is_done = is_done(host, layer, &to, transfer)?;
+        if !taken.insert(to.clone()) || (!is_done && host.kind(&to)?.is_some()) {
+            return Err(Error::new(ErrorKind::Exists, "is there already").path(&to));
+        }
+        let bytes = layer.image.files().iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
+        out.push(Placed::Copy { from: layer.path.clone(), to, bytes, is_done });
+    }
+    Ok(out)
+}
+
+/// Returns whether an earlier run has published the layer at `to`, and neither side was changed since.
+fn is_done(host: &dyn Host, layer: &Layer, to: &Path, transfer: &Transfer) -> Result<bool> {
+    let files = layer.image.files();
+    let header = files.first().ok_or_else(|| Error::invalid("an image without a file"))?;
+    let name = Path::new(to.file_name().unwrap_or_default());
+    let published = transfer.part(name, &header.witness()?).and_then(|part| part.published);
+    let Some(then) = published.filter(|_| matches!(host.kind(to), Ok(Some(_)))) else { return Ok(false) };
+    let now = host.witness(to)?;
+    Ok(then.same_file(&now) && (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns))
+}

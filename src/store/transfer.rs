@@ -1,0 +1,110 @@
+//! The note of a copy under way: what of it is at the target already, so that a copy that was cut off goes on.
+//!
+//! It is replaced whole, after the bytes that it speaks of are durable: it may promise too little, never too much.
+
+use super::{FOLDER, place};
+use crate::{
+    base::{Error, ErrorKind, HostOffset, Result, units::index},
+    io::{Access, Host, Witness},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const VERSION: u32 = 1;
+const BYTES_MAX: u64 = 16 << 20;
+
+/// How far one file of a copy is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// What the source looked like when it was begun: if it looks otherwise now, it is begun again.
+    pub source: Witness,
+    /// The name that the file has until it is whole, in the target folder.
+    pub temporary: PathBuf,
+    /// Bytes before this place are durable at the target.
+    pub done_bytes: u64,
+    /// What the file looked like when it got its name; `None` before.
+    pub published: Option<Witness>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Content {
+    version: u32,
+    head: PathBuf,
+    /// By name in the target folder.
+    parts: BTreeMap<PathBuf, Part>,
+}
+
+/// The note of a copy under way.
+#[derive(Debug)]
+pub struct Transfer {
+    host: Arc<dyn Host>,
+    folder: PathBuf,
+    name: PathBuf,
+    content: Content,
+}
+
+impl Transfer {
+    /// Reads the note of the copy of `head` into `folder`; an empty one if there is none that can be relied on.
+    pub fn open(host: &Arc<dyn Host>, folder: &Path, head: &Path) -> Result<Self> {
+        let hash = blake3::hash(head.as_os_str().as_encoded_bytes()).to_hex();
+        let name = PathBuf::from(format!("copy-{}.json", hash.get(..16).unwrap_or_default()));
+        let folder = folder.join(FOLDER);
+        let found =
+            read(host.as_ref(), &folder.join(&name))?.filter(|c| c.version == VERSION && c.head == head);
+        let empty = || Content { version: VERSION, head: head.to_path_buf(), parts: BTreeMap::new() };
+        let content = found.unwrap_or_else(empty);
+        Ok(Self { host: Arc::clone(host), folder, name, content })
+    }
+
+    /// Returns whether an earlier run left something.
+    pub fn is_resumed(&self) -> bool {
+        !self.content.parts.is_empty()
+    }
+
+    /// Returns how far the file of that name is, if it was begun from a source that looks as it does now.
+    pub fn part(&self, name: &Path, source: &Witness) -> Option<&Part> {
+        let same = |part: &&Part| {
+            part.source.same_file(source)
+                && (part.source.bytes, part.source.modified_ns) == (source.bytes, source.modified_ns)
+        };
+        self.content.parts.get(name).filter(same)
+    }
+
+    /// Returns the temporary name of what was begun under that name, from whatever source.
+    pub fn left_over(&self, name: &Path) -> Option<&Path> {
+        self.content.parts.get(name).map(|part| part.temporary.as_path())
+    }
+
+    /// Notes, durably, how far the file of that name is.
+    pub fn note(&mut self, name: &Path, part: Part) -> Result<()> {
+        self.content.parts.insert(name.to_path_buf(), part);
+        let bytes = serde_json::to_vec(&self.content).map_err(|e| Error::invalid(format!("a note: {e}")))?;
+        let write =
+            |out: &mut dyn std::io::Write| out.write_all(&bytes).map_err(|e| Error::io("write a note", e));
+        let folders = std::slice::from_ref(&self.folder);
+        place::replace_in_first(&self.host, folders, &self.name, &write).map(drop)
+    }
+
+    /// Removes the note: the copy is whole.
+    pub fn close(self) -> Result<()> {
+        match self.host.remove(&self.folder.join(&self.name)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            Err(_) => Ok(()),
+            Ok(()) => self.host.sync_folder(&self.folder),
+        }
+    }
+}
+
+fn read(host: &dyn Host, path: &Path) -> Result<Option<Content>> {
+    let file = match host.open(path, Access::ReadShared) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let mut bytes = vec![0; index(file.bytes()?.min(BYTES_MAX))];
+    file.read_at(HostOffset::new(0), &mut bytes)?;
+    Ok(serde_json::from_slice(&bytes).ok())
+}

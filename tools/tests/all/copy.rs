@@ -1,0 +1,183 @@
+//! Chains carried to another folder: what is there already is linked, and the result reads the same.
+
+use crate::foreign::{Scratch, assert_same};
+use deltachain::{
+    base::{Error, ErrorKind},
+    chain::{Chain, Opening, Policy},
+    disk::Disk,
+    format::Format,
+    io::{Access, Host, real::RealHost},
+    job::{
+        Progress,
+        copy::{Copy, Placed, Report, Request, Share},
+        seal,
+    },
+    store::Ledger,
+};
+use std::{fs, path::Path, sync::Arc};
+
+fn host() -> Arc<dyn Host> {
+    Arc::new(RealHost::new())
+}
+
+fn ledger() -> Ledger {
+    Ledger::new(host(), None)
+}
+
+fn opening(folder: &Scratch) -> Opening {
+    let policy = Policy { allowed: vec![folder.path()], ..Policy::default() };
+    Opening::reading().with_format(Some(Format::Qcow2)).with_policy(policy).with_ledger(ledger())
+}
+
+/// base <- c1 <- c2 <- c3, with data and zeros in each.
+fn chain() -> Scratch {
+    let folder = Scratch::new();
+    folder.qemu_img("create -q -f qcow2 base 4M");
+    folder.qemu_io("qcow2", "base", &["write -q -P 1 0 3M"]);
+    let mut parent = "base".to_owned();
+    for n in 1..=3 {
+        folder.qemu_img(&format!("create -q -f qcow2 -F qcow2 -b {parent} c{n}"));
+        let write = format!("write -q -P {} {}k 90k", n + 1, n * 500);
+        folder.qemu_io("qcow2", &format!("c{n}"), &[&write, &format!("write -q -z {}k 70k", n * 800)]);
+        parent = format!("c{n}");
+    }
+    folder
+}
+
+fn seal_below(folder: &Scratch, image: &str) {
+    let writing = opening(folder).with_access(Access::Write);
+    let layers = seal::open_layers(&host(), &folder.file(image), &writing).unwrap();
+    seal::seal(&ledger(), &layers, &Progress::default()).unwrap();
+}
+
+fn copy(source: &Scratch, top: &str, target: &Scratch, share: Share) -> Result<Report, Error> {
+    let request = Request { share, verify: true };
+    let paths = (source.file(top), target.path());
+    Copy::prepare(&host(), &ledger(), (&paths.0, &paths.1), &opening(source), request)?
+        .run(&Progress::default())
+}
+
+fn copied(report: &Report) -> Vec<String> {
+    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    let copies = report.plan.layers.iter().filter_map(|placed| match placed {
+        Placed::Copy { to, .. } => Some(name(to)),
+        Placed::Link { .. } => None,
+    });
+    copies.collect()
+}
+
+fn check_all(target: &Scratch, images: &[&str]) {
+    for image in images {
+        target.qemu_img(&format!("check -q -f qcow2 {image}"));
+    }
+}
+
+#[test]
+fn cid_3_every_layer_is_copied_where_nothing_is_there() {
+    let (source, target) = (chain(), Scratch::new());
+    let before = source.flat("qcow2", "c3");
+    let report = copy(&source, "c3", &target, Share::Allow).unwrap();
+    assert_eq!(copied(&report), ["c3", "c2", "c1", "base"]);
+    assert!(report.is_verified);
+    assert_eq!(report.head, target.file("c3"));
+    check_all(&target, &["base", "c1", "c2", "c3"]);
+    assert_same(&target.flat("qcow2", "c3"), &before, "the copied chain");
+    let chain = Chain::open(&host(), &report.head, &opening(&target)).unwrap();
+    assert_eq!(chain.layers().len(), 4);
+    assert!(fs::read_dir(target.path()).unwrap().all(|e| {
+        let name = e.unwrap().file_name().to_string_lossy().into_owned();
+        !name.contains("draft")
+    }));
+}
+
+#[test]
+fn cid_4_a_base_that_is_there_under_another_name_is_linked() {
+    let (source, target) = (chain(), Scratch::new());
+    seal_below(&source, "c3");
+    // Another format option, another name, another folder: the content is what counts.
+    let flat = target.file("golden");
+    source.qemu_img(&format!("convert -f qcow2 -O qcow2 -o cluster_size=4k base {}", flat.display()));
+    seal_below(&target, "golden");
+    let before = source.flat("qcow2", "c3");
+    let report = copy(&source, "c3", &target, Share::Allow).unwrap();
+    assert_eq!(copied(&report), ["c3", "c2", "c1"]);
+    assert!(matches!(report.plan.layers.last(), Some(Placed::Link { to, .. }) if *to == flat));
+    check_all(&target, &["c1", "c2", "c3"]);
+    assert!(target.qemu_img("info -U --output=json c1").contains("\"backing-filename\": \"golden\""));
+    assert_same(&target.flat("qcow2", "c3"), &before, "linked to golden");
+    assert!(report.copied_bytes + report.shared_bytes <= report.plan.copy_bytes);
+}
+
+#[test]
+fn cid_10_a_flat_image_stands_in_for_a_chain() {
+    let (source, target) = (chain(), Scratch::new());
+    seal_below(&source, "c3");
+    source.qemu_img(&format!("convert -f qcow2 -O qcow2 c2 {}", target.file("flat").display()));
+    seal_below(&target, "flat");
+    let before = source.flat("qcow2", "c3");
+    let report = copy(&source, "c3", &target, Share::ChildOnly).unwrap();
+    assert_eq!(copied(&report), ["c3"]);
+    assert_same(&target.flat("qcow2", "c3"), &before, "linked to a flat image");
+}
+
+#[test]
+fn cid_6_an_image_that_was_written_since_it_was_sealed_is_not_linked() {
+    let (source, target) = (chain(), Scratch::new());
+    seal_below(&source, "c3");
+    source.qemu_img(&format!("convert -f qcow2 -O qcow2 base {}", target.file("golden").display()));
+    seal_below(&target, "golden");
+    target.qemu_io("qcow2", "golden", &["write -q -P 99 1M 4k"]);
+    let report = copy(&source, "c3", &target, Share::Allow).unwrap();
+    assert_eq!(copied(&report), ["c3", "c2", "c1", "base"]);
+    let alone = Scratch::new();
+    assert_eq!(copy(&source, "c3", &alone, Share::ChildOnly).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn cid_3_deny_copies_every_layer_even_if_it_is_there() {
+    let (source, target) = (chain(), Scratch::new());
+    seal_below(&source, "c3");
+    source.qemu_img(&format!("convert -f qcow2 -O qcow2 base {}", target.file("golden").display()));
+    seal_below(&target, "golden");
+    let report = copy(&source, "c3", &target, Share::Deny).unwrap();
+    assert_eq!(copied(&report), ["c3", "c2", "c1", "base"]);
+}
+
+#[test]
+fn cid_7_a_copy_that_was_stopped_goes_on_and_copies_nothing_twice() {
+    let (source, target) = (chain(), Scratch::new());
+    let before = source.flat("qcow2", "c3");
+    let paths = (source.file("c3"), target.path());
+    let prepare = || {
+        Copy::prepare(&host(), &ledger(), (&paths.0, &paths.1), &opening(&source), Request::default())
+            .unwrap()
+    };
+    let progress = Progress::default();
+    progress.cancel();
+    let stopped = prepare().run(&progress).unwrap_err();
+    assert_eq!(stopped.kind(), ErrorKind::Interrupted);
+    let seen: Vec<_> = ["base", "c1", "c2", "c3"].into_iter().filter(|n| target.file(n).exists()).collect();
+    assert!(seen.is_empty(), "{seen:?}");
+    let again = prepare();
+    assert!(again.plan().is_resumed);
+    again.run(&Progress::default()).unwrap();
+    assert_same(&target.flat("qcow2", "c3"), &before, "after the second run");
+    // The head is whole: its name is taken now.
+    let taken =
+        Copy::prepare(&host(), &ledger(), (&paths.0, &paths.1), &opening(&source), Request::default());
+    assert_eq!(taken.map(drop).unwrap_err().kind(), ErrorKind::Exists);
+}
+
+#[test]
+fn cid_8_a_copied_chain_goes_on_being_believed_and_a_changed_parent_is_noticed() {
+    let (source, target) = (chain(), Scratch::new());
+    copy(&source, "c3", &target, Share::Allow).unwrap();
+    let head = target.file("c3");
+    let chain = Chain::open(&host(), &head, &opening(&target)).unwrap();
+    assert!(chain.standings().iter().skip(1).all(|s| s.known.trust == deltachain::store::Trust::Trusted));
+    assert!(chain.size() > 0);
+    drop(chain);
+    target.qemu_io("qcow2", "c1", &["write -q -P 9 0 4k"]);
+    let error = Chain::open(&host(), &head, &opening(&target)).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Policy, "{error}");
+}
