@@ -103,6 +103,15 @@ impl Error {
         self
     }
 
+    /// Names the file by the name that the caller knows, if the error is about `from`.
+    #[must_use]
+    pub fn renamed(mut self, from: &Path, to: &Path) -> Self {
+        if self.0.path.as_deref() == Some(from) {
+            self.0.path = Some(to.to_path_buf());
+        }
+        self.path(to)
+    }
+
     /// Puts `doing` before the message: what was under way when this went wrong.
     #[must_use]
     pub fn doing(mut self, doing: impl fmt::Display) -> Self {

@@ -21,7 +21,7 @@ mod view;
 pub use family::{Family, Link, Member};
 pub use lineage::{Standing, check_lineage, freeze, join, lineage};
 pub use link::relative_name;
-pub use open::{Opening, open_layer};
+pub use open::{Opening, check_layer, open_layer};
 pub use pair::{Both, Pair};
 pub use policy::Policy;
 pub use view::{Run, View};

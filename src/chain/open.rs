@@ -3,7 +3,7 @@
 use super::{Layer, Policy, policy::Referrer};
 use crate::{
     base::{Error, ErrorKind, Result},
-    format::{self, Format},
+    format::{self, Checked, Format, Repair},
     io::{Access, File, Host, Witness},
     store::Ledger,
 };
@@ -80,14 +80,22 @@ impl Opening {
 
 /// Opens one image without what lies below it (its own further files are opened under the policy).
 pub fn open_layer(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Layer> {
-    let file = host.open(path, opening.access)?;
-    let place = host.opened_as(file.as_ref())?;
-    let format = match opening.format {
-        Some(format) => format,
-        None => Format::recognise(file.as_ref())?,
-    };
-    let opened = Opened { place, file, format, is_stated: opening.format.is_some() };
+    let opened = Opened::by_name(host.as_ref(), path, opening)?;
     opened.into_layer(host.as_ref(), opening, opening.access)
+}
+
+/// Looks at the metadata of one image, and mends what `repair` allows; returns its format, too.
+///
+/// What lies below it is not opened. `Unsupported` for formats that have nothing to check.
+pub fn check_layer(
+    host: &Arc<dyn Host>,
+    path: &Path,
+    opening: &Opening,
+    repair: Repair,
+) -> Result<(Format, Checked)> {
+    let opened = Opened::by_name(host.as_ref(), path, opening)?;
+    let parts = opened.referrer(host.as_ref(), opening, opening.access);
+    Ok((opened.format, format::check(opened.format, Arc::clone(&opened.file), repair, &parts)?))
 }
 
 /// A file on its way to be a layer.
@@ -99,11 +107,25 @@ struct Opened {
 }
 
 impl Opened {
+    /// Opens the file that a person named; without a stated format its header tells.
+    fn by_name(host: &dyn Host, path: &Path, opening: &Opening) -> Result<Self> {
+        let file = host.open(path, opening.access)?;
+        let place = host.opened_as(file.as_ref())?;
+        let format = match opening.format {
+            Some(format) => format,
+            None => Format::recognise(file.as_ref())?,
+        };
+        Ok(Self { place, file, format, is_stated: opening.format.is_some() })
+    }
+
+    fn referrer<'a>(&'a self, host: &'a dyn Host, opening: &'a Opening, access: Access) -> Referrer<'a> {
+        Referrer { host, image: &self.place, is_stated: self.is_stated, policy: &opening.policy, access }
+    }
+
     fn into_layer(self, host: &dyn Host, opening: &Opening, access: Access) -> Result<Layer> {
-        let parts =
-            Referrer { host, image: &self.place, is_stated: self.is_stated, policy: &opening.policy, access };
-        let image = format::open(self.format, self.file, access.writes(), &parts)?;
-        Ok(Layer { path: self.place.clone(), is_stated: self.is_stated, image })
+        let parts = self.referrer(host, opening, access);
+        let image = format::open(self.format, Arc::clone(&self.file), access.writes(), &parts)?;
+        Ok(Layer { path: self.place, is_stated: self.is_stated, image })
     }
 }
 

@@ -46,6 +46,14 @@ impl Format {
         found.ok_or_else(|| Error::unsupported(format!("unknown image format '{name}' (known: raw, qcow2)")))
     }
 
+    /// Returns the options of new images: name, and what it does.
+    pub const fn options(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Raw => raw::OPTIONS,
+            Self::Qcow2 => qcow2::OPTIONS,
+        }
+    }
+
     /// Returns the format whose header stands at the start of `file`; raw if none does.
     ///
     /// Only for files that a person named: a guest can write any header into a raw disk.
@@ -122,6 +130,8 @@ pub struct Snapshot {
     pub taken_ns: u64,
     /// How long the guest had run, in nanoseconds.
     pub guest_ns: u64,
+    /// How many instructions the guest had run, where they were counted.
+    pub guest_instructions: Option<u64>,
     /// Size of the saved machine state in bytes.
     pub machine_bytes: u64,
     /// Size of the disk then, in bytes.

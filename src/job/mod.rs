@@ -4,9 +4,11 @@
 
 pub mod consolidate;
 pub mod copy;
+pub mod create;
 pub mod diff;
 mod progress;
 pub mod rebase;
+pub mod resize;
 pub mod seal;
 pub mod snapshot;
 

@@ -71,7 +71,8 @@ impl Child<'_> {
             format: Some(parent.format().name().to_owned()),
         };
         let creation = Creation { size: parent.size(), parent: Some(link), options: self.options.to_vec() };
-        let image = format::create(Format::Qcow2, draft.file(), &creation, &NoParts)?;
+        let image = format::create(Format::Qcow2, draft.file(), &creation, &NoParts)
+            .map_err(|e| e.renamed(draft.path(), self.target))?;
         if let Some(ledger) = ledger
             && let Some(known) = freeze(ledger, layers)?
         {
@@ -148,7 +149,7 @@ impl Revert {
 }
 
 /// Refuses an image that others in its folder lie on.
-fn refuse_children(host: &dyn Host, layer: &Layer) -> Result<()> {
+pub(super) fn refuse_children(host: &dyn Host, layer: &Layer) -> Result<()> {
     let folder = layer.path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let family = Family::scan(host, &[folder])?;
     let file = host.witness(&layer.path)?;

@@ -1,2 +1,16 @@
-//! `dchain`: the toolbox.
-fn main() {}
+//! `dchain`: the toolbox. Arguments, terminals and the environment live here; the work is the library's.
+#![allow(unreachable_pub, reason = "a program's items are all its own")]
+
+mod cli;
+mod command;
+mod config;
+mod failure;
+mod options;
+mod output;
+mod plan;
+mod progress;
+mod size;
+
+fn main() -> std::process::ExitCode {
+    cli::run(std::env::args_os())
+}

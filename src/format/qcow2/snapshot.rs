@@ -105,6 +105,7 @@ fn stored(entry: &Entry, rest: &[u8], disk_bytes: u64) -> Stored {
             name: String::from_utf8_lossy(name).into_owned(),
             taken_ns: u64::from(entry.seconds) * 1_000_000_000 + u64::from(entry.nanoseconds),
             guest_ns: entry.guest_ns,
+            guest_instructions: word(16).filter(|count| *count != u64::MAX),
             machine_bytes: word(0).unwrap_or_else(|| entry.machine_bytes.into()),
             size: word(8).unwrap_or(disk_bytes),
         },

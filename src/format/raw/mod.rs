@@ -18,6 +18,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+/// The options of new raw images: name, and what it does.
+pub const OPTIONS: &[(&str, &str)] =
+    &[("preallocation", "what is reserved at once: off (default), falloc, full (zeros written)")];
+
 /// An open raw image.
 #[derive(Debug)]
 struct RawImage {

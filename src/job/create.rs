@@ -1,0 +1,144 @@
+//! New images, empty or on a parent.
+
+use super::rebase::NewParent;
+use crate::{
+    base::{Error, ErrorKind, Result, units::SECTOR_BYTES},
+    chain::{Chain, Opening, relative_name},
+    format::{self, Creation, Format, Image, ParentName, Parts},
+    io::{Access, EntryKind, File, Host},
+    store::{Draft, Publish},
+};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What is to be made.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    /// Its format.
+    pub format: Format,
+    /// Size of its disk in bytes; `None`: the parent's.
+    pub size: Option<u64>,
+    /// Its parent.
+    pub parent: Option<NewParent>,
+    /// The format's own options.
+    pub options: Vec<(String, String)>,
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Created {
+    /// The image.
+    pub image: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Size of its disk in bytes.
+    pub size: u64,
+    /// The parent's name in its header.
+    pub parent: Option<String>,
+}
+
+/// Makes an image at `path`; nothing is there before it is whole and durable.
+///
+/// `Exists` if the name is taken by anything but a block device; the parent is opened as `opening` says.
+pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Opening) -> Result<Created> {
+    let target = Target::new(host, path)?;
+    let mut parent_size = None;
+    let parent = new.parent.as_ref().map(|parent| {
+        let how = Opening { access: Access::Read, parent_format: None, ..opening.clone() };
+        let chain = Chain::open(host, &parent.path, &how.with_format(Some(parent.format)))?;
+        let layer = chain.head()?;
+        parent_size = Some(layer.size());
+        let name = relative_name(&target.folder(host.as_ref())?, &layer.path);
+        Ok(ParentName {
+            name: name.as_os_str().as_bytes().to_vec(),
+            format: Some(parent.format.name().to_owned()),
+        })
+    });
+    let parent = parent.transpose()?;
+    let size = new.size.or(parent_size).and_then(|bytes| bytes.checked_next_multiple_of(SECTOR_BYTES));
+    let size = size.ok_or_else(|| Error::invalid("a new image without a parent needs a size").path(path))?;
+    let shown = parent.as_ref().map(|p| String::from_utf8_lossy(&p.name).into_owned());
+    let creation = Creation { size, parent, options: new.options.clone() };
+    drop(target.create(host, new.format, &creation)?);
+    target.publish()?;
+    Ok(Created { image: path.to_path_buf(), format: new.format, size, parent: shown })
+}
+
+/// Where a new image goes: a draft that gets its name at the end, or a block device.
+#[derive(Debug)]
+pub(super) struct Target {
+    path: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Draft(Draft),
+    Device(Arc<dyn File>),
+}
+
+impl Target {
+    /// Takes the name; `Exists` if a file has it.
+    pub(super) fn new(host: &Arc<dyn Host>, path: &Path) -> Result<Self> {
+        let place = match host.kind(path)? {
+            None => Place::Draft(Draft::new(host, path)?),
+            Some(EntryKind::Device) => Place::Device(host.open(path, Access::Write)?),
+            Some(_) => return Err(Error::new(ErrorKind::Exists, "is there already").path(path)),
+        };
+        Ok(Self { path: path.to_path_buf(), place })
+    }
+
+    fn file(&self) -> Arc<dyn File> {
+        match &self.place {
+            Place::Draft(draft) => draft.file(),
+            Place::Device(file) => Arc::clone(file),
+        }
+    }
+
+    /// Returns the folder that names in the image start from, without links.
+    fn folder(&self, host: &dyn Host) -> Result<PathBuf> {
+        let place = host.opened_as(self.file().as_ref())?;
+        Ok(place.parent().unwrap_or(Path::new("/")).to_path_buf())
+    }
+
+    /// Makes the image.
+    pub(super) fn create(
+        &self,
+        host: &Arc<dyn Host>,
+        format: Format,
+        creation: &Creation,
+    ) -> Result<Arc<dyn Image>> {
+        let parts = NewParts { host: host.as_ref(), folder: self.folder(host.as_ref())? };
+        // The draft's own name means nothing to anybody.
+        format::create(format, self.file(), creation, &parts)
+            .map_err(|e| e.renamed(self.file().path(), &self.path))
+    }
+
+    /// Gives it its name.
+    pub(super) fn publish(self) -> Result<()> {
+        match self.place {
+            Place::Draft(draft) => draft.publish(&self.path, Publish::New),
+            Place::Device(file) => file.flush(),
+        }
+    }
+}
+
+/// Makes, or takes, the further files that the options of a new image name.
+struct NewParts<'a> {
+    host: &'a dyn Host,
+    folder: PathBuf,
+}
+
+impl Parts for NewParts<'_> {
+    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
+        let path = self.folder.join(Path::new(OsStr::from_bytes(name)));
+        match self.host.kind(&path)? {
+            None => self.host.create(&path),
+            Some(_) => self.host.open(&path, Access::Write),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The command line as a whole: what is asked for, and how the program ends.
+
+use crate::{
+    command,
+    failure::{Exit, Failure},
+    output::{Answer, Output, note},
+};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::{ffi::OsString, panic, process::ExitCode};
+
+/// Inspect, change, name and fold disk images that form delta chains
+#[derive(Debug, Parser)]
+#[command(name = "dchain", version, max_term_width = 100)]
+struct Cli {
+    /// For whom the answer is
+    #[arg(
+        long,
+        global = true,
+        display_order = 100,
+        value_enum,
+        value_name = "human|json",
+        default_value = "human",
+        hide_possible_values = true,
+        hide_default_value = true
+    )]
+    output: Output,
+    /// Print nothing but errors and JSON
+    #[arg(short, long, global = true, display_order = 101)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Info(command::info::Arguments),
+    Map(command::map::Arguments),
+    Compare(command::compare::Arguments),
+    Check(command::check::Arguments),
+    Create(command::create::Arguments),
+    Resize(command::resize::Arguments),
+    Snapshot(command::snapshot::Arguments),
+    Revert(command::revert::Arguments),
+    Rebase(command::rebase::Arguments),
+    Completions(command::completions::Arguments),
+    Man(command::man::Arguments),
+}
+
+impl Command {
+    fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        match self {
+            Self::Info(arguments) => arguments.run(answer),
+            Self::Map(arguments) => arguments.run(answer),
+            Self::Compare(arguments) => arguments.run(answer),
+            Self::Check(arguments) => arguments.run(answer),
+            Self::Create(arguments) => arguments.run(answer),
+            Self::Resize(arguments) => arguments.run(answer),
+            Self::Snapshot(arguments) => arguments.run(answer),
+            Self::Revert(arguments) => arguments.run(answer),
+            Self::Rebase(arguments) => arguments.run(answer),
+            Self::Completions(arguments) => arguments.run(answer),
+            Self::Man(arguments) => arguments.run(answer),
+        }
+    }
+}
+
+/// Returns the description of all commands and options.
+pub fn description() -> clap::Command {
+    Cli::command()
+}
+
+/// Does what `arguments` ask for.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A reader that went away wants no help.
+            drop(error.print());
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    panic::set_hook(Box::new(|bug| note(&format!("dchain: a fault of this program: {bug}"))));
+    let answer = Answer::new(cli.output, cli.quiet);
+    match panic::catch_unwind(panic::AssertUnwindSafe(|| cli.command.run(&answer))) {
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(failure)) => {
+            note(&failure.to_string());
+            failure.exit.into()
+        }
+        Err(_) => {
+            note("hint: the image was not harmed more than by a power cut; dchain check says how it is");
+            Exit::Bug.into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        description().debug_assert();
+    }
+
+    /// Fingers know options: a short one has one long twin, and they are the same pair in every command.
+    #[test]
+    fn a_short_option_means_the_same_everywhere() {
+        let mut known: BTreeMap<char, String> = BTreeMap::new();
+        let mut commands = vec![description()];
+        while let Some(command) = commands.pop() {
+            for option in command.get_arguments().filter(|a| !a.is_positional()) {
+                let Some(short) = option.get_short() else { continue };
+                let long = option.get_long().unwrap_or("none").to_owned();
+                let first = known.entry(short).or_insert_with(|| long.clone());
+                assert_eq!(*first, long, "-{short} in {}", command.get_name());
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+        assert_eq!(known.get(&'f').map(String::as_str), Some("format"));
+    }
+}

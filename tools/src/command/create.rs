@@ -1,0 +1,73 @@
+//! `dchain create`: an empty image, or a delta on a parent.
+
+use crate::{
+    failure::{Exit, Failure},
+    options::{self, FormatOptions, References},
+    output::Answer,
+    size,
+};
+use clap::Args;
+use deltachain::{
+    chain::Opening,
+    format::Format,
+    job::{
+        create::{NewImage, create},
+        rebase::NewParent,
+    },
+};
+use std::path::PathBuf;
+
+/// Make an empty image, or a delta on a parent
+#[derive(Args, Debug)]
+#[command(override_usage = "dchain create [OPTIONS] IMAGE [SIZE]")]
+pub struct Arguments {
+    /// Format of the new image
+    #[arg(short, long, value_name = "FMT", value_parser = options::format, default_value = "raw")]
+    format: Format,
+    /// Make a delta on PARENT, which then must not change any more
+    #[arg(short, long, value_name = "PARENT", requires = "backing_format")]
+    backing: Option<PathBuf>,
+    /// Format of PARENT
+    #[arg(short = 'F', long, value_name = "FMT", value_parser = options::format, requires = "backing")]
+    backing_format: Option<Format>,
+    #[command(flatten)]
+    options: FormatOptions,
+    #[command(flatten)]
+    references: References,
+    /// The image
+    image: Option<PathBuf>,
+    /// Size of the disk (suffixes K M G T P E; with a parent, its size if not given)
+    #[arg(value_parser = size::parse)]
+    size: Option<u64>,
+}
+
+impl Arguments {
+    /// Makes the image.
+    pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        if self.options.wants_help() {
+            options::list_format_options(answer, self.format)?;
+            return Ok(Exit::Done);
+        }
+        let Some(image) = &self.image else {
+            return Err(Failure::usage("which IMAGE is to be made?").hint("dchain create --help"));
+        };
+        let host = options::host();
+        let opening = Opening::reading().with_policy(self.references.policy(host.as_ref())?);
+        let parent = self.backing.clone().zip(self.backing_format);
+        let new = NewImage {
+            format: self.format,
+            size: self.size,
+            parent: parent.map(|(path, format)| NewParent { path, format }),
+            options: self.options.pairs(),
+        };
+        let made = create(&host, image, &new, &opening)?;
+        answer.print(&made, |out| {
+            write!(out, "{}: {}, {}", image.display(), made.format, size::show(made.size))?;
+            match &made.parent {
+                Some(parent) => writeln!(out, ", on {parent}"),
+                None => writeln!(out),
+            }
+        })?;
+        Ok(Exit::Done)
+    }
+}

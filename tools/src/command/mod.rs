@@ -1,0 +1,13 @@
+//! The commands, one file each: arguments -> library call -> print.
+
+pub mod check;
+pub mod compare;
+pub mod completions;
+pub mod create;
+pub mod info;
+pub mod man;
+pub mod map;
+pub mod rebase;
+pub mod resize;
+pub mod revert;
+pub mod snapshot;

@@ -1,0 +1,171 @@
+//! How a command ends: exit codes, and errors as a person reads them.
+
+use deltachain::base::{Error, ErrorKind};
+use std::{fmt, io, path::Path, process::ExitCode};
+
+/// What a command's exit code says. `check` and `compare` have qemu-img's codes of their own (1, 2, 3, 63).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed; `compare`: the images differ; `check`: could not check.
+    Failed = 1,
+    /// `check`: the image is corrupt; `compare`: could not compare.
+    Corruptions = 2,
+    /// `check`: space is marked as used that is not.
+    Leaks = 3,
+    /// `check`: this format has nothing to check.
+    Unsupported = 63,
+    /// The arguments make no sense.
+    Usage = 64,
+    /// The image is corrupt.
+    BadInput = 65,
+    /// Locked, leased, or others depend on it.
+    InUse = 69,
+    /// A fault of this program.
+    Bug = 70,
+    /// No space left.
+    NoSpace = 73,
+    /// Interrupted at a clean point; the same command goes on.
+    Resumable = 75,
+    /// Refused by policy: a foreign reference, a wrong parent.
+    Refused = 77,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What is wrong, with the file's name.
+    pub what: String,
+    /// The command or option that helps.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// Reports arguments that make no sense.
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self { exit: Exit::Usage, what: what.into(), hint: None }
+    }
+
+    /// Adds what helps.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Gives the failure the exit code that this command promises.
+    #[must_use]
+    pub fn exit(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dchain: {}", self.what)?;
+        self.hint.iter().try_for_each(|hint| write!(f, "\nhint: {hint}"))
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { exit: exit_for(error.kind()), what: error.to_string(), hint: hint_for(&error) }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        let exit = if error.kind() == io::ErrorKind::StorageFull { Exit::NoSpace } else { Exit::Failed };
+        Self { exit, what: format!("standard output: {error}"), hint: None }
+    }
+}
+
+const fn exit_for(kind: ErrorKind) -> Exit {
+    match kind {
+        ErrorKind::Invalid => Exit::Usage,
+        ErrorKind::Corrupt => Exit::BadInput,
+        ErrorKind::Busy => Exit::InUse,
+        ErrorKind::NoSpace => Exit::NoSpace,
+        ErrorKind::Interrupted => Exit::Resumable,
+        ErrorKind::Policy => Exit::Refused,
+        _ => Exit::Failed,
+    }
+}
+
+fn hint_for(error: &Error) -> Option<String> {
+    let file = error.file().map_or_else(|| "IMAGE".to_owned(), quoted);
+    match (error.kind(), error.about()) {
+        (ErrorKind::Policy, Some(folder)) if folder.is_dir() => {
+            Some(format!("--allow-dir {} follows references into that folder", quoted(folder)))
+        }
+        (ErrorKind::Corrupt, _) => Some(format!("dchain check {file} lists what is wrong")),
+        // The file is there: what is missing is something that it refers to.
+        (ErrorKind::NotFound, _) if error.file().is_some_and(Path::exists) => Some(format!(
+            "dchain relink {file} finds a lost parent by its content; dchain rebase names another one"
+        )),
+        (ErrorKind::Busy, Some(child)) => Some(format!("{} depends on it", quoted(child))),
+        (ErrorKind::Busy, None) => {
+            Some("stop the program that uses it; -U reads an image that others write".to_owned())
+        }
+        (ErrorKind::NoSpace, _) => Some("free some space, then run the same command again".to_owned()),
+        (ErrorKind::Exists, _) => Some("choose another name, or remove the file first".to_owned()),
+        _ => None,
+    }
+}
+
+/// A path as it can be pasted into a shell.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_failure_has_its_exit_code() {
+        let code = |kind| Failure::from(Error::new(kind, "x")).exit as u8;
+        let all = [
+            (ErrorKind::Io, 1),
+            (ErrorKind::NotFound, 1),
+            (ErrorKind::Exists, 1),
+            (ErrorKind::Unsupported, 1),
+            (ErrorKind::Invalid, 64),
+            (ErrorKind::Corrupt, 65),
+            (ErrorKind::Busy, 69),
+            (ErrorKind::NoSpace, 73),
+            (ErrorKind::Interrupted, 75),
+            (ErrorKind::Policy, 77),
+        ];
+        for (kind, exit) in all {
+            assert_eq!(code(kind), exit, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_hint_is_a_command_that_can_be_pasted() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = folder.path().join("it's here");
+        std::fs::create_dir(&odd).unwrap();
+        let failure = Failure::from(Error::policy("refers to 'x'").path("vm.qcow2").subject(&odd));
+        let shown = failure.to_string();
+        assert!(shown.starts_with("dchain: vm.qcow2: refers to 'x'\nhint: --allow-dir '"), "{shown}");
+        assert!(shown.contains(r"it'\''s here' follows"), "{shown}");
+    }
+}

@@ -1,0 +1,125 @@
+//! Options that mean the same in every command.
+
+use crate::{config, failure::Failure, output::Answer};
+use clap::Args;
+use deltachain::{
+    chain::{Opening, Policy},
+    format::Format,
+    io::{Access, Host, real::RealHost},
+};
+use serde::Serialize;
+use std::{path::PathBuf, sync::Arc};
+
+/// Which references inside images are followed.
+#[derive(Args, Debug)]
+pub struct References {
+    /// Let images refer to files in DIR and below (may be repeated)
+    #[arg(long, value_name = "DIR")]
+    pub allow_dir: Vec<PathBuf>,
+    /// Open at most N layers
+    #[arg(long, value_name = "N", default_value_t = Policy::default().depth_max)]
+    pub max_depth: usize,
+}
+
+impl References {
+    /// Returns the policy: these options, the environment and the host's file together.
+    pub fn policy(&self, host: &dyn Host) -> Result<Policy, Failure> {
+        let named = self.allow_dir.iter().map(|dir| host.canonical(dir)).collect::<Result<Vec<_>, _>>()?;
+        // What the host allows for all commands need not exist everywhere.
+        let standing = config::allowed_folders()?.into_iter().filter_map(|dir| host.canonical(&dir).ok());
+        Ok(Policy { allowed: named.into_iter().chain(standing).collect(), depth_max: self.max_depth })
+    }
+}
+
+/// How an image that exists is opened.
+#[derive(Args, Debug)]
+pub struct Source {
+    /// Format of the image (recognised by its header if not given)
+    #[arg(short, long, value_name = "FMT", value_parser = format)]
+    pub format: Option<Format>,
+    #[command(flatten)]
+    pub references: References,
+}
+
+impl Source {
+    /// Returns how the chain is opened.
+    pub fn opening(&self, host: &dyn Host, access: Access) -> Result<Opening, Failure> {
+        let policy = self.references.policy(host)?;
+        Ok(Opening { access, ..Opening::reading() }.with_format(self.format).with_policy(policy))
+    }
+}
+
+/// How an image is read.
+#[derive(Args, Debug)]
+pub struct Reading {
+    #[command(flatten)]
+    pub source: Source,
+    /// Read even while another program writes: what is read may be inconsistent
+    #[arg(short = 'U', long)]
+    pub force_share: bool,
+}
+
+impl Reading {
+    /// Returns how the chain is opened.
+    pub fn opening(&self, host: &dyn Host) -> Result<Opening, Failure> {
+        self.source.opening(host, self.access())
+    }
+
+    /// Returns which locks are taken.
+    pub const fn access(&self) -> Access {
+        if self.force_share { Access::ReadShared } else { Access::Read }
+    }
+}
+
+/// Options of the format of a new image.
+#[derive(Args, Debug)]
+pub struct FormatOptions {
+    /// Options of the new image's format (`-o help` lists them)
+    #[arg(short = 'o', long = "options", value_name = "KEY=VALUE,...")]
+    options: Vec<String>,
+}
+
+impl FormatOptions {
+    /// Returns whether the list of options is asked for.
+    pub fn wants_help(&self) -> bool {
+        self.options.iter().flat_map(|list| list.split(',')).any(|o| matches!(o, "help" | "?"))
+    }
+
+    /// Returns keys and values as written. A comma inside a value is written twice, as for qemu-img.
+    pub fn pairs(&self) -> Vec<(String, String)> {
+        let mut pairs = Vec::new();
+        for list in &self.options {
+            for part in list.replace(",,", "\0").split(',').filter(|part| !part.is_empty()) {
+                let part = part.replace('\0', ",");
+                let (key, value) = part.split_once('=').unwrap_or((&part, "on"));
+                pairs.push((key.to_owned(), value.to_owned()));
+            }
+        }
+        pairs
+    }
+}
+
+/// Reads a format's name.
+pub fn format(name: &str) -> Result<Format, String> {
+    Format::parse(name).map_err(|e| e.to_string())
+}
+
+/// Returns this machine.
+pub fn host() -> Arc<dyn Host> {
+    Arc::new(RealHost::new())
+}
+
+/// Prints the options that new images of `format` know.
+pub fn list_format_options(answer: &Answer, format: Format) -> Result<(), Failure> {
+    let known: Vec<_> = format.options().iter().map(|(name, what)| FormatOption { name, what }).collect();
+    answer.print_list(&known, |known, out| {
+        known.iter().try_for_each(|option| writeln!(out, "{:<18} {}", option.name, option.what))
+    })
+}
+
+/// An option of a format, for `-o help`.
+#[derive(Serialize)]
+struct FormatOption {
+    name: &'static str,
+    what: &'static str,
+}

@@ -1,0 +1,113 @@
+//! The answer on stdout: for a person or for a program, and nothing else.
+
+use crate::failure::Failure;
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::Value;
+use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
+
+/// The version of every JSON answer: it changes when a key goes or changes its meaning, not when one is added.
+pub const SCHEMA: u32 = 1;
+
+/// For whom the answer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For a person.
+    #[default]
+    Human,
+    /// For a program: one JSON value, with `"schema": 1`.
+    Json,
+}
+
+/// Returns an answer's JSON: keys with hyphens, as qemu-img writes them, and the version of its shape.
+fn versioned<T: Serialize>(answer: &T) -> io::Result<Value> {
+    let mut value = hyphenated(serde_json::to_value(answer)?);
+    if let Value::Object(fields) = &mut value {
+        fields.insert("schema".to_owned(), SCHEMA.into());
+    }
+    Ok(value)
+}
+
+/// Writes the keys of Rust structs as keys of JSON.
+fn hyphenated(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            fields.into_iter().map(|(key, value)| (key.replace('_', "-"), hyphenated(value))).collect()
+        }
+        Value::Array(values) => values.into_iter().map(hyphenated).collect(),
+        plain => plain,
+    }
+}
+
+/// Where answers go.
+#[derive(Debug)]
+pub struct Answer {
+    format: Output,
+    is_quiet: bool,
+}
+
+impl Answer {
+    /// Answers in `format`; to a person nothing at all if `is_quiet`.
+    pub const fn new(format: Output, is_quiet: bool) -> Self {
+        Self { format, is_quiet }
+    }
+
+    /// Returns whether a program reads the answer.
+    pub fn is_json(&self) -> bool {
+        self.format == Output::Json
+    }
+
+    /// Returns whether a person wants nothing but errors.
+    pub fn is_silent(&self) -> bool {
+        self.is_quiet || self.is_json()
+    }
+
+    /// Prints `answer` as JSON, or what `human` writes.
+    pub fn print<T: Serialize>(
+        &self,
+        answer: &T,
+        human: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        to_stdout(|out| match self.format {
+            Output::Json => {
+                serde_json::to_writer_pretty(&mut *out, &versioned(answer)?)?;
+                writeln!(out)
+            }
+            Output::Human if self.is_quiet => Ok(()),
+            Output::Human => human(out),
+        })
+    }
+
+    /// Prints a list: as JSON an array whose entries each carry the version.
+    pub fn print_list<T: Serialize>(
+        &self,
+        answers: &[T],
+        human: impl FnOnce(&[T], &mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        to_stdout(|out| match self.format {
+            Output::Json => {
+                let list = answers.iter().map(versioned).collect::<io::Result<Vec<_>>>()?;
+                serde_json::to_writer_pretty(&mut *out, &list)?;
+                writeln!(out)
+            }
+            Output::Human if self.is_quiet => Ok(()),
+            Output::Human => human(answers, out),
+        })
+    }
+}
+
+/// Hands out stdout, buffered. A reader that went away is no failure: it has what it wanted.
+pub fn to_stdout(
+    print: impl FnOnce(&mut BufWriter<StdoutLock<'static>>) -> io::Result<()>,
+) -> Result<(), Failure> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let Err(error) = print(&mut out).and_then(|()| out.flush()) else { return Ok(()) };
+    // What is still in the buffer has no reader.
+    drop(out.into_parts());
+    if error.kind() == ErrorKind::BrokenPipe { Ok(()) } else { Err(error.into()) }
+}
+
+/// Prints something that is no answer on stderr; a stderr that is gone is no failure.
+pub fn note(text: &str) {
+    drop(writeln!(io::stderr().lock(), "{text}"));
+}
