@@ -154,10 +154,11 @@ fn flaw(entry: &Entry, header: &Header) -> Option<&'static str> {
     is_short.then_some("is shorter than the disk")
 }
 
-/// Marks every bitmap that ought to record writes as stale (in use), because they are not recorded here;
-/// durable. Bitmaps that are not recording keep their worth.
-pub(super) fn mark_stale(file: &dyn File, header: &Header) -> Result<()> {
-    let recording = read(file, header)?.into_iter().filter(|s| s.bitmap.is_auto && !s.bitmap.is_in_use);
+/// Marks bitmaps as stale (in use), durable: those that ought to record writes, because they are not recorded
+/// here; every one before a change of size, because a bitmap is as long as its disk.
+pub(super) fn mark_stale(file: &dyn File, header: &Header, is_resize: bool) -> Result<()> {
+    let is_good = |s: &Stored| (s.bitmap.is_auto || is_resize) && !s.bitmap.is_in_use;
+    let recording = read(file, header)?.into_iter().filter(is_good);
     let mut is_changed = false;
     for stored in recording {
         file.write_at(stored.at.plus(FLAGS_AT), &(stored.flags | IN_USE).to_be_bytes())?;

@@ -156,7 +156,7 @@ impl Qcow2Image {
         }
         let header = self.header.lock();
         if !self.is_begun.load(Ordering::Acquire) {
-            bitmap::mark_stale(&*self.file, &header)?;
+            bitmap::mark_stale(&*self.file, &header, false)?;
             self.is_begun.store(true, Ordering::Release);
         }
         Ok(())

@@ -6,7 +6,7 @@
 //! later growth zeroes what it uncovers.
 
 use super::{
-    change,
+    bitmap, change,
     entry::Cluster,
     flush::Tried,
     header::{Header, L1_BYTES_MAX, Table},
@@ -119,7 +119,7 @@ impl Qcow2Image {
             let why = "has internal snapshots, and version 2 does not store the size that they had";
             return Err(Error::unsupported(why));
         }
-        Ok(())
+        bitmap::mark_stale(&*self.file, &header, true)
     }
 
     /// Makes what this layer holds of `range` read as zeros; where it is silent it stays silent.

@@ -172,19 +172,23 @@ impl State {
         let shape = self.tables.shape;
         let written: RangeSet = [range.clip(guest)].into_iter().collect();
         let mut fills = Vec::new();
+        // An external data file is as long as the disk: nothing is stored past its end.
+        let end = if shape.is_external { self.size } else { u64::MAX };
+        let shown = GuestRange::between(GuestOffset::new(0), GuestOffset::new(end));
         let (first, last) = (guest.start, GuestOffset::new(guest.end().bytes() - shape.cluster()));
         for start in [Some(first), Some(last).filter(|last| *last != first)].into_iter().flatten() {
             let whole = start.range(shape.cluster());
             let (held, touched) = (self.tables.cluster(start)?.data, shape.mask(range.clip(whole)));
             // In clusters that stay, what is held may be written in place meanwhile: it is left alone.
             let needed = if is_new { held | touched } else { touched & !held };
-            let shown = Cluster { held: Held::Nowhere, data: needed, zero: !needed };
+            let units = Cluster { held: Held::Nowhere, data: needed, zero: !needed };
             let mut nth = 0;
             while nth < shape.units() {
-                let (_, alike) = shown.run(shape, nth);
+                let (_, alike) = units.run(shape, nth);
                 if needed >> nth & 1 != 0 {
                     let from = start.plus(u64::from(nth) * shape.unit());
-                    fills.extend(written.gaps(from.range(u64::from(alike) * shape.unit())));
+                    let shown = from.range(u64::from(alike) * shape.unit()).clip(shown);
+                    fills.extend(written.gaps(shown));
                 }
                 nth += alike;
             }
@@ -331,7 +335,7 @@ impl Qcow2Image {
     }
 
     /// Cuts off what is past the disk's end.
-    fn on_disk(&self, range: GuestRange) -> GuestRange {
+    pub(super) fn on_disk(&self, range: GuestRange) -> GuestRange {
         let end = GuestOffset::new(self.state.read().size);
         GuestRange::between(range.start.min(end), range.end().min(end))
     }

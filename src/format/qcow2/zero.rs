@@ -112,6 +112,7 @@ impl Qcow2Image {
             && (kept == Kept::Nothing || self.is_raw)
         {
             // At the guest's own offsets, so nothing else can have taken this place meanwhile.
+            let range = self.on_disk(range);
             data.zero(HostOffset::new(range.start.bytes()).range(range.bytes), kept)?;
         }
         let left = self.attempt(|state| state.erase(range, how))?;

@@ -14,6 +14,12 @@ impl Scratch {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// A folder in memory: for many small files that need not survive anything.
+    pub(crate) fn in_memory() -> Self {
+        let made = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Self(made.unwrap())
+    }
+
     /// Where it is, without links.
     pub(crate) fn path(&self) -> PathBuf {
         self.0.path().canonicalize().unwrap()

@@ -13,5 +13,6 @@ mod lineage;
 mod manners;
 mod oracles;
 mod qcow2_create;
+mod qcow2_foreign;
 mod reshape;
 mod superset;

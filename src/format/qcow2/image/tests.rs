@@ -1,5 +1,7 @@
 //! Images against a naive disk, through every shape that the format has; and what crashes leave.
 
+mod crash;
+
 use super::super::{audit::audit, create, open};
 use super::*;
 use crate::{
@@ -213,7 +215,7 @@ const SHAPES: &[(u64, &[(&str, &str)])] = &[
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
     fn an_image_is_the_disk_that_was_written(
