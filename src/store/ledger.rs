@@ -136,6 +136,31 @@ impl Ledger {
         self.put(image, &LayerRecord { frozen, ..known.layer }, Vouch::No)
     }
 
+    /// Vouches for what the layer holds now: the caller thawed it, has held its write lock since, and is done.
+    ///
+    /// `Busy` if the layer has got another record meanwhile.
+    pub fn refreeze(&self, image: &(impl Carrier + ?Sized), thawed: &Known) -> Result<Known> {
+        let known = self.look(image)?;
+        if known.layer.frozen != thawed.layer.frozen {
+            return Err(Error::busy("got another record while it was changed").path(header_path(image)?));
+        }
+        self.put(image, &known.layer, Vouch::Yes)
+    }
+
+    /// Runs a change to the image's files that leaves its view as it is (its parent's name in other words, say):
+    /// a layer that was trusted is so afterwards.
+    pub fn tend<T>(&self, image: &(impl Carrier + ?Sized), change: impl FnOnce() -> Result<T>) -> Result<T> {
+        let found = self.find(image)?;
+        let known = found.known();
+        if known.trust != Trust::Trusted {
+            return change();
+        }
+        self.withdraw(&found)?;
+        let done = change()?;
+        self.put(image, &known.layer, Vouch::Yes)?;
+        Ok(done)
+    }
+
     /// Drops the layer's record: nothing depends on it any more, it is a head.
     pub fn release(&self, image: &(impl Carrier + ?Sized)) -> Result<Known> {
         let known = self.look(image)?;
@@ -242,11 +267,9 @@ impl Ledger {
         let found = self.find(image)?;
         let epoch = layer.frozen.map(|record| record.epoch);
         let vouches = |note: &&Note| note.seen.as_ref().is_some_and(|seen| Some(seen.epoch) == epoch);
-        if let Some(note) = found.note.as_ref().filter(vouches) {
-            // What is written next would contradict the witness: a crash in between must not look like a
-            // stranger's write. One of another epoch stays, it may be what speaks against that epoch.
-            let record = note.stands_for(found.inside.as_ref()).map(|(record, _)| record.clone());
-            self.note(&found, record, None)?;
+        if found.note.as_ref().is_some_and(|note| vouches(&note)) {
+            // A witness of another epoch stays: it may be what speaks against that epoch.
+            self.withdraw(&found)?;
         }
         let encoded = layer.encode();
         let bytes = (!layer.is_empty()).then_some(encoded.as_slice());
@@ -264,6 +287,13 @@ impl Ledger {
         let found = Found { inside: image.stored()?, ..found };
         self.note(&found, outside, seen)?;
         self.look(image)
+    }
+
+    /// Drops the witness: what is written next would contradict it, and a crash in between must not look like
+    /// a stranger's write.
+    fn withdraw(&self, found: &Found) -> Result<()> {
+        let standing = found.note.as_ref().and_then(|note| note.stands_for(found.inside.as_ref()));
+        self.note(found, standing.map(|(record, _)| record.clone()), None)
     }
 
     /// Replaces the note of an image; one that says nothing is removed.

@@ -7,6 +7,8 @@ use crate::{
 };
 use std::fs;
 
+mod crash;
+
 /// An image with its record, if it has a place for one, in its first 4 KiB, and data behind that.
 struct Image {
     file: Arc<dyn File>,
@@ -266,4 +268,19 @@ fn what_is_forgotten_leaves_no_note() {
     bench.ledger.forget(&image).unwrap();
     bench.ledger.forget(&image).unwrap();
     assert_eq!((bench.notes(), bench.trust(&image)), (0, Trust::Unknown));
+}
+
+#[test]
+fn a_layer_that_is_tended_stays_trusted_and_one_in_doubt_stays_in_doubt() {
+    for has_place in [true, false] {
+        let bench = Bench::new();
+        let image = bench.image("base", has_place);
+        bench.ledger.freeze(&image).unwrap();
+        let change = || image.file.write_at(HostOffset::new(PLACE as u64 - 1), &[1]);
+        bench.ledger.tend(&image, change).unwrap();
+        assert_eq!(bench.trust(&image), Trust::Trusted);
+        bench.foreign_write("base");
+        bench.ledger.tend(&image, change).unwrap();
+        assert!(matches!(bench.trust(&image), Trust::Doubted(_)));
+    }
 }
