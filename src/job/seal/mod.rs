@@ -23,8 +23,11 @@ use rayon::prelude::*;
 use std::{path::Path, sync::Arc};
 use work::{Work, work};
 
-/// How much of the map is looked at in one go.
-const STRIDE_BYTES: u64 = 8 << 30;
+/// How many extents of the map are held at once.
+const EXTENTS_MAX: u64 = 1 << 18;
+
+/// No format describes an extent in fewer bytes.
+const ENTRY_BYTES: u64 = 8;
 
 /// How much is read in one go: it stays in a core's cache until it is hashed.
 const PIECE_BYTES: u64 = 4 * LEAF_BYTES;
@@ -94,7 +97,7 @@ fn hash(view: &View, tree: Tree, map: &Map<'_>, progress: &Progress) -> Result<H
     let size = view.size();
     progress.begin("hash", size);
     let hashed = Mutex::new(Hashed { tree, read_bytes: 0 });
-    let strides: Vec<GuestRange> = GuestOffset::new(0).range(size).pieces(STRIDE_BYTES).collect();
+    let strides: Vec<GuestRange> = GuestOffset::new(0).range(size).pieces(stride_bytes(view)?).collect();
     strides.par_iter().try_for_each(|stride| {
         progress.checkpoint()?;
         let mut extents = Vec::new();
@@ -110,6 +113,21 @@ fn hash(view: &View, tree: Tree, map: &Map<'_>, progress: &Progress) -> Result<H
         leaves.into_iter().try_for_each(|(at, digest)| hashed.tree.set(at, digest))
     })?;
     Ok(hashed.into_inner())
+}
+
+/// Returns how much of the map can be looked at in one go: all of it where the files are too small to say much,
+/// so that a huge and empty disk takes no time.
+fn stride_bytes(view: &View) -> Result<u64> {
+    let (mut held, mut unit) = (0, u64::MAX);
+    for image in view.images() {
+        // Raw images have no unit of their own; the host's is rarely below this.
+        unit = unit.min(if image.unit() == 1 { 4096 } else { image.unit() });
+        for file in image.files() {
+            held += file.allocated_bytes()?;
+        }
+    }
+    let is_small = held / ENTRY_BYTES <= EXTENTS_MAX;
+    Ok(if is_small { 1 << 62 } else { unit.saturating_mul(EXTENTS_MAX).next_multiple_of(LEAF_BYTES) })
 }
 
 /// Returns the hashes of the leaves in `ranges`, in no order.
@@ -141,7 +159,8 @@ fn hash_piece(view: &View, piece: GuestRange, buf: &mut [u8]) -> Result<Vec<(u64
 /// Opens the layers of a chain for sealing: each for writing, so that its record can go into it, or for
 /// reading where somebody else uses it.
 pub fn open_layers(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Vec<Layer>> {
-    let reading = Opening { access: Access::Read, ..opening.clone() };
+    // What is refused is what a seal is to prove.
+    let reading = Opening { access: Access::Read, ledger: None, ..opening.clone() };
     let chain = Chain::open(host, path, &reading)?;
     let found: Vec<_> = chain.layers().iter().map(|l| (l.path.clone(), l.format())).collect();
     drop(chain);
@@ -171,8 +190,11 @@ fn is_refused(error: &Error) -> bool {
 pub fn seal(ledger: &Ledger, layers: &[Layer], progress: &Progress) -> Result<Vec<Sealed>> {
     refuse_hopeless(ledger, layers)?;
     let mut done = Vec::with_capacity(layers.len());
-    for layer in layers.iter().rev() {
-        let sealed = seal_one(ledger, layer, &done, progress).map_err(|e| e.path(&layer.path))?;
+    let children = layers.iter().rev().skip(1).map(Some).chain([None]);
+    for (layer, child) in layers.iter().rev().zip(children) {
+        let sealed = begin(ledger, layer, child)
+            .and_then(|before| seal_one(ledger, (layer, before), &done, progress))
+            .map_err(|e| e.path(&layer.path))?;
         done.push(sealed);
     }
     Ok(done.into_iter().rev().map(|done| done.sealed).collect())
@@ -202,18 +224,26 @@ impl Done<'_> {
     }
 }
 
-/// Seals the layer above those that are `done` (the base first).
+/// Makes sure that a layer has an epoch that a seal can be given for.
+///
+/// One in doubt that no child stands on is as good as a head: it gets a new one.
+fn begin(ledger: &Ledger, layer: &Layer, child: Option<&Layer>) -> Result<Known> {
+    let image = layer.image.as_ref();
+    let known = ledger.look(image)?;
+    let claim = child.map(|child| ledger.look(child.image.as_ref())).transpose()?.and_then(|c| c.layer.claim);
+    let epoch = known.layer.frozen.map(|record| record.epoch);
+    let is_needed = epoch.is_some() && claim.is_some_and(|claim| Some(claim.parent_epoch) == epoch);
+    if is_needed { Ok(known) } else { ledger.freeze(image) }
+}
+
+/// Seals a layer, of which so much is known, above those that are `done` (the base first).
 fn seal_one<'a>(
     ledger: &Ledger,
-    layer: &'a Layer,
+    (layer, before): (&'a Layer, Known),
     done: &[Done<'a>],
     progress: &Progress,
 ) -> Result<Done<'a>> {
     let (image, parent) = (layer.image.as_ref(), done.last());
-    if ledger.look(image)?.layer.frozen.is_none() {
-        ledger.freeze(image)?;
-    }
-    let before = ledger.look(image)?;
     let standing = stand(layer, before.clone(), parent)?;
     if let Some(id) = standing.known.proven() {
         return Ok(Done {
@@ -224,17 +254,7 @@ fn seal_one<'a>(
     }
     // A write from here on gets another time stamp than the files have now.
     clock::wait_past_ns(before.now.iter().map(|file| file.modified_ns).max().unwrap_or_default());
-    let layers: Vec<Layer> =
-        std::iter::once(layer).chain(done.iter().rev().map(|done| done.layer)).cloned().collect();
-    let view = View::new(&layers);
-    let below = match parent {
-        Some(parent) => ledger.tree(parent.layer.image.as_ref(), &parent.sealed.id)?,
-        None => None,
-    };
-    let (hashed, how) = match below {
-        Some(below) => (tree_over(&view, below, progress)?, How::Incremental),
-        None => (full_tree(&view, progress)?, How::Full),
-    };
+    let (hashed, how) = hash_over(ledger, layer, done, progress)?;
     for below in done {
         if !below.is_unchanged()? {
             let what = "was written while a content ID above it was computed";
@@ -248,6 +268,25 @@ fn seal_one<'a>(
     };
     let sealed = Sealed { id: hashed.tree.id(), how, read_bytes: hashed.read_bytes };
     Ok(Done { layer, sealed, known: stand(layer, known, parent)?.known })
+}
+
+/// Hashes a layer's view, from the tree of the one below if that is kept.
+fn hash_over(
+    ledger: &Ledger,
+    layer: &Layer,
+    done: &[Done<'_>],
+    progress: &Progress,
+) -> Result<(Hashed, How)> {
+    let layers = std::iter::once(layer).chain(done.iter().rev().map(|done| done.layer));
+    let view = View::new(&layers.cloned().collect::<Vec<Layer>>());
+    let below = match done.last() {
+        Some(parent) => ledger.tree(parent.layer.image.as_ref(), &parent.sealed.id)?,
+        None => None,
+    };
+    Ok(match below {
+        Some(below) => (tree_over(&view, below, progress)?, How::Incremental),
+        None => (full_tree(&view, progress)?, How::Full),
+    })
 }
 
 /// Returns how a layer stands on the one below, whose content ID has just been proven; a refusal is an error.

@@ -2,9 +2,14 @@
 use super::*;
 use crate::{
     base::{HostOffset, seed::Seeded},
-    format::{self, Format, NoParts},
-    io::{File, memory::MemoryFile},
+    format::{self, Creation, Format, NoParts},
+    io::{
+        File,
+        faulty::{Failure, Fault, SimHost, crash_states},
+        memory::MemoryFile,
+    },
     map::{self, State},
+    store::{Draft, Publish, Trust},
 };
 use proptest::prelude::*;
 use std::path::PathBuf;
@@ -79,4 +84,85 @@ proptest! {
             prop_assert_eq!(zero.touches(leaf), is_zero, "{:?}", leaf);
         }
     }
+}
+
+/// A machine with a raw base of 200,000 counted bytes and an empty child.
+fn machine() -> SimHost {
+    let host = SimHost::new();
+    let shared: Arc<dyn Host> = Arc::new(host.clone());
+    let base = host.create(Path::new("/base")).unwrap();
+    base.write_at(HostOffset::new(0), &counted()).unwrap();
+    base.flush().unwrap();
+    let parent = Some(format::ParentName { name: b"base".to_vec(), format: Some("raw".to_owned()) });
+    let creation = Creation { size: 300_032, parent, options: Vec::new() };
+    let child = Draft::new(&shared, Path::new("/child")).unwrap();
+    drop(format::create(Format::Qcow2, child.file(), &creation, &NoParts).unwrap());
+    child.publish(Path::new("/child"), Publish::New).unwrap();
+    crash_states(&host.trace(), 1, 0).last().unwrap().host
+}
+
+fn counted() -> Vec<u8> {
+    (0..200_000_u32).map(|i| u8::try_from(i % 251).unwrap()).collect()
+}
+
+/// Seals the machine's chain; returns the head's ID.
+fn seal_on(host: &SimHost) -> Result<ContentId> {
+    let shared: Arc<dyn Host> = Arc::new(host.clone());
+    let layers = open_layers(&shared, Path::new("/child"), &Opening::reading())?;
+    let sealed = seal(&Ledger::new(shared, None), &layers, &Progress::default())?;
+    Ok(sealed[0].id)
+}
+
+/// How the machine's chain stands: nothing is refused, and what is trusted shows what its seal says.
+fn check_on(host: &SimHost) -> Vec<Trust> {
+    let shared: Arc<dyn Host> = Arc::new(host.clone());
+    let chain = Chain::open(&shared, Path::new("/child"), &Opening::reading()).unwrap();
+    let standings = lineage(&Ledger::new(shared, None), chain.layers()).unwrap();
+    check_lineage(chain.layers(), &standings).unwrap();
+    for (depth, standing) in standings.iter().enumerate() {
+        let shown = full_tree(&chain.view(depth), &Progress::default()).unwrap().tree.id();
+        let sealed = standing.known.layer.frozen.and_then(|record| record.sealed);
+        assert!(sealed.is_none_or(|id| id == shown), "depth {depth}");
+    }
+    standings.iter().map(|standing| standing.known.trust).collect()
+}
+
+fn expected() -> ContentId {
+    let mut view = counted();
+    view.resize(300_032, 0);
+    Tree::of(&view).id()
+}
+
+#[test]
+fn a_seal_that_is_killed_anywhere_is_done_again() {
+    let mut kills = 0;
+    for n in 0.. {
+        let host = machine();
+        host.fail(Some(Fault { at: host.ios() + n, is_lasting: true, failure: Failure::Io }));
+        let outcome = seal_on(&host);
+        host.fail(None);
+        check_on(&host);
+        assert_eq!(seal_on(&host).unwrap(), expected(), "killed at {n}");
+        assert_eq!(check_on(&host), [Trust::Trusted; 2], "killed at {n}");
+        if outcome.is_ok() {
+            break;
+        }
+        kills += 1;
+    }
+    assert!(kills > 50, "{kills}");
+}
+
+#[test]
+fn a_seal_that_loses_power_anywhere_is_done_again() {
+    let host = machine();
+    seal_on(&host).unwrap();
+    let (trace, mut cuts) = (host.trace(), 0);
+    for crash in crash_states(&trace, 3, 2) {
+        cuts += 1;
+        // Another boot: nothing is trusted before it is hashed again.
+        assert!(!check_on(&crash.host).contains(&Trust::Trusted));
+        assert_eq!(seal_on(&crash.host).unwrap(), expected(), "{} {:?}", crash.after, crash.landing);
+        assert_eq!(check_on(&crash.host), [Trust::Trusted; 2]);
+    }
+    assert!(cuts > 50, "{cuts}");
 }
