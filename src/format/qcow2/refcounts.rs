@@ -311,7 +311,10 @@ impl State {
             self.refcounts.table.get_mut(used + index(nth)).into_iter().for_each(|entry| *entry = block);
             self.refcounts.fresh.insert(count(used) + nth);
         }
-        (first..first + blocks + clusters).try_for_each(|cluster| self.set_refcount(cluster, 1))?;
+        let counted =
+            (first..first + blocks + clusters).try_for_each(|cluster| self.set_refcount(cluster, 1));
+        // Blocks that do not count themselves must never reach the file.
+        counted.inspect_err(|e| self.poison = Some(e.to_string()))?;
         Ok(span)
     }
 
