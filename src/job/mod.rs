@@ -9,6 +9,7 @@ pub mod diff;
 mod progress;
 pub mod rebase;
 pub mod resize;
+pub mod relink;
 pub mod seal;
 pub mod snapshot;
 

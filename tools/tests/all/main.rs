@@ -14,5 +14,6 @@ mod manners;
 mod oracles;
 mod qcow2_create;
 mod qcow2_foreign;
+mod relink;
 mod reshape;
 mod superset;
