@@ -8,8 +8,8 @@ pub mod create;
 pub mod diff;
 mod progress;
 pub mod rebase;
-pub mod resize;
 pub mod relink;
+pub mod resize;
 pub mod seal;
 pub mod snapshot;
 
