@@ -240,6 +240,29 @@ pub fn open(
     }
 }
 
+/// What a new image is made of, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measure {
+    /// What it allocates at once.
+    pub unit: u64,
+    /// Everything but the guest's data, with the whole disk allocated.
+    pub fixed_bytes: u64,
+    /// The disk, in whole units.
+    pub disk_bytes: u64,
+    /// Whether the whole disk takes space from the start.
+    pub is_whole: bool,
+    /// Whether it can hold bitmaps.
+    pub has_bitmaps: bool,
+}
+
+/// Sums up what a new image needs; `Invalid` for unknown options.
+pub fn measure(format: Format, creation: &Creation) -> Result<Measure> {
+    match format {
+        Format::Raw => raw::measure(creation),
+        Format::Qcow2 => qcow2::measure(creation),
+    }
+}
+
 /// Makes a new image in an empty file: durable when this returns. Unknown options are `Invalid`.
 pub fn create(
     format: Format,

@@ -114,8 +114,17 @@ impl Target {
     ) -> Result<Arc<dyn Image>> {
         let parts = NewParts { host: host.as_ref(), folder: self.folder(host.as_ref())? };
         // The draft's own name means nothing to anybody.
-        format::create(format, self.file(), creation, &parts)
-            .map_err(|e| e.renamed(self.file().path(), &self.path))
+        format::create(format, self.file(), creation, &parts).map_err(|e| self.named(e))
+    }
+
+    /// Returns whether this is a block device, which holds what it held before.
+    pub(super) const fn is_device(&self) -> bool {
+        matches!(self.place, Place::Device(_))
+    }
+
+    /// Names the image in an error by the name that it is going to have.
+    pub(super) fn named(&self, error: Error) -> Error {
+        error.renamed(self.file().path(), &self.path)
     }
 
     /// Gives it its name.

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 pub mod consolidate;
+pub mod convert;
 pub mod copy;
 pub mod create;
 pub mod diff;
+pub mod measure;
 mod progress;
 pub mod rebase;
 pub mod relink;

@@ -17,6 +17,7 @@ mod entry;
 mod flush;
 mod image;
 mod layout;
+mod measure;
 mod options;
 mod packed;
 mod packing;
@@ -35,7 +36,7 @@ pub use options::OPTIONS;
 /// The first four bytes of every qcow2 file: `QFI\xfb`.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
-use super::{Checked, Creation, Image, Parts, Repair};
+use super::{Checked, Creation, Image, Measure, Parts, Repair};
 use crate::{base::Result, io::File};
 use std::sync::Arc;
 
@@ -48,6 +49,11 @@ pub fn open(file: Arc<dyn File>, is_writable: bool, parts: &dyn Parts) -> Result
 pub fn create(file: Arc<dyn File>, creation: &Creation, parts: &dyn Parts) -> Result<Arc<dyn Image>> {
     create::create(&*file, creation, parts)?;
     open(file, true, parts)
+}
+
+/// Sums up what a new image needs, as qemu does.
+pub fn measure(creation: &Creation) -> Result<Measure> {
+    measure::measure(creation)
 }
 
 #[expect(

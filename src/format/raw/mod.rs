@@ -4,7 +4,7 @@
 //! grows the file when it is written. A hole in the file is zeros, not silence: a raw layer hides all below
 //! it, names no parent and has no place for a record.
 
-use super::{Below, Creation, Details, Format, Image, ParentName, StoredRecord};
+use super::{Below, Creation, Details, Format, Image, Measure, ParentName, StoredRecord};
 use crate::{
     base::{
         Error, GuestOffset, GuestRange, HostOffset, HostRange, Result,
@@ -77,6 +77,13 @@ pub fn create(file: Arc<dyn File>, creation: &Creation) -> Result<Arc<dyn Image>
     }
     file.flush()?;
     open(file, true)
+}
+
+/// Sums up a new raw image: as large as its disk, holes included, as qemu counts.
+pub fn measure(creation: &Creation) -> Result<Measure> {
+    preallocation(&creation.options)?;
+    let disk_bytes = whole_sectors(creation.size);
+    Ok(Measure { unit: SECTOR_BYTES, fixed_bytes: 0, disk_bytes, is_whole: true, has_bitmaps: false })
 }
 
 fn preallocation(options: &[(String, String)]) -> Result<Preallocation> {

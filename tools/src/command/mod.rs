@@ -3,10 +3,12 @@
 pub mod check;
 pub mod compare;
 pub mod completions;
+pub mod convert;
 pub mod create;
 pub mod info;
 pub mod man;
 pub mod map;
+pub mod measure;
 pub mod rebase;
 pub mod resize;
 pub mod revert;

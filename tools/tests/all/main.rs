@@ -4,6 +4,7 @@
 mod chain;
 mod check;
 mod consolidate;
+mod convert;
 mod copy;
 mod dchain;
 mod diff;

@@ -1,6 +1,6 @@
 //! JSON answers are supersets of qemu-img's: every key that it prints is in ours, with the same value.
 
-use super::dchain::{done, qemu};
+use super::dchain::{dchain, done, qemu};
 use serde_json::Value;
 use std::{
     fs,
@@ -109,5 +109,35 @@ fn map_says_all_that_qemu_img_says() {
     for image in images.into_iter().filter(|image| !image.ends_with("odd.raw")) {
         let (ours, theirs) = both(folder.path(), &image, &["map"]);
         contains(&without_holes(&ours), &without_holes(&theirs), &image.display().to_string());
+    }
+}
+
+#[test]
+fn measure_says_what_qemu_img_says() {
+    let (folder, images) = golden();
+    let options = [
+        "cluster_size=64k",
+        "cluster_size=512,refcount_bits=64",
+        "extended_l2=on,cluster_size=16k",
+        "compat=0.10",
+    ];
+    for image in &images {
+        for option in options {
+            let (ours, theirs) = both(folder.path(), image, &["measure", "-O", "qcow2", "-o", option]);
+            contains(&ours, &theirs, &format!("{} {option}", image.display()));
+        }
+        let (ours, theirs) = both(folder.path(), image, &["measure", "-O", "raw"]);
+        contains(&ours, &theirs, &image.display().to_string());
+    }
+    for size in ["0", "1", "100M", "12345678901", "1T"] {
+        for option in options {
+            let arguments = ["measure", "--output=json", "-O", "qcow2", "-o", option, "--size", size];
+            if option.contains("512") && size.ends_with('T') {
+                assert_eq!(dchain(folder.path(), &arguments).code, Some(64), "too large for such clusters");
+                continue;
+            }
+            let theirs: Value = serde_json::from_str(&qemu(folder.path(), "qemu-img", &arguments)).unwrap();
+            contains(&done(folder.path(), &arguments).json(), &theirs, &format!("{size} {option}"));
+        }
     }
 }

@@ -1,0 +1,289 @@
+//! A disk in another image: flat, in any format.
+//!
+//! The merged map is walked once, in guest order. Long runs of plain data go from file to file with the host's
+//! help; what is left (short runs, compressed clusters) is put together in memory, in whole units of the target,
+//! so that no unit is written twice. Zeros are not written to an image that is new. One flush ends it.
+
+use super::{Progress, create::Target};
+use crate::{
+    base::{
+        Error, GuestOffset, GuestRange, Result,
+        units::{SECTOR_BYTES, index},
+    },
+    chain::{Run, View},
+    format::{Creation, Format, Image, Nothing},
+    io::{self, Host, Kept},
+    map::State,
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+/// How much of the map is looked at in one go.
+const STRIDE_BYTES: u64 = 256 << 20;
+/// How much is moved in one go.
+const MOVED_BYTES: u64 = 8 << 20;
+/// How much is put together in memory in one go.
+const JOINED_BYTES: u64 = 1 << 20;
+/// Runs shorter than this are cheaper to put together in memory than to move, unless the host can share them.
+const SHORT_BYTES: u64 = 256 << 10;
+
+/// How a disk is written into an image.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Filling {
+    /// Whether the image reads as zeros all over before.
+    pub is_blank: bool,
+    /// Whether clusters are compressed.
+    pub is_packed: bool,
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Converted {
+    /// The new image.
+    pub image: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Size of its disk in bytes.
+    pub size: u64,
+    /// Bytes of the disk that were written; the rest is zeros.
+    pub written_bytes: u64,
+}
+
+/// Makes a new image at `path` that shows what `source` shows; nothing is there before it is whole and durable.
+///
+/// `Exists` if a file has the name; `Interrupted` when told to stop, and then nothing is left behind.
+pub fn convert(
+    host: &Arc<dyn Host>,
+    source: &View,
+    path: &Path,
+    new: (Format, &[(String, String)], bool),
+    progress: &Progress,
+) -> Result<Converted> {
+    let (format, options, is_packed) = new;
+    let target = Target::new(host, path)?;
+    let size = source.size().next_multiple_of(SECTOR_BYTES);
+    let creation = Creation { size, parent: None, options: options.to_vec() };
+    let image = target.create(host, format, &creation)?;
+    // A device holds what it held before.
+    let filling = Filling { is_blank: !target.is_device(), is_packed };
+    let written_bytes = fill(source, image.as_ref(), filling, progress).map_err(|e| target.named(e))?;
+    drop(image);
+    target.publish()?;
+    Ok(Converted { image: path.to_path_buf(), format, size, written_bytes })
+}
+
+/// Makes `target` show what `source` shows, durably; returns how many bytes were written.
+///
+/// A larger target shows zeros behind; a smaller one is `Invalid`.
+pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Progress) -> Result<u64> {
+    if target.size() < source.size() {
+        let what = format!("a disk of {} bytes has no room for {} bytes", target.size(), source.size());
+        return Err(Error::invalid(what));
+    }
+    let unit = if filling.is_packed {
+        let refusal = || Error::unsupported("this format cannot compress");
+        target.details()?.cluster_bytes.ok_or_else(refusal)?
+    } else {
+        target.unit().max(4096)
+    };
+    progress.begin("convert", target.size());
+    let job = Fill { source, target, filling, unit, is_shared: AtomicBool::new(false), progress };
+    let mut written = 0;
+    for stride in GuestOffset::new(0).range(target.size()).pieces(STRIDE_BYTES) {
+        let steps = job.plan(stride)?;
+        written += steps.iter().map(Step::written_bytes).sum::<u64>();
+        job.perform(&steps)?;
+        // The device writes while the next stride is copied.
+        io::begin_flush(target.data_file().as_ref());
+        progress.moved(stride.bytes - steps.iter().map(|s| s.range().bytes).sum::<u64>());
+    }
+    target.flush()?;
+    Ok(written)
+}
+
+struct Fill<'a> {
+    source: &'a View,
+    target: &'a dyn Image,
+    filling: Filling,
+    /// What the target allocates at once.
+    unit: u64,
+    /// Whether the host shares bytes between source and target instead of copying them.
+    is_shared: AtomicBool,
+    progress: &'a Progress,
+}
+
+/// Something to be done to a range of the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Move a run of plain data from file to file.
+    Move(Run),
+    /// Read through the map, then write.
+    Join(GuestRange),
+    /// Make it zero.
+    Zero(GuestRange),
+}
+
+impl Step {
+    const fn range(&self) -> GuestRange {
+        match self {
+            Self::Move(run) => run.range,
+            Self::Join(range) | Self::Zero(range) => *range,
+        }
+    }
+
+    const fn written_bytes(&self) -> u64 {
+        match self {
+            Self::Zero(_) => 0,
+            _ => self.range().bytes,
+        }
+    }
+}
+
+impl Fill<'_> {
+    /// Returns what is to be done to `stride`, in guest order; every unit of the target in one step at most.
+    fn plan(&self, stride: GuestRange) -> Result<Vec<Step>> {
+        let mut runs = Vec::new();
+        self.source.runs(stride, &mut runs)?;
+        let least = if self.is_shared.load(Relaxed) { self.unit } else { SHORT_BYTES.max(self.unit) };
+        let joined_bytes = JOINED_BYTES.max(self.unit);
+        let mut plan =
+            Plan { unit: self.unit, joined_bytes, within: stride, steps: Vec::new(), at: stride.start };
+        for run in runs {
+            let whole = run.range.inner(self.unit).clip(stride);
+            let is_long = whole.bytes >= least && whole.start >= plan.at;
+            match run.state {
+                State::Data { .. } if is_long && !self.filling.is_packed => {
+                    plan.join(GuestRange::between(run.range.start, whole.start));
+                    plan.add(whole, MOVED_BYTES, |range| Step::Move(run.clip(range)));
+                    plan.join(GuestRange::between(whole.end(), run.range.end()));
+                }
+                State::Zero { .. } | State::Absent => {
+                    let rest = GuestRange::between(run.range.start.max(plan.at), run.range.end());
+                    if !self.filling.is_blank {
+                        // A unit that is partly data is put together, zeros and all.
+                        let whole = rest.inner(self.unit);
+                        plan.join(GuestRange::between(rest.start, whole.start.min(rest.end())));
+                        plan.add(whole, u64::MAX, Step::Zero);
+                        plan.join(GuestRange::between(whole.end().max(rest.start), rest.end()));
+                    }
+                }
+                _ => plan.join(run.range),
+            }
+        }
+        Ok(plan.steps)
+    }
+
+    /// Does the steps on all cores, each thread taking the next one: the target fills nearly in order.
+    fn perform(&self, steps: &[Step]) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let results = rayon::broadcast(|_| -> Result<()> {
+            while let Some(step) = steps.get(next.fetch_add(1, Relaxed)) {
+                self.progress.checkpoint()?;
+                self.step(step).inspect_err(|_| next.store(steps.len(), Relaxed))?;
+                self.progress.moved(step.range().bytes);
+            }
+            Ok(())
+        });
+        results.into_iter().collect()
+    }
+
+    fn step(&self, step: &Step) -> Result<()> {
+        match step {
+            Step::Zero(range) => self.target.zero(*range, Kept::Nothing, &Nothing),
+            Step::Join(range) if self.filling.is_packed => self.pack(*range),
+            Step::Join(range) => {
+                let mut bytes = vec![0; index(range.bytes)];
+                self.source.read(range.start, &mut bytes)?;
+                self.target.write(range.start, &bytes, &Nothing)
+            }
+            Step::Move(run) => self.move_run(run),
+        }
+    }
+
+    fn move_run(&self, run: &Run) -> Result<()> {
+        let image = run.layer.and_then(|layer| self.source.images().get(layer));
+        let (Some(image), State::Data { host }) = (image, run.state) else {
+            return Err(Error::invalid("a run of data without a layer"));
+        };
+        let file = image.data_file();
+        let (mut at, mut host) = (run.range.start, host);
+        while at < run.range.end() {
+            let left = run.range.end().since(at);
+            // Space that was reserved and never written is a hole in an image, too.
+            let found = file.run_at(host)?;
+            let held = if found.range.is_empty() { left } else { found.range.bytes };
+            let hole = if held >= left { left } else { held - held % self.unit };
+            let is_hole = !found.is_data && self.filling.is_blank && hole > 0;
+            let bytes = if is_hole { hole } else { held.next_multiple_of(self.unit).min(left) };
+            if !is_hole {
+                let moved = self.target.write_from(at.range(bytes), file.as_ref(), host, &Nothing)?;
+                self.is_shared.fetch_or(moved.shared_bytes > 0, Relaxed);
+            }
+            (at, host) = (at.plus(bytes), host.plus(bytes));
+        }
+        Ok(())
+    }
+
+    /// Writes clusters compressed, where that saves something.
+    fn pack(&self, range: GuestRange) -> Result<()> {
+        let mut bytes = vec![0; index(self.unit)];
+        for cluster in range.pieces(self.unit) {
+            bytes.resize(index(cluster.bytes), 0);
+            self.source.read(cluster.start, &mut bytes)?;
+            if self.filling.is_blank && bytes.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            match self.target.pack(&bytes) {
+                Some(packed) => self.target.write_packed(cluster.start, &packed)?,
+                None => self.target.write(cluster.start, &bytes, &Nothing)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Steps in the making.
+struct Plan {
+    unit: u64,
+    /// How much is put together at once: whole units.
+    joined_bytes: u64,
+    within: GuestRange,
+    steps: Vec<Step>,
+    /// Where the next step may start: before it, all is planned.
+    at: GuestOffset,
+}
+
+impl Plan {
+    fn add(&mut self, range: GuestRange, piece_bytes: u64, step: impl Fn(GuestRange) -> Step) {
+        if !range.is_empty() {
+            self.steps.extend(range.pieces(piece_bytes).map(step));
+            self.at = range.end();
+        }
+    }
+
+    /// Adds what is not planned yet of the units that `range` touches.
+    fn join(&mut self, range: GuestRange) {
+        if range.is_empty() {
+            return;
+        }
+        let wide = range.outer(self.unit).clip(self.within);
+        let mut rest = GuestRange::between(wide.start.max(self.at), wide.end());
+        if let Some(Step::Join(last)) = self.steps.last_mut()
+            && last.end() == rest.start
+        {
+            let room = last.start.plus(self.joined_bytes).since(last.end()).min(rest.bytes);
+            last.bytes += room;
+            rest = GuestRange::between(rest.start.plus(room), rest.end());
+            self.at = last.end();
+        }
+        self.add(rest, self.joined_bytes, Step::Join);
+    }
+}
+
+#[cfg(test)]
+mod tests;

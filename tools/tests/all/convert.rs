@@ -1,0 +1,135 @@
+//! `dchain convert`: what it makes is what qemu-img sees in the source.
+
+use super::dchain::{command, dchain, done, qemu};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+use tempfile::{TempDir, tempdir};
+
+/// A chain of three layers with small and large writes, zeros and compressed clusters.
+fn chain() -> TempDir {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    qemu(at, "qemu-img", &["create", "-q", "-f", "raw", "base.raw", "4M"]);
+    let write = |format: &str, image: &str, commands: &[&str]| {
+        let commands = commands.iter().flat_map(|c| ["-c", c]);
+        qemu(at, "qemu-io", &["-f", format].into_iter().chain(commands).chain([image]).collect::<Vec<_>>());
+    };
+    write("raw", "base.raw", &["write -P 1 0 3M", "write -P 2 3500k 4k"]);
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "mid.qcow2", "6M"]);
+    write("qcow2", "mid.qcow2", &["write -P 3 100k 700k", "write -z 1M 300k", "write -c -P 4 2M 64k"]);
+    qemu(
+        at,
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", "-b", "mid.qcow2", "-F", "qcow2", "top.qcow2", "5M"],
+    );
+    write(
+        "qcow2",
+        "top.qcow2",
+        &["write -P 5 1k 1k", "write -P 6 1100k 3k", "write -z 2M 32k", "write -P 7 4900k 64k"],
+    );
+    folder
+}
+
+fn check(folder: &Path, format: &str, image: &str) {
+    qemu(folder, "qemu-img", &["compare", "-f", "qcow2", "-F", format, "top.qcow2", image]);
+    if format == "qcow2" {
+        qemu(folder, "qemu-img", &["check", "-q", "-f", "qcow2", image]);
+    }
+}
+
+#[test]
+fn a_chain_becomes_one_image_in_any_shape() {
+    let folder = chain();
+    let at = folder.path();
+    let shapes: &[&[&str]] = &[
+        &["-O", "raw"],
+        &["-O", "qcow2"],
+        &["-O", "qcow2", "-o", "compat=0.10"],
+        &["-O", "qcow2", "-o", "cluster_size=512,refcount_bits=1"],
+        &["-O", "qcow2", "-o", "cluster_size=2M"],
+        &["-O", "qcow2", "-o", "extended_l2=on"],
+        &["-O", "qcow2", "-o", "preallocation=metadata"],
+        &["-O", "qcow2", "-o", "lazy_refcounts=on"],
+        &["-O", "qcow2", "-c"],
+        &["-O", "qcow2", "-c", "-o", "compression_type=zstd"],
+        &["-O", "qcow2", "-c", "-o", "cluster_size=4k"],
+    ];
+    for (n, shape) in shapes.iter().enumerate() {
+        let name = format!("new{n}");
+        let json =
+            done(at, &[&["convert", "--output", "json"], *shape, &["top.qcow2", &name]].concat()).json();
+        assert_eq!((&json["size"], &json["schema"]), (&(5 << 20).into(), &1.into()), "{shape:?}");
+        check(at, shape[1], &name);
+    }
+    assert_eq!(fs::read_dir(at).unwrap().count(), 3 + shapes.len(), "no drafts are left");
+}
+
+#[test]
+fn an_image_that_is_there_is_filled_only_when_asked() {
+    let folder = chain();
+    let at = folder.path();
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "old.qcow2", "5M"]);
+    qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -P 9 0 5M", "old.qcow2"]);
+    let run = dchain(at, &["convert", "-O", "qcow2", "top.qcow2", "old.qcow2"]);
+    assert_eq!((run.code, run.err.contains("old.qcow2: is there already")), (Some(1), true), "{}", run.err);
+    done(at, &["convert", "-O", "qcow2", "--no-create", "top.qcow2", "old.qcow2"]);
+    check(at, "qcow2", "old.qcow2");
+}
+
+#[test]
+fn golden_images_come_out_as_their_birth_certificates_say() {
+    let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata");
+    let folder = tempdir().unwrap();
+    let mut images = 0;
+    for format in ["raw", "qcow2"] {
+        fs::create_dir(folder.path().join(format)).unwrap();
+        for entry in fs::read_dir(testdata.join(format)).unwrap() {
+            let name = PathBuf::from(format).join(entry.unwrap().file_name());
+            fs::copy(testdata.join(&name), folder.path().join(&name)).unwrap();
+        }
+    }
+    for format in ["raw", "qcow2"] {
+        for birth in fs::read_to_string(testdata.join(format).join("births.tsv")).unwrap().lines() {
+            let fields: Vec<&str> = birth.split('\t').collect();
+            let image = folder.path().join(format).join(fields[0]);
+            let kind = if image.extension().is_some_and(|e| e == "qcow2") { "qcow2" } else { "raw" };
+            let view = folder.path().join("view");
+            let arguments = ["convert", "-f", kind, "-O", "raw", "--allow-dir", "."];
+            let places = [image.to_str().unwrap(), view.to_str().unwrap()];
+            done(folder.path(), &[&arguments[..], &places].concat());
+            let bytes = fs::read(&view).unwrap();
+            assert_eq!(bytes.len().to_string(), fields[4], "{}", fields[0]);
+            assert_eq!(blake3::hash(&bytes).to_string(), fields[5], "{}", fields[0]);
+            fs::remove_file(view).unwrap();
+            images += 1;
+        }
+    }
+    assert!(images > 15);
+}
+
+#[test]
+fn progress_is_told_in_json_lines_and_a_stopped_conversion_leaves_nothing() {
+    let folder = chain();
+    let at = folder.path();
+    let run = done(at, &["convert", "-O", "raw", "--progress=json", "top.qcow2", "new.raw"]);
+    let lines: Vec<serde_json::Value> = run.err.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (&last["phase"], &last["transferred"], &last["size"]),
+        (&"convert".into(), &(5 << 20).into(), &(5 << 20).into())
+    );
+    let arguments = ["convert", "-O", "raw", "--rate", "100K", "--progress=json", "top.qcow2", "slow.raw"];
+    let child = command(at, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let id = child.id().to_string();
+    for signal in ["-USR1", "-INT"] {
+        assert!(std::process::Command::new("kill").args([signal, &id]).status().unwrap().success());
+        std::thread::sleep(std::time::Duration::from_millis(250));
+    }
+    let run = super::dchain::Run::from(child.wait_with_output().unwrap());
+    assert_eq!(run.code, Some(75), "{}", run.err);
+    assert!(run.err.contains("convert ") && run.err.contains(" MiB), "), "a line on SIGUSR1: {}", run.err);
+    assert!(!fs::read_dir(at).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("slow")));
+}
