@@ -296,6 +296,23 @@ pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
     }
 }
 
+/// Marks an image as replaced, so that no program opens it any more, durably and in one step; `why` is for
+/// whoever tries. False where the format has no such mark.
+pub fn retire(format: Format, file: &dyn File, why: &str) -> Result<bool> {
+    match format {
+        Format::Raw => Ok(false),
+        Format::Qcow2 => qcow2::retire(file, why),
+    }
+}
+
+/// Returns whether the image in `file` has been retired.
+pub fn is_retired(file: &dyn File) -> Result<bool> {
+    match Format::recognise(file)? {
+        Format::Raw => Ok(false),
+        Format::Qcow2 => qcow2::is_retired(file),
+    }
+}
+
 /// Looks at an image's metadata, and mends what `repair` allows (the file is open for writing then).
 ///
 /// `Unsupported` for formats that have nothing to check.

@@ -266,9 +266,11 @@ impl Ledger {
     fn put(&self, image: &(impl Carrier + ?Sized), layer: &LayerRecord, vouch: Vouch) -> Result<Known> {
         let found = self.find(image)?;
         let epoch = layer.frozen.map(|record| record.epoch);
-        let vouches = |note: &&Note| note.seen.as_ref().is_some_and(|seen| Some(seen.epoch) == epoch);
-        if found.note.as_ref().is_some_and(|note| vouches(&note)) {
-            // A witness of another epoch stays: it may be what speaks against that epoch.
+        let is_doubted = matches!(found.known().trust, Trust::Doubted(_));
+        let misleads =
+            |note: &Note| note.seen.as_ref().is_some_and(|seen| Some(seen.epoch) == epoch || !is_doubted);
+        if found.note.as_ref().is_some_and(misleads) {
+            // A witness that speaks against the epoch before stays until the new one stands.
             self.withdraw(&found)?;
         }
         let encoded = layer.encode();

@@ -25,6 +25,7 @@ mod pages;
 mod read;
 mod refcounts;
 mod resize;
+mod retire;
 mod snapshot;
 mod tables;
 mod write;
@@ -32,6 +33,7 @@ mod zero;
 
 pub use header::Header;
 pub use options::OPTIONS;
+pub use retire::{is_retired, retire};
 
 /// The first four bytes of every qcow2 file: `QFI\xfb`.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";

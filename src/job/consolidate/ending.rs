@@ -6,7 +6,7 @@ use super::plan::folder_of;
 use crate::{
     base::{Error, ErrorKind, Result},
     chain::{Family, Opening, open_layer, relative_name},
-    format::{Format, Image, ParentName},
+    format::{self, Format, Image, ParentName},
     io::{Access, Host},
     store::{Claim, FoldMode, Journal, Ledger},
 };
@@ -25,6 +25,10 @@ pub(super) struct Ending {
     pub(super) opening: Opening,
 }
 
+fn is_retired(host: &dyn Host, path: &Path) -> Result<bool> {
+    format::is_retired(host.open(path, Access::ReadShared)?.as_ref())
+}
+
 impl Ending {
     /// Returns whether the journal's record has landed, durably or not.
     pub(super) fn has_begun(host: &dyn Host, journal: &Journal) -> Result<bool> {
@@ -37,7 +41,9 @@ impl Ending {
             (FoldMode::TopName, _) => {
                 is_ready && !is_there(target)? && !host.witness(&journal.place(top))?.same_file(&fold.head)
             }
-            (FoldMode::TargetName, _) => is_ready && !is_there(top)?,
+            (FoldMode::TargetName, _) => {
+                is_ready && (!is_there(top)? || is_retired(host, &journal.place(top))?)
+            }
             (FoldMode::EmptyTop, Some(draft)) => is_ready && !is_there(draft)?,
             (FoldMode::NewImage, Some(draft)) => {
                 let both = is_there(draft)? && is_there(&fold.result)?;
@@ -56,7 +62,8 @@ impl Ending {
         match (fold.mode, &fold.draft) {
             (FoldMode::NewImage, Some(draft)) => self.remove_file(&journal.place(draft))?,
             (FoldMode::TopName | FoldMode::TargetName, _) => {
-                if let Some(target) = fold.layers.last().map(|name| journal.place(name)) {
+                let target = fold.layers.last().map(|name| journal.place(name));
+                if let Some(target) = target.filter(|target| folder_of(target) != folder_of(&result)) {
                     self.host.sync_folder(folder_of(&target))?;
                 }
                 self.make_head(journal, &result)?;

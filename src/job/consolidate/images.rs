@@ -167,9 +167,22 @@ impl Images {
         match self.mode {
             FoldMode::TopName => ending.host.rename(&self.target, &self.top.path),
             FoldMode::EmptyTop => ending.host.rename(draft()?, &self.top.path),
-            FoldMode::TargetName => ending.host.remove(&self.top.path),
+            FoldMode::TargetName => self.retire_top(ending),
             FoldMode::NewImage => ending.host.link(draft()?, &result),
         }
+    }
+}
+
+impl Images {
+    /// Makes TOP an image that nobody opens any more; where its format has no such mark, it goes at once.
+    fn retire_top(&self, ending: &Ending) -> Result<()> {
+        let name = self.target.file_name().unwrap_or_default().display();
+        let files = self.top.image.files();
+        let file = files.first().ok_or_else(|| Error::invalid("has no file").path(&self.top.path))?;
+        if format::retire(self.top.format(), file.as_ref(), &format!("folded into {name}"))? {
+            return Ok(());
+        }
+        ending.host.remove(&self.top.path)
     }
 }
 

@@ -24,3 +24,6 @@ mod work;
 pub use machine::{Found, Machine, Pace, Step};
 pub use plan::{Lost, NewImage, Plan, Request, Verify};
 pub use run::{Consolidation, Report};
+
+#[cfg(test)]
+mod tests;

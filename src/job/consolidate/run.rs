@@ -77,16 +77,12 @@ impl Consolidation {
     ///
     /// Fails as [`Chain::open`]; `Busy` with the image named where another lies on what is to change; `Corrupt`
     /// for a journal that cannot be relied on.
-    pub fn prepare(
-        host: &Arc<dyn Host>,
-        ledger: &Ledger,
-        top: &Path,
-        opening: &Opening,
-        request: &Request,
-    ) -> Result<Self> {
+    pub fn prepare(host: &Arc<dyn Host>, top: &Path, opening: &Opening, request: &Request) -> Result<Self> {
         let top = resolve(host.as_ref(), top)?;
         let journal = Journal::find(host, &top)?;
-        let (ledger, opening) = (ledger.clone(), opening.clone());
+        let opening = opening.clone();
+        // The target changes its epoch, whether or not the caller looks at records.
+        let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
         let host = Arc::clone(host);
         if let Some(journal) = &journal
             && Ending::has_begun(host.as_ref(), journal)?
@@ -160,6 +156,8 @@ struct Folding {
     work: Work,
     proof: Proof,
     verify: Verify,
+    /// An earlier life brought what lies before this place, but its word is no proof: it is compared first.
+    doubted_until: GuestOffset,
 }
 
 impl Runner {
@@ -180,7 +178,10 @@ impl Runner {
             Some(found) => machine.resume(found),
             None => machine,
         };
-        let fold = Some(Folding { images, work, proof: Proof::default(), verify: request.verify });
+        let doubted = journal.as_ref().filter(|_| found == Some(Found::HeadChanged));
+        let doubted_until = doubted.map_or(GuestOffset::new(0), |journal| journal.position().mark);
+        let (proof, verify) = (Proof::default(), request.verify);
+        let fold = Some(Folding { images, work, proof, verify, doubted_until });
         Ok(Self { ending, report, machine, journal, fold })
     }
 
@@ -277,6 +278,10 @@ impl Runner {
             fold.proof.pass(sides, range)?;
         }
         for run in decided(&sides.run, range)? {
+            if run.range.start < fold.doubted_until && sides.is_there(&run)? {
+                progress.moved(run.range.bytes);
+                continue;
+            }
             let shared = sides.carry(&run)?;
             if run.is_zero() {
                 self.report.zeroed_bytes += run.range.bytes;

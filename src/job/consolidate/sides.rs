@@ -88,6 +88,19 @@ impl Sides {
         Ok(*tree.id().bytes())
     }
 
+    /// Returns whether the target shows a run's bytes already.
+    pub(super) fn is_there(&self, run: &Run) -> Result<bool> {
+        for range in run.range.pieces(PIECE_BYTES) {
+            let (mut ours, mut theirs) = (vec![0; index(range.bytes)], vec![0; index(range.bytes)]);
+            self.run.read_run(&run.clip(range), &mut ours)?;
+            self.read_target(range.start, &mut theirs)?;
+            if ours != theirs {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Brings a run to the target; returns how many of its bytes are shared with the host's help.
     pub(super) fn carry(&self, run: &Run) -> Result<u64> {
         use crate::{io::Kept, map::State};

@@ -29,7 +29,8 @@ impl Bench {
     }
 
     fn prepare(&self, top: &str, request: &Request) -> deltachain::base::Result<Consolidation> {
-        Consolidation::prepare(&self.host, &self.ledger, &self.folder.file(top), &Opening::reading(), request)
+        let opening = Opening::reading().with_ledger(self.ledger.clone());
+        Consolidation::prepare(&self.host, &self.folder.file(top), &opening, request)
     }
 
     fn fold(&self, top: &str, request: &Request) -> Report {
@@ -121,6 +122,125 @@ fn con_5_a_run_is_folded_into_a_new_raw_image_and_stays() {
 }
 
 #[test]
+fn con_5_all_deltas_go_into_the_base_and_tops_name_opens_it() {
+    let bench = three_layers("qcow2", "");
+    let report = bench.fold_and_compare("top", ("qcow2", "top"), &Request::default());
+    assert_eq!(bench.names(), ["top"]);
+    assert_eq!(report.plan.lost.len(), 2);
+    let info = bench.folder.qemu_img("info top");
+    assert!(!info.contains("backing"), "{info}");
+}
+
+#[test]
+fn con_5_a_run_goes_into_the_delta_in_the_middle() {
+    let bench = three_layers("qcow2", "");
+    bench.fold_and_compare("top", ("qcow2", "top"), &into(&bench, "middle"));
+    assert_eq!(bench.names(), ["base", "top"]);
+    let info = bench.folder.qemu_img("info top");
+    assert!(info.contains("backing file: base"), "{info}");
+}
+
+#[test]
+fn con_5_the_target_can_keep_its_name() {
+    let bench = three_layers("qcow2", "");
+    let request = Request { keeps_target_name: true, ..into(&bench, "base") };
+    bench.fold_and_compare("top", ("qcow2", "base"), &request);
+    assert_eq!(bench.names(), ["base"]);
+}
+
+#[test]
+fn con_5_a_run_above_a_layer_becomes_a_new_child_of_it() {
+    let bench = three_layers("qcow2", "");
+    let options = vec![("cluster_size".to_owned(), "4096".to_owned())];
+    let new = NewImage { path: bench.folder.file("new"), format: None, options };
+    let request = Request { new: Some(new), verify: Verify::Bytes, ..into(&bench, "base") };
+    bench.fold_and_compare("top", ("qcow2", "new"), &request);
+    assert_eq!(bench.names(), ["base", "middle", "new", "top"]);
+    let info = bench.folder.qemu_img("info new");
+    assert!(info.contains("backing file: base") && info.contains("cluster_size: 4096"), "{info}");
+}
+
+/// Layers of differing sizes: what a shorter one in the middle hides stays hidden.
+#[test]
+fn con_5_shorter_and_longer_layers_fold_to_the_same_view() {
+    let sizes =
+        [("8M", "4M", "6M"), ("4M", "6M", "8M"), ("8M", "6M", "4M"), ("4M", "8M", "3M"), ("6M", "2M", "8M")];
+    for (base, middle, top) in sizes {
+        for format in ["qcow2", "raw"] {
+            let bench = Bench::new();
+            let f = &bench.folder;
+            f.qemu_img(&format!("create -q -f {format} base {base}"));
+            f.qemu_io(format, "base", &[&format!("write -P 1 0 {base}")]);
+            f.qemu_img(&format!("create -q -f qcow2 -b base -F {format} middle {middle}"));
+            f.qemu_io("qcow2", "middle", &["write -P 2 1M 700k"]);
+            f.qemu_img(&format!("create -q -f qcow2 -b middle -F qcow2 top {top}"));
+            f.qemu_io("qcow2", "top", &["write -P 3 1500k 700k", "write -z 2500k 100k"]);
+            bench.fold_and_compare("top", ("qcow2", "top"), &into(&bench, "base"));
+        }
+    }
+}
+
+#[test]
+fn con_5_clusters_of_all_sizes_and_versions_fold() {
+    let options = [
+        "-o cluster_size=512",
+        "-o cluster_size=4k",
+        "-o cluster_size=2M",
+        "-o compat=0.10",
+        "-o extended_l2=on",
+        "-o refcount_bits=1",
+        "-o lazy_refcounts=on",
+    ];
+    let mut cells = 0;
+    for (n, above) in options.iter().enumerate() {
+        let below = options[(n * 3 + 2) % options.len()];
+        let bench = Bench::new();
+        let f = &bench.folder;
+        f.qemu_img(&format!("create -q -f qcow2 {below} base 4M"));
+        f.qemu_io("qcow2", "base", &["write -P 1 0 3M"]);
+        f.qemu_img(&format!("create -q -f qcow2 {below} -b base -F qcow2 middle"));
+        f.qemu_io("qcow2", "middle", &["write -P 2 100k 300k", "write -z 1M 200k"]);
+        f.qemu_img(&format!("create -q -f qcow2 {above} -b middle -F qcow2 top"));
+        f.qemu_io("qcow2", "top", &["write -P 3 333k 77k", "write -z 2M 130k", "write -P 4 3500k 3k"]);
+        bench.fold_and_compare("top", ("qcow2", "top"), &into(&bench, "base"));
+        cells += 1;
+    }
+    println!("{cells} cells");
+}
+
+#[test]
+fn con_5_compressed_clusters_are_unpacked_on_their_way() {
+    for kind in ["zlib", "zstd"] {
+        let bench = three_layers("qcow2", "");
+        bench.folder.qemu_img(&format!(
+            "convert -c -O qcow2 -o compression_type={kind} -B base -F qcow2 middle packed"
+        ));
+        bench.folder.qemu_img("rebase -u -b packed -F qcow2 top");
+        std::fs::remove_file(bench.folder.file("middle")).unwrap();
+        bench.fold_and_compare("top", ("qcow2", "top"), &into(&bench, "base"));
+    }
+}
+
+#[test]
+fn con_5_a_deep_chain_folds_in_one_pass() {
+    for depth in [5, 32] {
+        let bench = Bench::new();
+        let f = &bench.folder;
+        f.qemu_img("create -q -f qcow2 l0 8M");
+        f.qemu_io("qcow2", "l0", &["write -P 1 0 8M"]);
+        for n in 1..=depth {
+            f.qemu_img(&format!("create -q -f qcow2 -b l{} -F qcow2 l{n}", n - 1));
+            let write = format!("write -P {} {}k 70k", n % 250 + 2, n * 977 % 8000);
+            f.qemu_io("qcow2", &format!("l{n}"), &[&write, &format!("write -z {}k 9k", n * 1511 % 8000)]);
+        }
+        let top = format!("l{depth}");
+        let report = bench.fold_and_compare(&top, ("qcow2", &top), &Request::default());
+        assert_eq!(bench.names(), [top]);
+        assert!(report.copied_bytes + report.shared_bytes <= 8 << 20);
+    }
+}
+
+#[test]
 fn con_8_a_layer_with_another_child_is_not_folded_into() {
     let bench = three_layers("raw", "");
     bench.folder.qemu_img("create -q -f qcow2 -b base -F raw sibling");
@@ -163,22 +283,46 @@ fn con_8_a_disk_that_qemu_writes_is_refused() {
 }
 
 #[test]
-fn con_10_a_cancelled_job_keeps_the_disk_and_is_resumed() {
-    let bench = three_layers("raw", "");
+fn con_10_a_job_stopped_midway_keeps_the_disk_and_goes_on_where_it_was() {
+    let bench = three_layers("qcow2", "");
     let before = bench.folder.flat("qcow2", "top");
-    let mut stops = 0;
-    // Each life is cancelled from the start: it gets no further than the next clean point.
+    let job = bench.prepare("top", &Request::default()).unwrap();
     let progress = Progress::default();
-    progress.cancel();
-    for _ in 0..3 {
-        let job = bench.prepare("top", &Request::default()).unwrap();
-        let error = job.run(PACE, &progress).unwrap_err();
-        assert_eq!(error.kind(), deltachain::base::ErrorKind::Interrupted);
-        assert_same(&bench.folder.flat("qcow2", "top"), &before, "the view of a cancelled job");
-        stops += 1;
-    }
-    assert_eq!(stops, 3);
-    bench.fold_and_compare("top", ("qcow2", "top"), &Request::default());
+    // So slow that the stop comes before the second move.
+    progress.set_rate(100_000);
+    let error = std::thread::scope(|scope| {
+        let job = scope.spawn(|| job.run(PACE, &progress).unwrap_err());
+        while progress.state().moved_bytes == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        progress.cancel();
+        job.join().unwrap()
+    });
+    assert_eq!(error.kind(), deltachain::base::ErrorKind::Interrupted);
+    assert_same(&bench.folder.flat("qcow2", "top"), &before, "the view of a stopped job");
+    let report = bench.fold_and_compare("top", ("qcow2", "top"), &Request::default());
+    assert!(report.plan.is_resumed);
+    assert!(report.copied_bytes + report.shared_bytes < report.plan.copy_bytes, "{report:?}");
+}
+
+/// The target and TOP in two folders: its parent's name must hold in both.
+#[test]
+fn con_5_a_target_in_another_folder_takes_tops_name() {
+    let bench = Bench::new();
+    let f = &bench.folder;
+    std::fs::create_dir(f.file("golden")).unwrap();
+    f.qemu_img("create -q -f qcow2 golden/root 4M");
+    f.qemu_io("qcow2", "golden/root", &["write -P 1 0 4M"]);
+    f.qemu_img("create -q -f qcow2 -b root -F qcow2 golden/base");
+    f.qemu_io("qcow2", "golden/base", &["write -P 2 1M 1M"]);
+    f.qemu_img("create -q -f qcow2 -b golden/base -F qcow2 top");
+    f.qemu_io("qcow2", "top", &["write -P 3 1500k 1M"]);
+    let error = bench.prepare("top", &Request::default()).unwrap_err().to_string();
+    assert!(error.contains("is in another folder"), "{error}");
+    bench.fold_and_compare("top", ("qcow2", "top"), &into(&bench, "golden/base"));
+    let info = bench.folder.qemu_img("info top");
+    assert!(info.contains("backing file: golden/root"), "{info}");
+    assert!(!bench.folder.file("golden/base").exists());
 }
 
 #[test]
