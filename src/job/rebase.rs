@@ -147,18 +147,15 @@ impl Rebase {
 
     /// Does it. Stopped or cut off at any moment, the image shows what it showed, on its old parent.
     pub fn run(self, progress: &Progress) -> Result<Plan> {
-        let plan = &self.plan;
-        progress.begin("rebase", plan.copy_bytes + plan.compare_bytes + plan.zero_bytes);
-        for step in &self.work {
-            self.perform(step, progress)?;
-        }
         let image = &self.chain.head()?.image;
-        image.flush()?;
         let known = match (&self.ledger, &self.new) {
             (Some(ledger), Some(new)) => freeze(ledger, new.layers())?,
             _ => None,
         };
-        image.set_parent(self.link.as_ref())?;
+        match &self.ledger {
+            Some(ledger) => ledger.tend(image.as_ref(), || self.reshape(progress))?,
+            None => self.reshape(progress)?,
+        }
         // Between the two steps the old claim names another parent than the header: it says nothing.
         match (&self.ledger, known) {
             (Some(ledger), Some(known)) => drop(join(ledger, image.as_ref(), &known)?),
@@ -166,6 +163,16 @@ impl Rebase {
             _ => {}
         }
         Ok(self.plan)
+    }
+
+    fn reshape(&self, progress: &Progress) -> Result<()> {
+        let (plan, image) = (&self.plan, &self.chain.head()?.image);
+        progress.begin("rebase", plan.copy_bytes + plan.compare_bytes + plan.zero_bytes);
+        for step in &self.work {
+            self.perform(step, progress)?;
+        }
+        image.flush()?;
+        image.set_parent(self.link.as_ref())
     }
 
     fn perform(&self, step: &Step, progress: &Progress) -> Result<()> {

@@ -32,6 +32,13 @@ pub fn allowed_folders() -> Result<Vec<PathBuf>, Failure> {
     Ok(folders)
 }
 
+/// Returns the folder for what is known of images in folders that cannot be written (XDG base directories).
+pub fn state_folder() -> Option<PathBuf> {
+    let folder = |name: &str| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let state = folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state")))?;
+    Some(state.join("deltachain"))
+}
+
 fn read(file: &Path) -> Result<Config, Failure> {
     let wrong = |what: String| Failure::usage(format!("{}: {what}", file.display()));
     match fs::read_to_string(file) {

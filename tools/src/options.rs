@@ -5,10 +5,14 @@ use clap::Args;
 use deltachain::{
     chain::{Opening, Policy},
     format::Format,
-    io::{Access, Host, real::RealHost},
+    io::{Access, EntryKind, Host, real::RealHost},
+    store::Ledger,
 };
 use serde::Serialize;
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Which references inside images are followed.
 #[derive(Args, Debug)]
@@ -43,9 +47,10 @@ pub struct Source {
 
 impl Source {
     /// Returns how the chain is opened.
-    pub fn opening(&self, host: &dyn Host, access: Access) -> Result<Opening, Failure> {
-        let policy = self.references.policy(host)?;
-        Ok(Opening { access, ..Opening::reading() }.with_format(self.format).with_policy(policy))
+    pub fn opening(&self, host: &Arc<dyn Host>, access: Access) -> Result<Opening, Failure> {
+        let policy = self.references.policy(host.as_ref())?;
+        let opening = Opening { access, ..Opening::reading() }.with_format(self.format);
+        Ok(opening.with_policy(policy).with_ledger(ledger(host)))
     }
 }
 
@@ -61,7 +66,7 @@ pub struct Reading {
 
 impl Reading {
     /// Returns how the chain is opened.
-    pub fn opening(&self, host: &dyn Host) -> Result<Opening, Failure> {
+    pub fn opening(&self, host: &Arc<dyn Host>) -> Result<Opening, Failure> {
         self.source.opening(host, self.access())
     }
 
@@ -107,6 +112,20 @@ pub fn format(name: &str) -> Result<Format, String> {
 /// Returns this machine.
 pub fn host() -> Arc<dyn Host> {
     Arc::new(RealHost::new())
+}
+
+/// Returns the folder that is meant by a path: itself, or the one that an image lies in.
+pub fn folder(host: &dyn Host, path: &Path) -> Result<PathBuf, Failure> {
+    let place = host.canonical(path)?;
+    Ok(match host.kind(&place)? {
+        Some(EntryKind::Folder) => place,
+        _ => place.parent().unwrap_or(Path::new("/")).to_path_buf(),
+    })
+}
+
+/// Returns what is known of layers: beside them, or in the user's state folder where that cannot be written.
+pub fn ledger(host: &Arc<dyn Host>) -> Ledger {
+    Ledger::new(Arc::clone(host), config::state_folder())
 }
 
 /// Prints the options that new images of `format` know.

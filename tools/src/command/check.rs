@@ -67,7 +67,7 @@ impl Arguments {
             Some(What::Leaks) => Repair::Leaks,
             Some(What::All) => Repair::All,
         };
-        let opening = self.reading.opening(host.as_ref())?;
+        let opening = self.reading.opening(&host)?;
         let access = if self.repair.is_some() { Access::Write } else { opening.access };
         let opening = Opening { access, ..opening };
         let (format, checked) = check_layer(&host, &self.image, &opening, repair).map_err(failure)?;

@@ -74,7 +74,7 @@ impl Arguments {
     /// Prints the facts.
     pub fn run(&self, answer: &Answer) -> std::result::Result<Exit, Failure> {
         let host = options::host();
-        let opening = self.reading.opening(host.as_ref())?;
+        let opening = self.reading.opening(&host)?;
         if self.backing_chain {
             let chain = Chain::open(&host, &self.image, &opening)?;
             let facts = facts_of_all(chain.layers(), &self.image)?;

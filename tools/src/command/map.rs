@@ -139,7 +139,7 @@ impl Arguments {
     /// Prints the map.
     pub fn run(&self, answer: &Answer) -> std::result::Result<Exit, Failure> {
         let host = options::host();
-        let chain = Chain::open(&host, &self.image, &self.reading.opening(host.as_ref())?)?;
+        let chain = Chain::open(&host, &self.image, &self.reading.opening(&host)?)?;
         let start = GuestOffset::new(self.start_offset.min(chain.size()));
         let whole = GuestRange::between(start, GuestOffset::new(chain.size()));
         let range = self.max_length.map_or(whole, |bytes| whole.clip(start.range(bytes)));

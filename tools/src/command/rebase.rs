@@ -39,7 +39,7 @@ impl Arguments {
     /// Plans and does it.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         let host = options::host();
-        let opening = self.source.opening(host.as_ref(), Access::Write)?;
+        let opening = self.source.opening(&host, Access::Write)?;
         let parent = self.parent()?;
         let rebase = Rebase::prepare(&host, &self.image, &opening, parent.as_ref())?;
         let plan = rebase.plan();

@@ -32,7 +32,7 @@ impl Arguments {
     /// Plans, asks, resizes.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         let host = options::host();
-        let opening = self.source.opening(host.as_ref(), Access::Write)?;
+        let opening = self.source.opening(&host, Access::Write)?;
         let resize = Resize::prepare(&host, &self.image, &opening, |size| self.size.from(size))?;
         let plan = resize.plan();
         let (from, to) = (size::show(plan.from), size::show(plan.to));

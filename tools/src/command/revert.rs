@@ -34,7 +34,7 @@ impl Arguments {
             return Ok(Exit::Done);
         }
         let host = options::host();
-        let opening = self.source.opening(host.as_ref(), Access::Write)?;
+        let opening = self.source.opening(&host, Access::Write)?;
         let revert = Revert::prepare(&host, &self.top, &self.layer, &opening)?;
         let plan = revert.plan();
         let mut lines = vec![

@@ -30,7 +30,7 @@ impl Arguments {
             return Ok(Exit::Done);
         }
         let host = options::host();
-        let opening = self.source.opening(host.as_ref(), Access::Write)?;
+        let opening = self.source.opening(&host, Access::Write)?;
         let taken = snapshot(&host, &self.top, &self.new, &self.options.pairs(), &opening)?;
         answer.print(&taken, |out| {
             writeln!(out, "{} is frozen; the head is {}", self.top.display(), self.new.display())

@@ -1,0 +1,134 @@
+//! `dchain consolidate`: folds layers into an older one, in one pass.
+
+use crate::{
+    failure::{Exit, Failure},
+    options::{self, FormatOptions, Source},
+    output::Answer,
+    plan::{Grade, Planned},
+    progress::Watching,
+    size,
+};
+use clap::{Args, ValueEnum};
+use deltachain::{
+    format::Format,
+    io::Access,
+    job::consolidate::{Consolidation, NewImage, Pace, Plan, Report, Request, Verify},
+};
+use std::path::PathBuf;
+
+/// How the result is proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Proof {
+    /// Hash what moves as it passes, and again in the target.
+    Tree,
+    /// Hash the whole disk before and after.
+    Bytes,
+    /// Trust the copy.
+    None,
+}
+
+/// Fold the layers of TOP into an older one, in one pass; TOP's name opens the result
+///
+/// A job that was cut off goes on when the same command is given again.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Fold into LAYER (by default down to the oldest layer that is this disk's own)
+    #[arg(long, value_name = "LAYER")]
+    into: Option<PathBuf>,
+    /// Fold into a new image
+    #[arg(long, value_name = "IMAGE")]
+    new: Option<PathBuf>,
+    /// Format of the new image (TOP's if not given)
+    #[arg(short = 'O', long, value_name = "FMT", value_parser = options::format, requires = "new")]
+    target_format: Option<Format>,
+    #[command(flatten)]
+    options: FormatOptions,
+    /// The result keeps the target's name; TOP's name goes
+    #[arg(long)]
+    keep_target_name: bool,
+    /// How the result is proved
+    #[arg(long, value_enum, default_value = "tree")]
+    verify: Proof,
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    planned: Planned,
+    #[command(flatten)]
+    watching: Watching,
+    /// The head of the chain
+    top: PathBuf,
+}
+
+impl Arguments {
+    /// Plans, asks, folds.
+    pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let host = options::host();
+        let opening = self.source.opening(&host, Access::Read)?;
+        let ledger = options::ledger(&host);
+        let job = Consolidation::prepare(&host, &ledger, &self.top, &opening, &self.request())?;
+        let lines = lines(job.plan());
+        let grade = if job.plan().lost.is_empty() { Grade::Harmless } else { Grade::Destructive };
+        if self.planned.agree(answer, job.plan(), &lines, grade)? {
+            let report = self.watching.run(|progress| job.run(Pace::USUAL, progress))?;
+            answer.print(&report, |out| writeln!(out, "{}", outcome(&report)))?;
+        }
+        Ok(Exit::Done)
+    }
+
+    fn request(&self) -> Request {
+        let new = self.new.as_ref().map(|path| NewImage {
+            path: path.clone(),
+            format: self.target_format,
+            options: self.options.pairs(),
+        });
+        let verify = match self.verify {
+            Proof::Tree => Verify::Tree,
+            Proof::Bytes => Verify::Bytes,
+            Proof::None => Verify::Nothing,
+        };
+        Request { into: self.into.clone(), new, keeps_target_name: self.keep_target_name, verify }
+    }
+}
+
+fn lines(plan: &Plan) -> Vec<String> {
+    let mut lines = Vec::new();
+    if plan.is_resumed {
+        lines.push(format!("{}: going on with a job that was cut off", plan.top.display()));
+    }
+    let target = plan.target.as_ref().unwrap_or(&plan.result);
+    let folded = plan.folded.len();
+    lines.push(format!("{folded} layers of {} are folded into {}", plan.top.display(), target.display()));
+    lines.push(format!(
+        "to copy: {}; to mark as zero: {}; space it may need: {} of {} free",
+        size::show(plan.copy_bytes),
+        size::show(plan.zero_bytes),
+        size::show(plan.need_bytes),
+        size::show(plan.free_bytes)
+    ));
+    lines.push(format!("{} opens the result", plan.result.display()));
+    lines.extend(plan.removed.iter().map(|file| format!("removed afterwards: {}", file.display())));
+    for lost in &plan.lost {
+        let what = lost.snapshot.as_ref().map_or_else(String::new, |name| format!(", snapshot {name}"));
+        lines.push(format!("can no longer be restored: {}{what}", lost.layer.display()));
+    }
+    lines.extend(plan.bitmaps_lost.iter().map(|name| format!("bitmap lost: {name}")));
+    let folders: Vec<_> = plan.looked_in.iter().map(|f| f.display().to_string()).collect();
+    lines.push(format!("looked for other children in: {}", folders.join(", ")));
+    lines.extend(plan.unread.iter().map(|file| format!("could not be read: {}", file.display())));
+    lines
+}
+
+fn outcome(report: &Report) -> String {
+    let verified = match report.verified {
+        Some(Verify::Tree) => "verified: tree",
+        Some(Verify::Bytes) => "verified: bytes",
+        _ => "not verified",
+    };
+    format!(
+        "{}: copied {}, shared {}, zeroed {}; {verified}",
+        report.plan.result.display(),
+        size::show(report.copied_bytes),
+        size::show(report.shared_bytes),
+        size::show(report.zeroed_bytes)
+    )
+}

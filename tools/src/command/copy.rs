@@ -1,0 +1,98 @@
+//! `dchain copy`: a chain to another folder; what is there already is linked, not copied.
+
+use crate::{
+    failure::{Exit, Failure},
+    options::{self, Source},
+    output::Answer,
+    plan::{Grade, Planned},
+    progress::Watching,
+    size,
+};
+use clap::{Args, ValueEnum};
+use deltachain::{
+    io::Access,
+    job::copy::{Copy, Placed, Plan, Request, Share},
+};
+use std::path::PathBuf;
+
+/// What may be linked instead of copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Shared {
+    /// Link to a layer that shows the same.
+    Allow,
+    /// Copy every layer.
+    Deny,
+    /// Copy the head alone; what its parent shows must be there.
+    ChildOnly,
+}
+
+/// Copy the chain of TOP to the folder STORE: layers whose content is there already are linked
+///
+/// A copy that was cut off goes on when the same command is given again.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// What may be linked instead of copied
+    #[arg(long, value_enum, default_value = "allow")]
+    share: Shared,
+    /// Compare both disks byte by byte at the end
+    #[arg(long)]
+    verify: bool,
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    planned: Planned,
+    #[command(flatten)]
+    watching: Watching,
+    /// The head of the chain
+    top: PathBuf,
+    /// The folder
+    store: PathBuf,
+}
+
+impl Arguments {
+    /// Plans and copies.
+    pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let host = options::host();
+        let opening = self.source.opening(&host, Access::Read)?;
+        let share = match self.share {
+            Shared::Allow => Share::Allow,
+            Shared::Deny => Share::Deny,
+            Shared::ChildOnly => Share::ChildOnly,
+        };
+        let request = Request { share, verify: self.verify };
+        let paths = (self.top.as_path(), self.store.as_path());
+        let job = Copy::prepare(&host, &options::ledger(&host), paths, &opening, request)?;
+        let lines = lines(job.plan());
+        if self.planned.agree(answer, job.plan(), &lines, Grade::Harmless)? {
+            let report = self.watching.run(|progress| job.run(progress))?;
+            answer.print(&report, |out| {
+                let (copied, shared) = (size::show(report.copied_bytes), size::show(report.shared_bytes));
+                let verified = if report.is_verified { "verified: bytes" } else { "not verified" };
+                writeln!(out, "{}: copied {copied}, shared {shared}; {verified}", report.head.display())
+            })?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn lines(plan: &Plan) -> Vec<String> {
+    let mut lines: Vec<String> = plan.layers.iter().map(line).collect();
+    lines.push(format!(
+        "to copy: {} of {} free there",
+        size::show(plan.copy_bytes),
+        size::show(plan.free_bytes)
+    ));
+    lines
+}
+
+fn line(placed: &Placed) -> String {
+    match placed {
+        Placed::Copy { to, is_done: true, .. } => format!("there already: {}", to.display()),
+        Placed::Copy { from, to, bytes, .. } => {
+            format!("copy {} -> {} ({})", from.display(), to.display(), size::show(*bytes))
+        }
+        Placed::Link { from, to, id } => {
+            format!("link {} -> {}, which shows the same ({})", from.display(), to.display(), id.short())
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! `dchain id`: content IDs of layers.
+
+use crate::{
+    failure::{Exit, Failure},
+    options::{self, Reading, Source},
+    output::Answer,
+    progress::Watching,
+    size,
+};
+use clap::{Args, Subcommand};
+use deltachain::{
+    chain::Chain,
+    content::ContentId,
+    io::Access,
+    job::seal::{self, How, Sealed},
+    store::Trust,
+};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Show, compute and prove content IDs
+#[derive(Args, Debug)]
+pub struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Show what is known of each layer of a chain; nothing is read or written
+    Show(Show),
+    /// Compute the content ID of IMAGE, freeze it, and record the ID
+    Seal(Seal),
+    /// Compute the content ID of IMAGE as it is now, and compare it with the recorded one
+    Verify(Verify),
+}
+
+#[derive(Args, Debug)]
+struct Show {
+    #[command(flatten)]
+    reading: Reading,
+    /// The head of the chain
+    image: PathBuf,
+}
+
+#[derive(Args, Debug)]
+struct Seal {
+    /// Seal every layer below, too, and join each to its parent
+    #[arg(long)]
+    chain: bool,
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    watching: Watching,
+    /// The image
+    image: PathBuf,
+}
+
+#[derive(Args, Debug)]
+struct Verify {
+    #[command(flatten)]
+    reading: Reading,
+    #[command(flatten)]
+    watching: Watching,
+    /// The image
+    image: PathBuf,
+}
+
+impl Arguments {
+    /// Does what is asked for.
+    pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        match &self.what {
+            What::Show(show) => show.run(answer),
+            What::Seal(seal) => seal.run(answer),
+            What::Verify(verify) => verify.run(answer),
+        }
+    }
+}
+
+/// What is known of a layer.
+#[derive(Serialize)]
+struct Shown {
+    filename: String,
+    epoch: Option<String>,
+    id: Option<ContentId>,
+    #[serde(flatten)]
+    trust: Trust,
+    parent_epoch: Option<String>,
+    parent_id: Option<ContentId>,
+    /// Why the layer must not be read on its parent.
+    refused: Option<String>,
+}
+
+impl Show {
+    fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let host = options::host();
+        let mut opening = self.reading.opening(&host)?;
+        // A refusal is part of the answer here.
+        let ledger = opening.ledger.take();
+        let chain = Chain::open(&host, &self.image, &opening)?;
+        let ledger = ledger.unwrap_or_else(|| options::ledger(&host));
+        let standings = deltachain::chain::lineage(&ledger, chain.layers())?;
+        let mut shown = Vec::new();
+        for (at, (layer, standing)) in chain.layers().iter().zip(&standings).enumerate() {
+            let known = &standing.known;
+            let below = chain.layers().get(at + 1);
+            shown.push(Shown {
+                filename: layer.path.display().to_string(),
+                epoch: known.layer.frozen.map(|r| r.epoch.to_string()),
+                id: known.layer.frozen.and_then(|r| r.sealed),
+                trust: known.trust,
+                parent_epoch: known.layer.claim.as_ref().map(|c| c.parent_epoch.to_string()),
+                parent_id: known.layer.claim.as_ref().and_then(|c| c.parent_id),
+                refused: standing
+                    .refusal()
+                    .zip(below)
+                    .map(|(refusal, parent)| refusal.error(&layer.path, &parent.path).to_string()),
+            });
+        }
+        let is_refused = shown.iter().any(|s| s.refused.is_some());
+        answer.print_list(&shown, |shown, out| {
+            for layer in shown {
+                let id = layer.id.map_or_else(|| "not sealed".to_owned(), |id| id.short());
+                let trust = match (layer.trust, layer.epoch.is_some()) {
+                    (Trust::Doubted(doubt), _) => format!("doubted: {doubt}"),
+                    (Trust::Trusted, _) => "trusted".to_owned(),
+                    (Trust::Claimed, true) => "claimed".to_owned(),
+                    _ => "open".to_owned(),
+                };
+                writeln!(out, "{}: {id}, {trust}", layer.filename)?;
+                if let Some(refused) = &layer.refused {
+                    writeln!(out, "  {refused}")?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(if is_refused { Exit::Refused } else { Exit::Done })
+    }
+}
+
+/// A layer that was sealed.
+#[derive(Serialize)]
+struct Done {
+    filename: String,
+    #[serde(flatten)]
+    sealed: Sealed,
+}
+
+impl Seal {
+    fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let host = options::host();
+        let opening = self.source.opening(&host, Access::Write)?;
+        let ledger = options::ledger(&host);
+        let layers = seal::open_layers(&host, &self.image, &opening)?;
+        let sealed = self.watching.run(|progress| seal::seal(&ledger, &layers, progress))?;
+        let shown = if self.chain { layers.len() } else { 1 };
+        let done: Vec<_> = layers
+            .iter()
+            .zip(sealed)
+            .take(shown)
+            .map(|(layer, sealed)| Done { filename: layer.path.display().to_string(), sealed })
+            .collect();
+        answer.print_list(&done, |done, out| {
+            done.iter().try_for_each(|layer| {
+                let how = match layer.sealed.how {
+                    How::Kept => "as before".to_owned(),
+                    How::Incremental | How::Full => format!("{} read", size::show(layer.sealed.read_bytes)),
+                };
+                writeln!(out, "{}: {} ({how})", layer.filename, layer.sealed.id)
+            })
+        })?;
+        Ok(Exit::Done)
+    }
+}
+
+/// What an image shows, and what it says that it shows.
+#[derive(Serialize)]
+struct Verified {
+    filename: String,
+    id: ContentId,
+    recorded: Option<ContentId>,
+    matches: Option<bool>,
+}
+
+impl Verify {
+    fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let host = options::host();
+        let mut opening = self.reading.opening(&host)?;
+        let ledger = opening.ledger.take().unwrap_or_else(|| options::ledger(&host));
+        let chain = Chain::open(&host, &self.image, &opening)?;
+        let layer = chain.head()?;
+        let recorded = ledger.look(layer.image.as_ref())?.layer.frozen.and_then(|r| r.sealed);
+        let hashed = self.watching.run(|progress| seal::full_tree(&chain.view(0), progress))?;
+        let id = hashed.tree.id();
+        let matches = recorded.map(|recorded| recorded == id);
+        let done = Verified { filename: layer.path.display().to_string(), id, recorded, matches };
+        answer.print(&done, |out| match (recorded, matches) {
+            (Some(_), Some(true)) => writeln!(out, "{}: shows {id}, as recorded", done.filename),
+            (Some(recorded), _) => writeln!(out, "{}: shows {id}, the record says {recorded}", done.filename),
+            (None, _) => writeln!(out, "{}: shows {id}; nothing is recorded", done.filename),
+        })?;
+        Ok(if matches == Some(false) { Exit::Refused } else { Exit::Done })
+    }
+}

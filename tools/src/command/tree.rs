@@ -1,0 +1,159 @@
+//! `dchain tree`: every hierarchy in folders, children as well as parents.
+
+use crate::{
+    failure::{Exit, Failure},
+    options,
+    output::Answer,
+    size,
+};
+use clap::{Args, ValueEnum};
+use deltachain::{
+    chain::{Family, Member},
+    io::Host,
+};
+use serde::Serialize;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+/// How the hierarchies are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Drawing {
+    /// Lines of text.
+    Text,
+    /// Graphviz.
+    Dot,
+}
+
+/// Show every hierarchy in folders: children as well as parents
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// How it is drawn
+    #[arg(long, value_enum, default_value = "text")]
+    draw: Drawing,
+    /// Folders, or images whose folders are meant
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+}
+
+/// An image and what stands on it.
+#[derive(Debug, Serialize)]
+struct Node {
+    filename: String,
+    format: &'static str,
+    virtual_size: u64,
+    actual_size: u64,
+    /// The parent as the header names it, where it is not the node above.
+    missing_parent: Option<String>,
+    children: Vec<Node>,
+}
+
+impl Arguments {
+    /// Looks and draws.
+    pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let host = options::host();
+        let folders =
+            self.paths.iter().map(|p| options::folder(host.as_ref(), p)).collect::<Result<Vec<_>, _>>()?;
+        let family = Family::scan(host.as_ref(), &folders)?;
+        let forest = Forest { host: host.as_ref(), family: &family };
+        let roots = forest.grow()?;
+        let drawing = self.draw;
+        answer.print_list(&roots, |roots, out| {
+            let mut lines = Vec::new();
+            match drawing {
+                Drawing::Text => roots.iter().for_each(|root| text(root, "", "", &mut lines)),
+                Drawing::Dot => dot(roots, &mut lines),
+            }
+            lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+            family.unreadable.iter().try_for_each(|(_, error)| writeln!(out, "unreadable: {error}"))
+        })?;
+        Ok(Exit::Done)
+    }
+}
+
+struct Forest<'a> {
+    host: &'a dyn Host,
+    family: &'a Family,
+}
+
+impl Forest<'_> {
+    /// Returns the images that stand on nothing here, with all that stands on them.
+    fn grow(&self) -> Result<Vec<Node>, Failure> {
+        let mut placed = BTreeSet::new();
+        let is_root = |m: &&Member| {
+            let parent = m.link.as_ref().and_then(|l| l.witness);
+            parent.and_then(|p| self.family.member(&p)).is_none()
+        };
+        let mut roots = Vec::new();
+        for member in self.family.members.iter().filter(is_root) {
+            roots.push(self.node(member, &mut placed)?);
+        }
+        // What is left stands on itself in a circle.
+        for member in &self.family.members {
+            if !placed.contains(&member.path) {
+                roots.push(self.node(member, &mut placed)?);
+            }
+        }
+        Ok(roots)
+    }
+
+    fn node(&self, member: &Member, placed: &mut BTreeSet<PathBuf>) -> Result<Node, Failure> {
+        placed.insert(member.path.clone());
+        let mut children = Vec::new();
+        for child in self.family.children_of(&member.witness) {
+            if !placed.contains(&child.path) {
+                children.push(self.node(child, placed)?);
+            }
+        }
+        let lost = |l: &&deltachain::chain::Link| l.witness.is_none_or(|p| self.family.member(&p).is_none());
+        let file = self.host.open(&member.path, deltachain::io::Access::ReadShared)?;
+        Ok(Node {
+            filename: member.path.display().to_string(),
+            format: member.format.name(),
+            virtual_size: member.size,
+            actual_size: file.allocated_bytes()?,
+            missing_parent: member
+                .link
+                .as_ref()
+                .filter(lost)
+                .map(|l| String::from_utf8_lossy(&l.name.name).into_owned()),
+            children,
+        })
+    }
+}
+
+fn label(node: &Node) -> String {
+    let name = Path::new(&node.filename).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let lost = node.missing_parent.as_ref().map_or_else(String::new, |p| format!(", on '{p}', not here"));
+    let (disk, held) = (size::show(node.virtual_size), size::show(node.actual_size));
+    format!("{name} ({}, {disk}, {held} on the host{lost})", node.format)
+}
+
+fn text(node: &Node, stem: &str, branch: &str, lines: &mut Vec<String>) {
+    lines.push(format!("{stem}{branch}{}", label(node)));
+    let below = match branch {
+        "" => String::new(),
+        "└── " => format!("{stem}    "),
+        _ => format!("{stem}│   "),
+    };
+    for (at, child) in node.children.iter().enumerate() {
+        let branch = if at + 1 == node.children.len() { "└── " } else { "├── " };
+        text(child, &below, branch, lines);
+    }
+}
+
+fn dot(roots: &[Node], lines: &mut Vec<String>) {
+    fn walk(node: &Node, lines: &mut Vec<String>) {
+        lines.push(format!("  {:?} [label={:?}];", node.filename, label(node)));
+        for child in &node.children {
+            lines.push(format!("  {:?} -> {:?};", child.filename, node.filename));
+            walk(child, lines);
+        }
+    }
+    lines.push("digraph layers {".to_owned());
+    for root in roots {
+        walk(root, lines);
+    }
+    lines.push("}".to_owned());
+}
