@@ -64,8 +64,7 @@ impl Arguments {
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         let host = options::host();
         let opening = self.source.opening(&host, Access::Read)?;
-        let ledger = options::ledger(&host);
-        let job = Consolidation::prepare(&host, &ledger, &self.top, &opening, &self.request())?;
+        let job = Consolidation::prepare(&host, &self.top, &opening, &self.request())?;
         let lines = lines(job.plan());
         let grade = if job.plan().lost.is_empty() { Grade::Harmless } else { Grade::Destructive };
         if self.planned.agree(answer, job.plan(), &lines, grade)? {

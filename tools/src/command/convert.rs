@@ -59,7 +59,7 @@ impl Arguments {
             return Err(Failure::usage("SRC and DST are wanted").hint("dchain convert --help"));
         };
         let host = options::host();
-        let chain = Chain::open(&host, source, &self.reading.opening(host.as_ref())?)?;
+        let chain = Chain::open(&host, source, &self.reading.opening(&host)?)?;
         let done = if self.no_create {
             self.fill(&host, &chain, target)?
         } else {

@@ -51,7 +51,7 @@ impl Arguments {
     fn measure(&self) -> Result<Measured, Failure> {
         let host = options::host();
         let chain = match &self.image {
-            Some(image) => Some(Chain::open(&host, image, &self.reading.opening(host.as_ref())?)?),
+            Some(image) => Some(Chain::open(&host, image, &self.reading.opening(&host)?)?),
             None => None,
         };
         let size = chain.as_ref().map(Disk::size).or(self.size).unwrap_or(0).next_multiple_of(512);

@@ -3,8 +3,8 @@
 pub mod check;
 pub mod compare;
 pub mod completions;
-pub mod convert;
 pub mod consolidate;
+pub mod convert;
 pub mod copy;
 pub mod create;
 pub mod diff;
