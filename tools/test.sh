@@ -8,6 +8,8 @@ needs="
 qemu-img qemu-utils
 qemu-io qemu-utils
 mkfs.ext4 e2fsprogs
+mkfs.xfs xfsprogs
+qemu-nbd qemu-utils
 zstd zstd
 "
 

@@ -231,9 +231,9 @@ impl Image for RawImage {
             return Err(Error::unsupported("a block device cannot be resized").path(self.file.path()));
         }
         self.file.set_bytes(bytes)?;
-        self.file.flush()?;
+        // The file has this length now, durably or not: no write may pass it.
         self.size.store(whole_sectors(bytes), Relaxed);
-        Ok(())
+        self.file.flush()
     }
 
     fn set_parent(&self, parent: Option<&ParentName>) -> Result<()> {

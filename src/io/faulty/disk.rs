@@ -48,9 +48,10 @@ pub(super) enum Event {
     Sync { folder: PathBuf },
 }
 
+/// `grows`: the file was shorter, so that a new length is to be written too.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    Write { at: HostOffset, data: Arc<[u8]> },
+    Write { at: HostOffset, data: Arc<[u8]>, grows: bool },
     Zero { range: HostRange, grows: bool },
     Grow { bytes: u64 },
     Cut { bytes: u64 },
@@ -109,7 +110,7 @@ impl Disk {
     pub(super) fn apply(&mut self, inode: u64, change: &Change) {
         let pages = &mut self.inode_mut(inode).pages;
         match change {
-            Change::Write { at, data } => pages.write(*at, data),
+            Change::Write { at, data, .. } => pages.write(*at, data),
             Change::Zero { range, grows } => {
                 pages.zero(*range);
                 if *grows {
@@ -136,13 +137,13 @@ impl Disk {
             }
         };
         match change {
-            Change::Write { at, data } => {
+            Change::Write { at, data, grows: asked } => {
                 let range = at.range(count(data.len()));
                 for piece in pieces(range) {
                     let start = index(piece.start.since(*at));
                     pages.put(piece.start, data.get(start..start + index(piece.bytes)).unwrap_or_default());
                 }
-                if grows {
+                if grows && *asked {
                     pages.grow(range.end().bytes());
                 }
             }

@@ -9,7 +9,7 @@ pub enum Failure {
     Io,
     /// `ENOSPC`, on what changes files or names; nothing is done.
     NoSpace,
-    /// Half of the bytes of a write arrive, then `ENOSPC`; other changes fail with `ENOSPC`.
+    /// Half of the sectors of a write arrive, then `ENOSPC`; other changes fail with `ENOSPC`.
     Short,
 }
 

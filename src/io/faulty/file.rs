@@ -6,7 +6,7 @@ use super::{
     fault::{Action, Failure},
 };
 use crate::{
-    base::{Error, HostOffset, HostRange, Result},
+    base::{Error, HostOffset, HostRange, Result, units::count},
     io::{Access, Descriptor, File, Kept, Run, Witness, pages::Pages},
 };
 use parking_lot::Mutex;
@@ -69,9 +69,9 @@ impl SimFile {
         let is_short = failure == Some(Failure::Short);
         match (failure, change) {
             (None, change) => machine.change(self.inode, change),
-            (Some(Failure::Short), Change::Write { at, data }) => {
-                let half = data.get(..data.len() / 2).unwrap_or_default();
-                machine.change(self.inode, Change::Write { at, data: Arc::from(half) });
+            (Some(Failure::Short), Change::Write { at, data, grows }) => {
+                let half = data.get(..data.len() / 1024 * 512).unwrap_or_default();
+                machine.change(self.inode, Change::Write { at, data: Arc::from(half), grows });
             }
             (Some(_), _) => {}
         }
@@ -104,7 +104,8 @@ impl File for SimFile {
             return Ok(());
         }
         let doing = format!("write {} bytes at {at:#x}", buf.len());
-        self.change(&doing, Change::Write { at, data: Arc::from(buf) })
+        let grows = at.plus(count(buf.len())).bytes() > self.bytes()?;
+        self.change(&doing, Change::Write { at, data: Arc::from(buf), grows })
     }
 
     fn zero(&self, range: HostRange, kept: Kept) -> Result<()> {
@@ -116,7 +117,8 @@ impl File for SimFile {
             return Ok(());
         }
         let doing = format!("zero {} bytes at {:#x}", range.bytes, range.start);
-        self.change(&doing, Change::Zero { range, grows: kept == Kept::Space })
+        let grows = range.end().bytes() > self.bytes()?;
+        self.change(&doing, Change::Zero { range, grows })
     }
 
     fn allocate(&self, range: HostRange) -> Result<()> {

@@ -1,0 +1,156 @@
+//! File systems and devices of a real machine: what is shared, copied, discarded.
+//!
+//! Mounting takes root; without it these tests say so and pass.
+
+use crate::foreign::{Scratch, assert_same};
+use deltachain::{
+    base::{ErrorKind, GuestOffset, HostOffset},
+    format::{Creation, Format, NoParts, Nothing, raw},
+    io::{Access, File, Host, Kept, copy, real::RealHost},
+};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+/// A file system or device made from an image file, until dropped.
+struct Loop {
+    folder: Scratch,
+    /// The mount point or the device.
+    place: PathBuf,
+    undo: [&'static str; 2],
+}
+
+impl Loop {
+    /// Mounts an XFS file system that can share blocks; `None`, and a word, where that is not allowed.
+    fn xfs() -> Option<Self> {
+        let folder = Scratch::new();
+        folder.run("truncate", "-s 320M image");
+        folder.run("mkfs.xfs", "-q -m reflink=1 image");
+        folder.run("mkdir", "place");
+        let mounted = folder.try_run("mount", ["-o", "loop", "image", "place"]);
+        if !mounted.status.success() {
+            println!("skipped: mount: {}", String::from_utf8_lossy(&mounted.stderr));
+            return None;
+        }
+        Some(Self { place: folder.file("place"), folder, undo: ["umount", ""] })
+    }
+
+    /// Makes a block device of 8 MiB.
+    fn device() -> Option<Self> {
+        let folder = Scratch::new();
+        folder.run("truncate", "-s 8M image");
+        let made = folder.try_run("losetup", ["--find", "--show", "image"]);
+        if !made.status.success() {
+            println!("skipped: losetup: {}", String::from_utf8_lossy(&made.stderr));
+            return None;
+        }
+        let place = PathBuf::from(String::from_utf8(made.stdout).unwrap().trim());
+        Some(Self { folder, place, undo: ["losetup", "--detach"] })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let [tool, option] = self.undo;
+        let options = (!option.is_empty()).then_some(option);
+        Command::new(tool).args(options).arg(&self.place).current_dir(self.folder.path()).status().unwrap();
+    }
+}
+
+fn filled(folder: &Path, name: &str, bytes: &[u8]) -> Arc<dyn File> {
+    let file = RealHost::new().create(&folder.join(name)).unwrap();
+    file.write_at(HostOffset::new(0), bytes).unwrap();
+    file.flush().unwrap();
+    file
+}
+
+fn whole(file: &dyn File) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(file.bytes().unwrap()).unwrap()];
+    file.read_at(HostOffset::new(0), &mut bytes).unwrap();
+    bytes
+}
+
+/// Bytes that tell their place.
+fn pattern(bytes: u32) -> Vec<u8> {
+    (0..bytes / 4).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn whole_blocks_are_shared_where_the_file_system_can_and_the_edges_copied() {
+    let Some(xfs) = Loop::xfs() else { return };
+    let bytes = pattern(16 << 20);
+    let from = filled(&xfs.place, "from", &bytes);
+    let to = filled(&xfs.place, "to", &pattern(1 << 20));
+    let free = || RealHost::new().free_bytes(&xfs.place).unwrap();
+    let before = free();
+    let at = HostOffset::new(1000);
+    let moved = copy(&*from, at, &*to, at, 12 * MIB).unwrap();
+    assert_eq!((moved.shared_bytes, moved.copied_bytes), (12 * MIB - 4096, 4096));
+    // What XFS reserves behind the end of a growing file goes when it is closed.
+    drop(to);
+    let to = RealHost::new().open(&xfs.place.join("to"), Access::Write).unwrap();
+    assert!(free() + MIB > before, "{} bytes taken", before - free());
+    let length = 1000 + 12 * 1024 * 1024;
+    let expected = [&pattern(1000), &bytes[1000..length]].concat();
+    assert_same(&whole(&*to), &expected, "shared");
+    to.write_at(HostOffset::new(8192), &[1; 4096]).unwrap();
+    assert_same(&whole(&*from), &bytes, "the source after a write to the target");
+    let shifted = copy(&*from, at, &*to, HostOffset::new(0), 2 * MIB).unwrap();
+    assert_eq!((shifted.shared_bytes, shifted.copied_bytes), (0, 2 * MIB));
+    assert_same(
+        &whole(&*to)[..2 << 20],
+        &bytes[1000..1000 + (2 << 20)],
+        "copied to another place in a block",
+    );
+}
+
+#[test]
+fn bytes_are_copied_between_file_systems_and_past_the_end() {
+    let Some(xfs) = Loop::xfs() else { return };
+    let bytes = pattern(3 << 20);
+    let from = filled(&xfs.folder.path(), "from", &bytes);
+    let to = filled(&xfs.place, "to", &pattern(4096));
+    for _ in 0..2 {
+        let moved = copy(&*from, HostOffset::new(0), &*to, HostOffset::new(4096), 4 * MIB).unwrap();
+        assert_eq!((moved.shared_bytes, moved.copied_bytes), (0, 4 * MIB));
+        let expected = [&pattern(4096)[..], &bytes, &vec![0; 1 << 20]].concat();
+        assert_same(&whole(&*to), &expected, "between file systems");
+    }
+}
+
+#[test]
+fn a_device_is_a_disk_of_fixed_size() {
+    let Some(device) = Loop::device() else { return };
+    let host = RealHost::new();
+    let file = host.open(&device.place, Access::Write).unwrap();
+    assert!(file.is_device() && file.bytes().unwrap() == 8 * MIB);
+    assert_eq!(host.open(&device.place, Access::Read).unwrap_err().kind(), ErrorKind::Busy);
+    assert_ne!(file.witness().unwrap(), file.witness().unwrap(), "a device's witness proves nothing");
+    let image = raw::open(Arc::clone(&file), true).unwrap();
+    let mut expected = pattern(8 << 20);
+    image.write(GuestOffset::new(0), &expected, &Nothing).unwrap();
+    for (kept, start, end) in
+        [(Kept::Nothing, 0, 1 << 20), (Kept::Space, 1 << 20, 2 << 20), (Kept::Nothing, 3_000_100, 4_000_100)]
+    {
+        expected[start..end].fill(0);
+        let range = GuestOffset::new(start as u64).range((end - start) as u64);
+        image.zero(range, kept, &Nothing).unwrap();
+        image.flush().unwrap();
+        assert_same(&whole(&*file), &expected, "zeroed");
+    }
+    let error = image.resize(4 * MIB, &Nothing).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    image.resize(8 * MIB, &Nothing).unwrap();
+    let creation = |size| Creation { size, ..Creation::default() };
+    let create = |size| deltachain::format::create(Format::Raw, Arc::clone(&file), &creation(size), &NoParts);
+    assert_eq!(create(9 * MIB).unwrap_err().kind(), ErrorKind::Invalid);
+    create(8 * MIB).unwrap();
+    let source = filled(&device.folder.path(), "source", &pattern(1 << 20));
+    image.write_from(GuestOffset::new(512).range(MIB), &*source, HostOffset::new(0), &Nothing).unwrap();
+    expected[512..512 + (1 << 20)].copy_from_slice(&pattern(1 << 20));
+    assert_same(&whole(&*file), &expected, "written from a file");
+}
