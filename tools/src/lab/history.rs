@@ -1,0 +1,259 @@
+//! Histories: what is done to an image, step by step.
+
+use crate::{
+    log::{Kind, Log, Op},
+    mark::{self, Mark, PARENT},
+};
+use deltachain::{
+    base::{
+        GuestOffset, GuestRange, Result,
+        seed::Seeded,
+        units::{SECTOR_BYTES, count, index},
+    },
+    format::{self, Below, Creation, Format, Image, NoParts, ParentName},
+    io::{
+        Access, Host, Kept,
+        faulty::{Fault, SimHost},
+    },
+};
+use std::{path::Path, sync::Arc};
+
+/// A kind of image, and the operations that it can be asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct History {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// The image's format.
+    pub format: Format,
+    /// Options of its making.
+    pub options: &'static [(&'static str, &'static str)],
+    /// Size of the disk in sectors.
+    pub sectors: u64,
+    /// Size of the parent in sectors; 0 without one.
+    pub parent: u64,
+    /// Whether the size changes.
+    pub is_resized: bool,
+}
+
+/// One step.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Write so many sectors at a sector.
+    Write(u64, u64),
+    /// Make so many sectors at a sector read as zeros.
+    Zero(u64, u64, Kept),
+    /// Make all before durable.
+    Flush,
+    /// Change the size to so many sectors.
+    Resize(u64),
+    /// Flush, close, open again.
+    Reopen,
+}
+
+/// What goes wrong during a history.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setup {
+    /// An I/O that fails.
+    pub fault: Option<Fault>,
+    /// In operations of this kind, the barrier of this number does nothing.
+    pub dropped: Option<(Kind, u64)>,
+}
+
+const fn qcow2(
+    name: &'static str,
+    options: &'static [(&'static str, &'static str)],
+    sectors: u64,
+) -> History {
+    History { name, format: Format::Qcow2, options, sectors, parent: 0, is_resized: false }
+}
+
+/// Every history. Sizes are small: a crash anywhere is then seen by reading the whole disk.
+pub const HISTORIES: [History; 8] = [
+    History { format: Format::Raw, is_resized: true, ..qcow2("raw", &[], 256) },
+    // Small clusters: many tables, refcount blocks and table clusters in a small disk.
+    qcow2("qcow2-512", &[("cluster_size", "512")], 600),
+    qcow2("qcow2-4k-refcount64", &[("cluster_size", "4k"), ("refcount_bits", "64")], 1024),
+    qcow2("qcow2-64k", &[], 2048),
+    qcow2("qcow2-v2", &[("compat", "0.10"), ("cluster_size", "1k")], 700),
+    History { parent: 500, ..qcow2("qcow2-parent", &[("cluster_size", "2k")], 800) },
+    History {
+        parent: 900,
+        ..qcow2("qcow2-subclusters", &[("cluster_size", "16k"), ("extended_l2", "on")], 1024)
+    },
+    History { parent: 900, is_resized: true, ..qcow2("qcow2-resize", &[("cluster_size", "512")], 400) },
+];
+
+/// The image's name on the machine.
+pub(crate) const DISK: &str = "/disk";
+
+impl Below for History {
+    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        let range = at.range(count(buf.len())).outer(SECTOR_BYTES);
+        let (first, sectors) = (range.start.bytes() / SECTOR_BYTES, range.bytes / SECTOR_BYTES);
+        let mut shown = mark::sectors(PARENT, first, self.parent.saturating_sub(first).min(sectors));
+        let skip = index(at.since(range.start));
+        shown.resize(skip + buf.len(), 0);
+        buf.copy_from_slice(shown.get(skip..).unwrap_or_default());
+        Ok(())
+    }
+
+    fn is_zero(&self, range: GuestRange) -> Result<bool> {
+        Ok(range.start.bytes() >= self.parent * SECTOR_BYTES)
+    }
+}
+
+/// Returns the guest range of a run of sectors.
+pub(crate) fn range(sector: u64, sectors: u64) -> GuestRange {
+    GuestOffset::new(sector * SECTOR_BYTES).range(sectors * SECTOR_BYTES)
+}
+
+impl History {
+    /// Returns the history of that name; the failure lists those that there are.
+    pub fn find(name: &str) -> std::result::Result<&'static Self, String> {
+        let found = HISTORIES.iter().find(|history| history.name == name);
+        found.ok_or_else(|| format!("known histories: {}", HISTORIES.map(|history| history.name).join(", ")))
+    }
+
+    /// Returns `length` seeded steps; every fifth or so makes what went before durable.
+    pub fn steps(&self, seed: u64, length: usize) -> Vec<Step> {
+        let mut seed = Seeded::new(seed);
+        let mut size = self.sectors;
+        let mut step = || {
+            let at = seed.below(size);
+            let most = [1, 8, 40, 200].get(usize::try_from(seed.below(4)).unwrap_or_default());
+            let sectors = (1 + seed.below(most.copied().unwrap_or(8))).min(size - at);
+            match seed.below(20) {
+                0..10 => Step::Write(at, sectors),
+                10..12 => Step::Zero(at, sectors, Kept::Space),
+                12..15 => Step::Zero(at, sectors, Kept::Nothing),
+                15 => Step::Reopen,
+                16 if self.is_resized => {
+                    size = self.sectors / 4 + seed.below(self.sectors * 2);
+                    Step::Resize(size)
+                }
+                _ => Step::Flush,
+            }
+        };
+        (0..length).map(|_| step()).collect()
+    }
+
+    /// Makes the image on a new machine and performs the steps.
+    pub fn run(&self, steps: &[Step], setup: Setup) -> (SimHost, Log, Option<Arc<dyn Image>>) {
+        let host = SimHost::new();
+        host.fail(setup.fault);
+        let log = Log::on_nothing(self.parent, self.sectors);
+        let mut hand = Hand { history: self, host: &host, log, setup, image: None, next: 1 };
+        hand.create();
+        for step in steps {
+            hand.take(step);
+        }
+        let (log, image) = (hand.log, hand.image);
+        (host, log, image)
+    }
+
+    /// Performs steps on an image that is there; `start` is what it shows, `next` the first mark.
+    pub(crate) fn resume(&self, host: &SimHost, start: Vec<Mark>, steps: &[Step], next: Mark) -> Log {
+        let size = count(start.len());
+        let log = Log::on(start, size);
+        let image = self.open(host).ok();
+        let mut hand = Hand { history: self, host, log, setup: Setup::default(), image, next };
+        for step in steps {
+            hand.take(step);
+        }
+        hand.log
+    }
+
+    /// Opens the image for writing.
+    pub(crate) fn open(&self, host: &SimHost) -> Result<Arc<dyn Image>> {
+        format::open(self.format, host.open(Path::new(DISK), Access::Write)?, true, &NoParts)
+    }
+
+    fn creation(&self) -> Creation {
+        let parent = (self.parent > 0)
+            .then(|| ParentName { name: b"parent".to_vec(), format: Some("raw".to_owned()) });
+        let options = self.options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Creation { size: self.sectors * SECTOR_BYTES, parent, options: options.collect() }
+    }
+}
+
+/// Who performs the steps and writes them down.
+struct Hand<'a> {
+    history: &'a History,
+    host: &'a SimHost,
+    log: Log,
+    setup: Setup,
+    image: Option<Arc<dyn Image>>,
+    next: Mark,
+}
+
+impl Hand<'_> {
+    fn size(&self) -> u64 {
+        self.image.as_ref().map_or(0, |image| image.size() / SECTOR_BYTES)
+    }
+
+    /// Performs one operation and notes what came of it.
+    fn note(&mut self, op: Op, perform: impl FnOnce(&mut Self) -> Result<()>) {
+        let dropped = self.setup.dropped.filter(|(kind, _)| *kind == op.kind).map(|(_, nth)| nth);
+        self.host.begin_operation(dropped);
+        let start = self.host.events();
+        let is_done = perform(self).is_ok();
+        let end = is_done.then(|| self.host.events());
+        self.log.ops.push(Op { start, end, barriers: self.host.barriers(), ..op });
+    }
+
+    fn create(&mut self) {
+        let op = self.op(Kind::Create, 0..0, 0);
+        self.note(op, |hand| {
+            let file = hand.host.create(Path::new(DISK))?;
+            let made = format::create(hand.history.format, file, &hand.history.creation(), &NoParts)?;
+            hand.image = Some(made);
+            hand.host.sync_folder(Path::new("/"))
+        });
+    }
+
+    fn op(&self, kind: Kind, sectors: std::ops::Range<u64>, mark: Mark) -> Op {
+        Op { kind, sectors, mark, size: self.size(), start: 0, end: None, barriers: 0 }
+    }
+
+    fn take(&mut self, step: &Step) {
+        let Some(image) = self.image.clone() else { return };
+        let below = self.history;
+        let inside = |at: u64, sectors: u64| at.min(self.size())..(at + sectors).min(self.size());
+        match *step {
+            Step::Write(at, sectors) => {
+                let sectors = inside(at, sectors);
+                let bytes = mark::sectors(self.next, sectors.start, sectors.end - sectors.start);
+                let at = range(sectors.start, 0).start;
+                let op = self.op(Kind::Write, sectors, self.next);
+                self.note(op, |_| image.write(at, &bytes, below));
+                self.next += 1;
+            }
+            Step::Zero(at, sectors, kept) => {
+                let sectors = inside(at, sectors);
+                let zeroed = range(sectors.start, sectors.end - sectors.start);
+                let op = self.op(Kind::Zero, sectors, 0);
+                self.note(op, |_| image.zero(zeroed, kept, below));
+            }
+            Step::Flush => {
+                let op = self.op(Kind::Flush, 0..0, 0);
+                self.note(op, |_| image.flush());
+            }
+            Step::Resize(size) => {
+                let cut = self.size().min(size)..self.size().max(size);
+                let op = Op { size, ..self.op(Kind::Resize, cut, 0) };
+                self.note(op, |_| image.resize(size * SECTOR_BYTES, below));
+            }
+            Step::Reopen => {
+                let op = self.op(Kind::Flush, 0..0, 0);
+                self.note(op, |_| image.flush());
+                drop(image);
+                self.image = None;
+                let op = self.op(Kind::Reopen, 0..0, 0);
+                self.note(op, |hand| {
+                    hand.image = Some(hand.history.open(hand.host)?);
+                    Ok(())
+                });
+            }
+        }
+    }
+}

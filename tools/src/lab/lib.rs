@@ -1,0 +1,19 @@
+//! The laboratory: seeded histories on a simulated machine, and verdicts on what a power cut or a failing
+//! I/O leaves of them.
+//!
+//! A [`History`] performs steps on a disk image and keeps a [`Log`] of what was asked and what was
+//! acknowledged. [`crash`] cuts the power behind every event and compares; [`errors`] lets every I/O fail in
+//! turn; [`mutants`] takes away one barrier after the other and expects to be caught.
+
+pub mod crash;
+pub mod errors;
+pub mod mutants;
+
+mod history;
+mod log;
+mod mark;
+mod verdict;
+
+pub use history::{HISTORIES, History, Setup, Step};
+pub use log::{Kind, Log, Op};
+pub use verdict::Verdict;

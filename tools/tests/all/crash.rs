@@ -1,0 +1,33 @@
+//! Power cuts, failing disks and forgotten barriers, searched for a bounded time; `dchain-lab` goes on.
+
+use dchain_lab::{HISTORIES, History, crash, errors, mutants};
+
+#[test]
+fn no_power_cut_loses_what_was_flushed() {
+    let tallies: Vec<_> = HISTORIES.iter().map(|history| crash::search(history, 1, 650).unwrap()).collect();
+    let sum = |part: fn(&crash::Tally) -> u64| tallies.iter().map(part).sum::<u64>();
+    let (points, second, writes) = (sum(|t| t.points), sum(|t| t.second_points), sum(|t| t.acknowledged));
+    println!(
+        "{points} power cuts, {second} of them during the first writes after another, {writes} durable changes"
+    );
+    assert!(points >= 5000 && second >= 1000 && writes >= 10_000, "{points}, {second}, {writes}");
+}
+
+#[test]
+fn no_failed_io_is_reported_as_done_or_spoils_what_follows() {
+    for name in ["raw", "qcow2-parent", "qcow2-resize"] {
+        let failed = errors::search(History::find(name).unwrap(), 3, 1).unwrap();
+        assert!(failed >= 100, "{name}: {failed}");
+    }
+}
+
+#[test]
+fn each_barrier_that_is_forgotten_is_missed() {
+    // What each needs: raw its flush and two at the making; qcow2 one before entries, one after, and with
+    // small clusters one before the refcount table.
+    for (name, barriers) in [("raw", 4), ("qcow2-64k", 4), ("qcow2-512", 5), ("qcow2-parent", 4)] {
+        let found = mutants::search(History::find(name).unwrap(), 1, 4);
+        let unnoticed: Vec<_> = found.iter().filter(|mutant| mutant.noticed.is_none()).collect();
+        assert!(found.len() >= barriers && unnoticed.is_empty(), "{name}: {unnoticed:?} of {}", found.len());
+    }
+}
