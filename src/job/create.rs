@@ -3,7 +3,8 @@
 use super::rebase::NewParent;
 use crate::{
     base::{Error, ErrorKind, Result, units::SECTOR_BYTES},
-    chain::{Chain, Opening, relative_name},
+    chain::{Chain, Layer, Opening, freeze, join, relative_name},
+    disk::Disk,
     format::{self, Creation, Format, Image, ParentName, Parts},
     io::{Access, EntryKind, File, Host},
     store::{Draft, Publish},
@@ -46,24 +47,25 @@ pub struct Created {
 /// `Exists` if the name is taken by anything but a block device; the parent is opened as `opening` says.
 pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Opening) -> Result<Created> {
     let target = Target::new(host, path)?;
-    let mut parent_size = None;
-    let parent = new.parent.as_ref().map(|parent| {
+    let chain = new.parent.as_ref().map(|parent| {
         let how = Opening { access: Access::Read, parent_format: None, ..opening.clone() };
-        let chain = Chain::open(host, &parent.path, &how.with_format(Some(parent.format)))?;
-        let layer = chain.head()?;
-        parent_size = Some(layer.size());
-        let name = relative_name(&target.folder(host.as_ref())?, &layer.path);
-        Ok(ParentName {
-            name: name.as_os_str().as_bytes().to_vec(),
-            format: Some(parent.format.name().to_owned()),
-        })
+        Chain::open(host, &parent.path, &how.with_format(Some(parent.format)))
     });
-    let parent = parent.transpose()?;
-    let size = new.size.or(parent_size).and_then(|bytes| bytes.checked_next_multiple_of(SECTOR_BYTES));
+    let chain = chain.transpose()?;
+    let parent = chain.as_ref().map(|chain| target.link(host.as_ref(), chain.head()?)).transpose()?;
+    let size =
+        new.size.or(chain.as_ref().map(Disk::size)).and_then(|b| b.checked_next_multiple_of(SECTOR_BYTES));
     let size = size.ok_or_else(|| Error::invalid("a new image without a parent needs a size").path(path))?;
     let shown = parent.as_ref().map(|p| String::from_utf8_lossy(&p.name).into_owned());
     let creation = Creation { size, parent, options: new.options.clone() };
-    drop(target.create(host, new.format, &creation)?);
+    let image = target.create(host, new.format, &creation)?;
+    // The parent is frozen first, durably; the child is seen by nobody before it is whole.
+    if let (Some(ledger), Some(chain)) = (&opening.ledger, &chain)
+        && let Some(known) = freeze(ledger, chain.layers())?
+    {
+        join(ledger, image.as_ref(), &known)?;
+    }
+    drop(image);
     target.publish()?;
     Ok(Created { image: path.to_path_buf(), format: new.format, size, parent: shown })
 }
@@ -103,6 +105,12 @@ impl Target {
     fn folder(&self, host: &dyn Host) -> Result<PathBuf> {
         let place = host.opened_as(self.file().as_ref())?;
         Ok(place.parent().unwrap_or(Path::new("/")).to_path_buf())
+    }
+
+    /// Returns how the header names `parent`.
+    fn link(&self, host: &dyn Host, parent: &Layer) -> Result<ParentName> {
+        let name = relative_name(&self.folder(host)?, &parent.path).as_os_str().as_bytes().to_vec();
+        Ok(ParentName { name, format: Some(parent.format().name().to_owned()) })
     }
 
     /// Makes the image.

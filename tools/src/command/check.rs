@@ -8,7 +8,7 @@ use crate::{
 use clap::{Args, ValueEnum};
 use deltachain::{
     base::{Error, ErrorKind},
-    chain::{Opening, check_layer},
+    chain::{Chain, Opening, check_layer, check_lineage, lineage},
     format::{Checked, Format, Repair},
     io::Access,
 };
@@ -25,6 +25,9 @@ pub struct Arguments {
     /// Mend what is wrong: leaks only, or all
     #[arg(long, value_enum, conflicts_with = "force_share")]
     repair: Option<What>,
+    /// Then, whether every layer stands on the parent that it was made on (if not: exit code 77)
+    #[arg(long)]
+    lineage: bool,
     #[command(flatten)]
     reading: Reading,
     /// The image
@@ -73,6 +76,11 @@ impl Arguments {
         let (format, checked) = check_layer(&host, &self.image, &opening, repair).map_err(failure)?;
         let report = Report::new(self.image.display().to_string(), format, checked);
         answer.print(&report, |out| report.write(out))?;
+        if self.lineage && report.exit() == Exit::Done {
+            let reading = Opening { access: self.reading.access(), ledger: None, ..opening };
+            let chain = Chain::open(&host, &self.image, &reading).map_err(failure)?;
+            check_lineage(chain.layers(), &lineage(&options::ledger(&host), chain.layers())?)?;
+        }
         Ok(report.exit())
     }
 }

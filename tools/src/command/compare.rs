@@ -94,7 +94,10 @@ impl Arguments {
     fn open(&self, host: &Arc<dyn Host>, image: &Path, format: Option<Format>) -> Result<Chain, Failure> {
         let policy = self.references.policy(host.as_ref())?;
         let access = if self.force_share { Access::ReadShared } else { Access::Read };
-        let opening = Opening { access, ..Opening::reading() }.with_format(format).with_policy(policy);
+        let opening = Opening { access, ..Opening::reading() }
+            .with_format(format)
+            .with_policy(policy)
+            .with_ledger(options::ledger(host));
         Ok(Chain::open(host, image, &opening)?)
     }
 }

@@ -10,10 +10,16 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use deltachain::{
-    io::Access,
-    job::copy::{Copy, Placed, Plan, Request, Share},
+    base::Error,
+    chain::{Chain, Opening},
+    io::{Access, Host},
+    job::{
+        convert::convert,
+        copy::{Copy, Placed, Plan, Request, Share},
+    },
 };
-use std::path::PathBuf;
+use serde_json::json;
+use std::{path::PathBuf, sync::Arc};
 
 /// What may be linked instead of copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -24,6 +30,8 @@ enum Shared {
     Deny,
     /// Copy the head alone; what its parent shows must be there.
     ChildOnly,
+    /// Make one image of the whole disk.
+    Flatten,
 }
 
 /// Copy the chain of TOP to the folder STORE: layers whose content is there already are linked
@@ -58,6 +66,7 @@ impl Arguments {
             Shared::Allow => Share::Allow,
             Shared::Deny => Share::Deny,
             Shared::ChildOnly => Share::ChildOnly,
+            Shared::Flatten => return self.flatten(&host, &opening, answer),
         };
         let request = Request { share, verify: self.verify };
         let paths = (self.top.as_path(), self.store.as_path());
@@ -69,6 +78,22 @@ impl Arguments {
                 let (copied, shared) = (size::show(report.copied_bytes), size::show(report.shared_bytes));
                 let verified = if report.is_verified { "verified: bytes" } else { "not verified" };
                 writeln!(out, "{}: copied {copied}, shared {shared}; {verified}", report.head.display())
+            })?;
+        }
+        Ok(Exit::Done)
+    }
+
+    fn flatten(&self, host: &Arc<dyn Host>, opening: &Opening, answer: &Answer) -> Result<Exit, Failure> {
+        let chain = Chain::open(host, &self.top, opening)?;
+        let head = chain.head()?;
+        let name = head.path.file_name().ok_or_else(|| Error::invalid("has no name").path(&self.top))?;
+        let target = self.store.join(name);
+        let lines = [format!("{} becomes one image: {}", self.top.display(), target.display())];
+        if self.planned.agree(answer, &json!({ "head": target }), &lines, Grade::Harmless)? {
+            let new = (head.format(), &[][..], false);
+            let done = self.watching.run(|progress| convert(host, &chain.view(0), &target, new, progress))?;
+            answer.print(&done, |out| {
+                writeln!(out, "{}: copied {}", target.display(), size::show(done.written_bytes))
             })?;
         }
         Ok(Exit::Done)

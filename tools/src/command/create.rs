@@ -52,7 +52,9 @@ impl Arguments {
             return Err(Failure::usage("which IMAGE is to be made?").hint("dchain create --help"));
         };
         let host = options::host();
-        let opening = Opening::reading().with_policy(self.references.policy(host.as_ref())?);
+        let opening = Opening::reading()
+            .with_policy(self.references.policy(host.as_ref())?)
+            .with_ledger(options::ledger(&host));
         let parent = self.backing.clone().zip(self.backing_format);
         let new = NewImage {
             format: self.format,

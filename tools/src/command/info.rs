@@ -9,7 +9,7 @@ use crate::{
 use clap::Args;
 use deltachain::{
     base::Result,
-    chain::{Chain, Layer, open_layer},
+    chain::{Chain, Layer, Opening, open_layer},
     format::Snapshot,
     io::File,
 };
@@ -74,7 +74,8 @@ impl Arguments {
     /// Prints the facts.
     pub fn run(&self, answer: &Answer) -> std::result::Result<Exit, Failure> {
         let host = options::host();
-        let opening = self.reading.opening(&host)?;
+        // What an image says of itself is shown whatever the records say of it.
+        let opening = Opening { ledger: None, ..self.reading.opening(&host)? };
         if self.backing_chain {
             let chain = Chain::open(&host, &self.image, &opening)?;
             let facts = facts_of_all(chain.layers(), &self.image)?;

@@ -141,3 +141,12 @@ fn measure_says_what_qemu_img_says() {
         }
     }
 }
+
+#[test]
+fn check_says_all_that_qemu_img_says() {
+    let (folder, images) = golden();
+    for image in images.into_iter().filter(|image| image.starts_with("qcow2")) {
+        let (ours, theirs) = both(folder.path(), &image, &["check"]);
+        contains(&ours, &theirs, &image.display().to_string());
+    }
+}

@@ -1,0 +1,93 @@
+//! The commands that change chains, from end to end: what qemu-img reads at the head stays the same.
+
+use super::dchain::{dchain, done, qemu};
+use std::{fs, path::Path};
+use tempfile::{TempDir, tempdir};
+
+/// `base`, `mid` on it, `top` on that, all qcow2, and what `top` shows in `truth.raw`.
+fn chain() -> TempDir {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "base", "8M"]);
+    qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -P 1 0 4M", "base"]);
+    for (parent, child, writes) in [
+        ("base", "mid", ["write -P 2 1M 300k", "write -z 2M 128k"]),
+        ("mid", "top", ["write -P 3 1100k 64k", "write -P 4 6M 4k"]),
+    ] {
+        done(at, &["create", "-q", "-f", "qcow2", "-b", parent, "-F", "qcow2", child]);
+        qemu(at, "qemu-io", &["-f", "qcow2", "-c", writes[0], "-c", writes[1], child]);
+    }
+    qemu(at, "qemu-img", &["convert", "-f", "qcow2", "-O", "raw", "top", "truth.raw"]);
+    folder
+}
+
+fn shows_the_truth(folder: &Path, image: &str) {
+    qemu(folder, "qemu-img", &["compare", "-f", "raw", "-F", "qcow2", "truth.raw", image]);
+    qemu(folder, "qemu-img", &["check", "-q", "-f", "qcow2", image]);
+}
+
+#[test]
+fn layers_are_sealed_and_a_change_underneath_is_noticed() {
+    let folder = chain();
+    let at = folder.path();
+    let sealed = done(at, &["id", "seal", "--chain", "--output", "json", "top"]).json();
+    let shown = done(at, &["id", "show", "--output", "json", "top"]).json();
+    for n in 0..3 {
+        assert_eq!(sealed[n]["id"], shown[n]["id"], "layer {n}");
+        assert!(sealed[n]["id"].as_str().unwrap().starts_with("c1:"));
+    }
+    assert_eq!(done(at, &["id", "verify", "--output", "json", "mid"]).json()["matches"], true);
+    // Another program writes into the base, as nothing in qemu forbids.
+    qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -P 9 0 4k", "base"]);
+    let run = dchain(at, &["map", "top"]);
+    assert_eq!(run.code, Some(77), "{}", run.err);
+    assert!(run.err.contains("base"), "{}", run.err);
+    assert_eq!(dchain(at, &["check", "--lineage", "top"]).code, Some(77));
+    assert_eq!(dchain(at, &["id", "verify", "base"]).code, Some(77));
+}
+
+#[test]
+fn a_chain_is_folded_after_its_plan_was_shown() {
+    let folder = chain();
+    let at = folder.path();
+    let plan = done(at, &["consolidate", "--dry-run", "--output", "json", "top"]).json();
+    assert!(
+        plan["folded"].as_array().unwrap().len() == 2 && plan["copy-bytes"].as_u64().unwrap() > 300 << 10
+    );
+    shows_the_truth(at, "top");
+    let run = dchain(at, &["consolidate", "top"]);
+    assert_eq!(run.code, Some(64), "points in time are lost: {}", run.err);
+    let run = done(at, &["consolidate", "--yes", "top"]);
+    assert!(run.out.contains("verified: tree"), "{}", run.out);
+    shows_the_truth(at, "top");
+    assert!(!at.join("mid").exists() && !at.join("base").exists());
+}
+
+#[test]
+fn a_chain_is_copied_and_what_is_there_is_linked() {
+    let folder = chain();
+    let at = folder.path();
+    done(at, &["id", "seal", "--chain", "top"]);
+    fs::create_dir(at.join("there")).unwrap();
+    let first = done(at, &["copy", "--verify", "--output", "json", "mid", "there"]).json();
+    assert_eq!(first["is-verified"], true);
+    let plan = done(at, &["copy", "-n", "--output", "json", "top", "there"]).json();
+    let actions: Vec<_> =
+        plan["layers"].as_array().unwrap().iter().map(|l| l["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["copy", "link"]);
+    done(at, &["copy", "top", "there"]);
+    shows_the_truth(at, "there/top");
+    fs::create_dir(at.join("flat")).unwrap();
+    done(at, &["copy", "--share", "flatten", "top", "flat"]);
+    shows_the_truth(at, "flat/top");
+}
+
+#[test]
+fn differences_are_listed() {
+    let folder = chain();
+    let list = done(folder.path(), &["diff", "--output", "json", "mid", "top"]).json();
+    let found: Vec<_> =
+        list.as_array().unwrap().iter().map(|e| (e["offset"].as_u64(), e["length"].as_u64())).collect();
+    assert_eq!(found, [(Some(1100 << 10), Some(64 << 10)), (Some(6 << 20), Some(4 << 10))]);
+    assert!(done(folder.path(), &["diff", "top", "top"]).out.is_empty());
+}
