@@ -1,8 +1,8 @@
 //! `dchain-lab`: long seeded simulations for those who work on deltachain.
 
 use clap::{Args, Parser, Subcommand};
-use dchain_lab::{HISTORIES, History, crash, errors, mutants};
-use std::process::ExitCode;
+use dchain_lab::{HISTORIES, History, crash, errors, fuzz, mutants};
+use std::{path::PathBuf, process::ExitCode};
 
 /// Looks for data that a power cut, a failing disk or a forgotten flush would lose.
 #[derive(Parser)]
@@ -20,6 +20,8 @@ enum Search {
     Errors(Campaign),
     /// Forget each barrier in turn: a power cut must show it.
     Mutants(Campaign),
+    /// Feed damaged files to every parser.
+    Fuzz(Malformed),
 }
 
 #[derive(Args)]
@@ -35,29 +37,65 @@ struct Campaign {
     history: Option<&'static History>,
 }
 
+#[derive(Args)]
+struct Malformed {
+    /// The first seed; the same seed finds the same.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Inputs to try.
+    #[arg(long, default_value_t = 10_000)]
+    inputs: u64,
+    /// The folder of the golden images; what is found is kept in its folder `fuzz`.
+    #[arg(long, default_value = "testdata")]
+    corpus: PathBuf,
+}
+
 fn main() -> ExitCode {
-    let search = Lab::parse().search;
-    let (Search::Crash(campaign) | Search::Errors(campaign) | Search::Mutants(campaign)) = &search;
+    let is_sound = match Lab::parse().search {
+        Search::Crash(campaign) => run(&campaign, |history| {
+            crash::search(history, campaign.seed, campaign.points).map(|tally| tally.to_string())
+        }),
+        Search::Errors(campaign) => run(&campaign, |history| {
+            let done = errors::search(history, campaign.seed, campaign.points);
+            done.map(|n| format!("{n} failed I/Os, nothing lost"))
+        }),
+        Search::Mutants(campaign) => {
+            run(&campaign, |history| forget(history, campaign.seed, campaign.points))
+        }
+        Search::Fuzz(malformed) => say(&feed(&malformed)),
+    };
+    if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a search over the chosen histories; returns whether nothing was wrong.
+fn run(campaign: &Campaign, search: impl Fn(&History) -> Result<String, String>) -> bool {
     let chosen = HISTORIES.iter().filter(|h| campaign.history.is_none_or(|one| one.name == h.name));
-    let (seed, points) = (campaign.seed, campaign.points);
     let mut is_sound = true;
     for history in chosen {
-        let said = match &search {
-            Search::Crash(_) => crash::search(history, seed, points).map(|tally| tally.to_string()),
-            Search::Errors(_) => {
-                errors::search(history, seed, points).map(|n| format!("{n} failed I/Os, nothing lost"))
-            }
-            Search::Mutants(_) => forget(history, seed, points),
-        };
-        match said {
-            Ok(said) => println!("{}: seeds from {seed}: {said}", history.name),
-            Err(wrong) => {
-                is_sound = false;
-                println!("WRONG: {wrong}");
-            }
-        }
+        let done = search(history);
+        is_sound &= say(&done.map(|said| format!("{}: seeds from {}: {said}", history.name, campaign.seed)));
     }
-    if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    is_sound
+}
+
+fn say(done: &Result<String, String>) -> bool {
+    match done {
+        Ok(said) => println!("{said}"),
+        Err(wrong) => println!("WRONG: {wrong}"),
+    }
+    done.is_ok()
+}
+
+fn feed(malformed: &Malformed) -> Result<String, String> {
+    fuzz::listen();
+    let subjects = fuzz::Subject::all(&malformed.corpus)?;
+    let tally = fuzz::search(&subjects, malformed.seed, malformed.inputs);
+    for (n, (recipe, wrong)) in tally.wrong.iter().enumerate() {
+        let path = malformed.corpus.join("fuzz").join(format!("seed-{}-{n}", malformed.seed));
+        println!("{}: {wrong}\n{recipe}", path.display());
+        std::fs::write(&path, recipe.to_string()).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    if tally.wrong.is_empty() { Ok(tally.to_string()) } else { Err(tally.to_string()) }
 }
 
 fn forget(history: &History, seed: u64, seeds: u64) -> Result<String, String> {

@@ -11,6 +11,7 @@ mod crash;
 mod dchain;
 mod diff;
 mod foreign;
+mod fuzz;
 mod help;
 mod hosts;
 mod lineage;

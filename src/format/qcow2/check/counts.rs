@@ -35,6 +35,16 @@ impl Counts {
         }
     }
 
+    /// Returns whether nothing is counted in the page of a cluster.
+    pub(super) fn is_empty_at(&self, cluster: u64) -> bool {
+        self.pages.get(units::index(cluster / PAGE)).is_none_or(Option::is_none)
+    }
+
+    /// Returns the first cluster behind the page of a cluster.
+    pub(super) const fn page_end(cluster: u64) -> u64 {
+        (cluster / PAGE + 1) * PAGE
+    }
+
     /// Returns the end of the last page that is in use, in clusters.
     pub(super) fn end(&self) -> u64 {
         units::count(self.pages.len()) * PAGE

@@ -12,7 +12,7 @@ use crate::{
     },
     io::File,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// Which wrong "refcount is one" flags are mended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,7 @@ pub(super) fn flags(survey: &Survey<'_>, which: Flags) -> Result<()> {
     file.read_at(header.l1.at, &mut l1)?;
     let mut table = vec![0; units::index(unit)];
     let mut is_changed = false;
+    let mut seen = HashSet::new();
     for entry in l1.chunks_exact_mut(8) {
         let word = entry.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
         let at = word & OFFSET;
@@ -75,6 +76,9 @@ pub(super) fn flags(survey: &Survey<'_>, which: Flags) -> Result<()> {
             continue;
         }
         is_changed |= mend_word(survey, entry, word, which, true);
+        if !seen.insert(at) {
+            continue;
+        }
         file.read_at(HostOffset::new(at), &mut table)?;
         let width = units::index(header.geometry.l2_entry_bytes());
         let mut is_table_changed = false;

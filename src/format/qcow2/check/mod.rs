@@ -7,6 +7,7 @@
 
 mod counts;
 mod mend;
+mod reached;
 mod survey;
 
 use super::{change, feature, header::Header};

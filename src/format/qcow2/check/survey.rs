@@ -1,9 +1,13 @@
 //! Looking at everything: what each cluster is used for, against what the refcounts say.
 //!
 //! The references are counted first (header, tables, snapshots, bitmaps, guest clusters, and the refcounts'
-//! own clusters), and each table is read once; flags are judged on the way, by the stored refcounts.
+//! own clusters), and each table is read once; flags are judged on the way, by the stored refcounts. The work
+//! is bounded by the file's length, whatever the tables say.
 
-use super::counts::Counts;
+use super::{
+    counts::Counts,
+    reached::{self, Reached},
+};
 use crate::{
     base::{Error, HostOffset, HostRange, Result, units},
     format::{
@@ -35,6 +39,8 @@ pub(super) const BLOCK_OFFSET: u64 = !0x1ff;
 const BITMAP_RESERVED: u64 = 0xff00_0000_0000_01fe;
 /// The most clusters that an image may have to be checked, as in qemu.
 const CLUSTERS_MAX: u64 = i32::MAX as u64;
+/// L1 and bitmap tables that are longer than so many files overlap, and are not read.
+const FILES_OF_TABLES_MAX: u64 = 4;
 /// What is skipped at once where a table is empty.
 const STRIDE: usize = 4096;
 
@@ -55,6 +61,8 @@ pub(super) struct Survey<'a> {
     /// Whether some references could not be counted.
     pub(super) is_blind: bool,
     file_bytes: u64,
+    /// Bytes of the tables of tables that were read.
+    tables_bytes: u64,
     /// Where the next guest cluster would be if nothing were fragmented.
     next: Option<u64>,
 }
@@ -100,6 +108,7 @@ impl<'a> Survey<'a> {
             must_rebuild: false,
             is_blind: false,
             file_bytes: file.bytes()?,
+            tables_bytes: 0,
             next: None,
         };
         if header.geometry.clusters(survey.file_bytes) > CLUSTERS_MAX {
@@ -107,8 +116,10 @@ impl<'a> Survey<'a> {
         }
         survey.load_refcounts()?;
         survey.count("the header", HostOffset::new(0).range(header.geometry.cluster_bytes()));
-        survey.tables(header.l1, true)?;
-        survey.snapshots()?;
+        let mut reached = Reached::default();
+        survey.first_level(header.l1, true, &mut reached)?;
+        survey.snapshots(&mut reached)?;
+        survey.second_level(reached)?;
         survey.bitmaps()?;
         if has_refcounts {
             let first = survey.cluster(header.refcount_table.start.bytes());
@@ -151,6 +162,10 @@ impl<'a> Survey<'a> {
     /// Counts a reference to each cluster of a range; one that passes the file's end is a corruption (the
     /// last cluster may be there in part).
     fn count(&mut self, what: &str, range: HostRange) {
+        self.count_times(what, range, 1);
+    }
+
+    fn count_times(&mut self, what: &str, range: HostRange, times: u64) {
         let (from, end) = (range.start.bytes(), range.end().bytes());
         if range.is_empty() {
             return;
@@ -162,15 +177,26 @@ impl<'a> Survey<'a> {
             });
             return;
         }
+        let max = self.header.geometry.refcount_max();
         for cluster in self.cluster(from)..=self.cluster(end - 1) {
-            let now = self.counts.get(cluster);
-            if now == self.header.geometry.refcount_max() {
+            let now = self.counts.get(cluster).saturating_add(times);
+            if now > max {
                 let at = cluster * self.unit();
                 self.corrupt(|| format!("cluster {at:#x} has more references than a refcount can hold"));
-            } else {
-                self.counts.set(cluster, now + 1);
             }
+            self.counts.set(cluster, now.min(max));
         }
+    }
+
+    /// Returns whether a table of tables may be read: together they are no longer than some files.
+    fn may_read(&mut self, what: &str, table: Table) -> bool {
+        self.tables_bytes += table.range(8).bytes.min(self.file_bytes);
+        if self.tables_bytes <= self.file_bytes.saturating_mul(FILES_OF_TABLES_MAX) {
+            return true;
+        }
+        self.is_blind = true;
+        self.corrupt(|| format!("{what} at {:#x} overlaps others: not read", table.at));
+        false
     }
 
     /// Reads a table of 8-byte words; what lies past the file's end reads as zeros.
@@ -249,11 +275,13 @@ impl<'a> Survey<'a> {
         units::count(block) <= (self.header.geometry.clusters(self.file_bytes).max(1) - 1) / per_block
     }
 
-    /// Counts an L1 table and what it leads to; flags are judged in the active one.
-    fn tables(&mut self, l1: Table, is_active: bool) -> Result<()> {
+    /// Counts an L1 table, and notes the L2 tables that it leads to; flags are judged in the active one.
+    fn first_level(&mut self, l1: Table, is_active: bool, reached: &mut Reached) -> Result<()> {
         self.count("an L1 table", l1.range(8));
+        if !self.may_read("an L1 table", l1) {
+            return Ok(());
+        }
         let unit = self.unit();
-        let mut table = vec![0; units::index(unit)];
         for (nth, word) in self.words(l1)?.into_iter().enumerate() {
             if word == 0 {
                 continue;
@@ -263,14 +291,26 @@ impl<'a> Survey<'a> {
             }
             let at = word & OFFSET;
             self.count("an L2 table", HostOffset::new(at).range(unit));
-            if !at.is_multiple_of(unit) {
-                self.corrupt(|| format!("L1 entry {nth} is {word:#x}: its L2 table starts within a cluster"));
-            }
             if is_active && at != 0 {
                 self.flag("L1 entry", word, self.stored.get(self.cluster(at)));
             }
-            self.file.read_at(HostOffset::new(at), &mut table)?;
-            self.table(HostOffset::new(at), &table, is_active);
+            if !at.is_multiple_of(unit) {
+                // What it refers to is not counted: nothing may be freed.
+                self.is_blind = true;
+                self.corrupt(|| format!("L1 entry {nth} is {word:#x}: its L2 table starts within a cluster"));
+            } else if at < self.file_bytes {
+                reached.add(HostOffset::new(at), is_active);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what the L2 tables lead to; flags are judged in those of the active L1 table.
+    fn second_level(&mut self, reached: Reached) -> Result<()> {
+        let mut bytes = vec![0; units::index(self.unit())];
+        for table in reached.into_list() {
+            self.file.read_at(table.at, &mut bytes)?;
+            self.table(table, &bytes);
         }
         Ok(())
     }
@@ -282,9 +322,9 @@ impl<'a> Survey<'a> {
         }
     }
 
-    fn table(&mut self, at: HostOffset, table: &[u8], is_active: bool) {
+    fn table(&mut self, table: reached::Table, bytes: &[u8]) {
         let width = units::index(self.header.geometry.l2_entry_bytes());
-        for (n, stride) in table.chunks(STRIDE).enumerate() {
+        for (n, stride) in bytes.chunks(STRIDE).enumerate() {
             if is_zero(stride) {
                 continue;
             }
@@ -293,14 +333,14 @@ impl<'a> Survey<'a> {
                 let bits = entry.get(8..).and_then(|rest| rest.first_chunk());
                 let bits = bits.map_or(0, |bits| u64::from_be_bytes(*bits));
                 if word != 0 || bits != 0 {
-                    let place = at.plus(units::count(n * STRIDE + m * width));
-                    self.entry(place, word, bits, is_active);
+                    let place = table.at.plus(units::count(n * STRIDE + m * width));
+                    self.entry(place, (word, bits), table);
                 }
             }
         }
     }
 
-    fn entry(&mut self, place: HostOffset, word: u64, bits: u64, is_active: bool) {
+    fn entry(&mut self, place: HostOffset, (word, bits): (u64, u64), table: reached::Table) {
         let wrong = |what: &str| format!("L2 entry at {place:#x} is {word:#x}: {what}");
         let kind = describe(self.header, word);
         if kind != Kind::Compressed && word & L2_RESERVED != 0 {
@@ -313,12 +353,12 @@ impl<'a> Survey<'a> {
                     self.corrupt(|| wrong("it has no place, but subclusters in use"));
                 }
             }
-            Kind::Compressed => self.compressed(place, word, bits, is_active),
-            Kind::Placed => self.placed(place, word, bits, is_active),
+            Kind::Compressed => self.compressed(place, (word, bits), table),
+            Kind::Placed => self.placed(place, (word, bits), table),
         }
     }
 
-    fn compressed(&mut self, place: HostOffset, word: u64, bits: u64, is_active: bool) {
+    fn compressed(&mut self, place: HostOffset, (word, bits): (u64, u64), table: reached::Table) {
         let wrong = |what: &str| format!("L2 entry at {place:#x} is {word:#x}: {what}");
         if word & COPIED != 0 {
             self.corrupt(|| wrong("a compressed cluster has the flag of a refcount of one"));
@@ -335,15 +375,15 @@ impl<'a> Survey<'a> {
         let sectors = (word & (COMPRESSED - 1)) >> (62 - (self.header.geometry.cluster_bits - 8));
         // The first sector is the one that holds the offset.
         let bytes = (sectors + 1) * 512 - at % 512;
-        self.count("a compressed cluster", HostOffset::new(at).range(bytes));
-        if is_active {
+        self.count_times("a compressed cluster", HostOffset::new(at).range(bytes), table.times);
+        if table.is_active {
             self.checked.allocated_units += 1;
             self.checked.compressed_units += 1;
             self.checked.fragmented_units += 1;
         }
     }
 
-    fn placed(&mut self, place: HostOffset, word: u64, bits: u64, is_active: bool) {
+    fn placed(&mut self, place: HostOffset, (word, bits): (u64, u64), table: reached::Table) {
         let wrong = |what: &str| format!("L2 entry at {place:#x} is {word:#x}: {what}");
         let unit = self.unit();
         let at = word & OFFSET;
@@ -353,7 +393,7 @@ impl<'a> Survey<'a> {
         if !at.is_multiple_of(unit) {
             self.corrupt(|| wrong("it points within a cluster"));
         }
-        if is_active {
+        if table.is_active {
             self.checked.allocated_units += 1;
             if self.next.is_some_and(|next| next != at) {
                 self.checked.fragmented_units += 1;
@@ -362,15 +402,15 @@ impl<'a> Survey<'a> {
         }
         let is_external = self.header.has_data_file();
         if !is_external {
-            self.count("a guest cluster", HostOffset::new(at).range(unit));
+            self.count_times("a guest cluster", HostOffset::new(at).range(unit), table.times);
         }
-        if is_active {
+        if table.is_active {
             let refcount = if is_external { 1 } else { self.stored.get(self.cluster(at)) };
             self.flag("L2 entry", word, refcount);
         }
     }
 
-    fn snapshots(&mut self) -> Result<()> {
+    fn snapshots(&mut self, reached: &mut Reached) -> Result<()> {
         let snapshots = match snapshot::read(self.file, self.header) {
             Ok(snapshots) => snapshots,
             Err(error) => {
@@ -384,7 +424,7 @@ impl<'a> Survey<'a> {
                 self.corrupt(|| format!("snapshot {id} has an impossible L1 table at {at:#x}"));
                 continue;
             }
-            self.tables(stored.l1, false)?;
+            self.first_level(stored.l1, false, reached)?;
         }
         self.count("the snapshot table", self.header.snapshots.at.range(snapshots.table_bytes));
         Ok(())
@@ -405,6 +445,9 @@ impl<'a> Survey<'a> {
         }
         for stored in list {
             self.count("a bitmap table", stored.table.range(8));
+            if !self.may_read("a bitmap table", stored.table) {
+                continue;
+            }
             for (nth, word) in self.words(stored.table)?.into_iter().enumerate() {
                 let at = word & OFFSET;
                 if word & BITMAP_RESERVED != 0 || !at.is_multiple_of(self.unit()) || at != 0 && word & 1 != 0
@@ -423,7 +466,15 @@ impl<'a> Survey<'a> {
         let clusters = self.header.geometry.clusters(self.file_bytes).max(self.counts.used_end());
         let mut end = 0;
         let last = clusters.min(self.counts.end().max(self.stored.end()));
-        for cluster in 0..last {
+        let mut next = 0;
+        while next < last {
+            let cluster = next;
+            // Where both have nothing, nothing is looked at.
+            next = if self.counts.is_empty_at(cluster) && self.stored.is_empty_at(cluster) {
+                Counts::page_end(cluster)
+            } else {
+                cluster + 1
+            };
             let (stored, counted) = (self.stored.get(cluster), self.counts.get(cluster));
             if stored > 0 || counted > 0 {
                 end = cluster + 1;

@@ -1,0 +1,127 @@
+//! A file in memory that stops answering after so many steps: who reads on for ever is caught.
+
+use deltachain::{
+    base::{
+        Error, HostOffset, HostRange, Result,
+        units::{count, index},
+    },
+    io::{Descriptor, File, Kept, Run, Witness, memory::MemoryFile},
+};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// What one input may cost: each I/O counts as this many bytes, and its own.
+const STEP_BYTES: u64 = 4096;
+/// All that one input may cost, in bytes.
+const BUDGET_BYTES: u64 = 1 << 30;
+
+/// What is left to spend; clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Budget(Arc<AtomicU64>);
+
+impl Budget {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(AtomicU64::new(BUDGET_BYTES)))
+    }
+
+    /// Whether more was asked for than there was.
+    pub(super) fn is_spent(&self) -> bool {
+        self.0.load(Relaxed) == 0
+    }
+
+    fn spend(&self, bytes: u64) -> Result<()> {
+        let cost = bytes.saturating_add(STEP_BYTES);
+        let left = self.0.load(Relaxed).saturating_sub(cost);
+        self.0.store(left, Relaxed);
+        if left == 0 { Err(Error::invalid("more I/O than any input is worth")) } else { Ok(()) }
+    }
+}
+
+/// A file in memory with a budget.
+#[derive(Debug)]
+pub(super) struct Bounded {
+    file: MemoryFile,
+    budget: Budget,
+}
+
+impl Bounded {
+    /// A file that holds `bytes`.
+    pub(super) fn new(bytes: &[u8], budget: &Budget) -> Result<Arc<Self>> {
+        let file = MemoryFile::new("input");
+        file.write_at(HostOffset::new(0), bytes)?;
+        Ok(Arc::new(Self { file, budget: budget.clone() }))
+    }
+
+    /// What it holds, up to a length that memory can take.
+    pub(super) fn copy(&self) -> Result<Arc<Self>> {
+        let mut bytes = vec![0; index(self.file.bytes()?.min(64 << 20))];
+        self.file.read_at(HostOffset::new(0), &mut bytes)?;
+        Self::new(&bytes, &self.budget)
+    }
+}
+
+impl File for Bounded {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        self.file.bytes()
+    }
+
+    fn read_at(&self, at: HostOffset, buf: &mut [u8]) -> Result<()> {
+        self.budget.spend(count(buf.len()))?;
+        self.file.read_at(at, buf)
+    }
+
+    fn write_at(&self, at: HostOffset, buf: &[u8]) -> Result<()> {
+        self.budget.spend(count(buf.len()))?;
+        self.file.write_at(at, buf)
+    }
+
+    fn zero(&self, range: HostRange, kept: Kept) -> Result<()> {
+        self.budget.spend(0)?;
+        self.file.zero(range, kept)
+    }
+
+    fn allocate(&self, range: HostRange) -> Result<()> {
+        self.budget.spend(0)?;
+        self.file.allocate(range)
+    }
+
+    fn set_bytes(&self, bytes: u64) -> Result<()> {
+        self.budget.spend(0)?;
+        self.file.set_bytes(bytes)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.budget.spend(0)?;
+        self.file.flush()
+    }
+
+    fn run_at(&self, at: HostOffset) -> Result<Run> {
+        self.budget.spend(0)?;
+        self.file.run_at(at)
+    }
+
+    fn witness(&self) -> Result<Witness> {
+        self.file.witness()
+    }
+
+    fn allocated_bytes(&self) -> Result<u64> {
+        self.file.allocated_bytes()
+    }
+
+    fn descriptor(&self) -> Option<Descriptor> {
+        None
+    }
+
+    fn is_device(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,138 @@
+//! Malformed inputs: seeded damages of sound files, fed to every parser that a stranger's bytes reach.
+//!
+//! An input may be read or refused. It must not panic, read on for ever, take much memory, or be refused
+//! with an error that names neither file nor field; an image that `check` calls clean stays clean when it
+//! is written; what a repair calls clean is clean. Whatever breaks this is kept as a [`Recipe`], as short
+//! as it still breaks it.
+
+mod bounded;
+mod feed;
+mod mutate;
+mod recipe;
+mod subject;
+
+pub use feed::{Fed, Wrong};
+pub use recipe::Recipe;
+pub use subject::{Parser, Subject};
+
+use deltachain::base::seed::Seeded;
+use std::{cell::RefCell, fmt, panic};
+
+/// How much more memory one input may take than any before it, in bytes.
+const GROWTH_BYTES: u64 = 64 << 20;
+
+/// What came of many inputs.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Inputs tried.
+    pub inputs: u64,
+    /// Of these, damaged images.
+    pub images: u64,
+    /// Damaged images that passed the checks of their header.
+    pub past_header: u64,
+    /// Damaged images that were written.
+    pub written: u64,
+    /// Damaged images that a repair made clean.
+    pub mended: u64,
+    /// Inputs at which something panicked.
+    pub panics: u64,
+    /// What must not be: the input, and what came of it.
+    pub wrong: Vec<(Recipe, Wrong)>,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = self.past_header * 100 / self.images.max(1);
+        write!(
+            f,
+            "{} malformed inputs, {} of them images: {percent} % past the header, {} written, {} mended; \
+             {} panics, {} wrong in all",
+            self.inputs,
+            self.images,
+            self.written,
+            self.mended,
+            self.panics,
+            self.wrong.len()
+        )
+    }
+}
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Keeps what a panic says instead of printing it, from now on and for the whole program.
+pub fn listen() {
+    panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|said| *said = Some(info.to_string()))));
+}
+
+/// Feeds one input to its parser.
+pub fn feed(subjects: &[Subject], recipe: &Recipe) -> Result<Fed, Wrong> {
+    let subject = subjects.iter().find(|s| s.name == recipe.subject);
+    let subject = subject.ok_or_else(|| format!("no sound input is called '{}'", recipe.subject))?;
+    let input = recipe.apply(&subject.bytes);
+    let before = peak_bytes();
+    let fed = panic::catch_unwind(|| subject.feed(&input));
+    let grown = peak_bytes().saturating_sub(before);
+    if grown > GROWTH_BYTES {
+        return Err(format!("takes {} MiB of memory", grown >> 20));
+    }
+    let Ok(fed) = fed else {
+        let said = PANIC.with_borrow_mut(Option::take);
+        return Err(format!("{PANICKED}: {}", said.unwrap_or_default()));
+    };
+    fed
+}
+
+const PANICKED: &str = "panicked";
+
+/// The most memory that this program has had, in bytes.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0_u64) << 10
+}
+
+/// Feeds `inputs` damaged inputs, the ones that belong to `seed` and the numbers that follow it.
+pub fn search(subjects: &[Subject], seed: u64, inputs: u64) -> Tally {
+    let mut tally = Tally::default();
+    for n in 0..inputs {
+        let recipe = mutate::recipe(subjects, &mut Seeded::new(seed.wrapping_add(n)));
+        let is_image = recipe.subject.starts_with("qcow2/");
+        tally.inputs += 1;
+        tally.images += u64::from(is_image);
+        match feed(subjects, &recipe) {
+            Ok(fed) if is_image => {
+                tally.past_header += u64::from(fed.is_past_header);
+                tally.written += u64::from(fed.is_written);
+                tally.mended += u64::from(fed.is_mended);
+            }
+            Ok(_) => {}
+            Err(wrong) => {
+                tally.past_header += u64::from(is_image);
+                tally.panics += u64::from(wrong.starts_with(PANICKED));
+                let short = shorten(subjects, recipe, &wrong);
+                tally.wrong.push((short, wrong));
+            }
+        }
+    }
+    tally
+}
+
+/// Leaves out what is not needed for something to be wrong in the same way.
+fn shorten(subjects: &[Subject], mut recipe: Recipe, wrong: &str) -> Recipe {
+    let kind = |wrong: &str| wrong.split(':').next().unwrap_or_default().to_owned();
+    let is_same = |recipe: &Recipe| feed(subjects, recipe).is_err_and(|again| kind(&again) == kind(wrong));
+    let uncut = Recipe { cut: None, ..recipe.clone() };
+    if recipe.cut.is_some() && is_same(&uncut) {
+        recipe = uncut;
+    }
+    for n in (0..recipe.edits.len()).rev() {
+        let mut less = recipe.clone();
+        less.edits.remove(n);
+        if is_same(&less) {
+            recipe = less;
+        }
+    }
+    recipe
+}
