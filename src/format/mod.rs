@@ -152,10 +152,13 @@ pub struct Bitmap {
 }
 
 /// What `info` shows of an image beyond its geometry.
+#[expect(clippy::struct_excessive_bools, reason = "facts that have nothing to do with each other")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Details {
     /// Bytes in the image's allocation unit as the format names it (cluster), if it has one.
     pub cluster_bytes: Option<u64>,
+    /// Whether a unit can be marked as zero over a parent that holds something else there.
+    pub marks_zeros: bool,
     /// Whether the image was not closed cleanly.
     pub is_dirty: bool,
     /// Whether the image is marked as corrupt.
@@ -384,6 +387,12 @@ pub trait Image: Send + Sync + fmt::Debug {
 
     /// Makes everything before this call durable, in an order that leaves at worst leaks after a cut.
     fn flush(&self) -> Result<()>;
+
+    /// Gives back to the host what space of the image's file holds nothing: free clusters, the free end. Everything
+    /// before this call is durable first. Returns the bytes given back.
+    ///
+    /// `Corrupt`, and nothing done, if what is free cannot be told for sure.
+    fn release(&self) -> Result<u64>;
 
     /// Changes the size. Growth reads as zeros whatever lies below; what is cut off is gone. Durable.
     fn resize(&self, bytes: u64, below: &dyn Below) -> Result<()>;

@@ -12,6 +12,8 @@
 //! | first write, zero | | | wait for each other's clusters | same | together |
 //! | flush | | | | | one after another |
 //!
+//! Giving free space back to the host (`release.rs`) holds all of them up.
+//!
 //! Refcounts are never written late under the dirty bit, even where the header allows it ("lazy"): the order
 //! that `flush.rs` keeps costs no more, and an image that is never dirty needs no repair after a cut.
 //! Persistent bitmaps that ought to record writes are marked as in use before the first one, because they
@@ -248,6 +250,10 @@ impl Image for Qcow2Image {
 
     fn flush(&self) -> Result<()> {
         if self.is_writable { self.flush_all().in_file(self.file.path()) } else { Ok(()) }
+    }
+
+    fn release(&self) -> Result<u64> {
+        self.release_unused().in_file(self.file.path())
     }
 
     fn resize(&self, bytes: u64, below: &dyn Below) -> Result<()> {

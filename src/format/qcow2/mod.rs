@@ -24,6 +24,7 @@ mod packing;
 mod pages;
 mod read;
 mod refcounts;
+mod release;
 mod resize;
 mod retire;
 mod snapshot;

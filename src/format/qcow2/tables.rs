@@ -48,6 +48,11 @@ impl Target {
         self.bytes.store(bytes, Ordering::Relaxed);
         Ok((at.bytes() >= bytes).then_some(bytes))
     }
+
+    /// The file was cut: it has `bytes` bytes now.
+    pub(super) fn cut(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
 }
 
 /// L1, and the pages of the L2 tables.

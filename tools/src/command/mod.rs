@@ -1,6 +1,7 @@
 //! The commands, one file each: arguments -> library call -> print.
 
 pub mod check;
+pub mod compact;
 pub mod compare;
 pub mod completions;
 pub mod consolidate;

@@ -4,6 +4,7 @@
 mod chain;
 mod chain_commands;
 mod check;
+mod compact;
 mod consolidate;
 mod convert;
 mod copy;

@@ -52,6 +52,7 @@ enum Step {
     Pack { at: u64 },
     Read { at: u64, bytes: u64 },
     Flush,
+    Release,
     Reopen,
     Resize { size: u64 },
 }
@@ -66,6 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..4096_u64).prop_map(|at| Step::Pack { at }),
         2 => (0..4096_u64, 0..2000_u64).prop_map(|(at, bytes)| Step::Read { at, bytes }),
         1 => Just(Step::Flush),
+        1 => Just(Step::Release),
         1 => Just(Step::Reopen),
         1 => (1..6000_u64).prop_map(|size| Step::Resize { size }),
     ]
@@ -146,6 +148,9 @@ impl Pair {
             }
             Step::Read { at, bytes } => self.compare(self.range(at, bytes)),
             Step::Flush => image.flush().unwrap(),
+            Step::Release => {
+                image.release().unwrap();
+            }
             Step::Reopen => self.reopen(),
             Step::Resize { size } => {
                 let size = size * self.grain;

@@ -74,7 +74,7 @@ impl Lab {
         let most = [3, 20, 60][index(seed.below(3))];
         let sectors = 1 + seed.below(most);
         let range = GuestOffset::new(start * SECTOR).range(sectors.min(DISK / SECTOR - start) * SECTOR);
-        match seed.below(12) {
+        match seed.below(13) {
             0..5 => {
                 self.note(range, byte);
                 image.write(range.start, &vec![byte; index(range.bytes)], &self.below)
@@ -91,8 +91,12 @@ impl Lab {
                 self.note(range, byte);
                 image.write_packed(range.start, &packed)
             }
-            _ => {
-                image.flush()?;
+            kind => {
+                if kind == 12 {
+                    image.release()?;
+                } else {
+                    image.flush()?;
+                }
                 self.flushes.push((self.host.events(), self.steps));
                 Ok(())
             }
