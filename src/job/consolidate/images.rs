@@ -12,7 +12,7 @@ use crate::{
     chain::{Chain, Layer, View, open_layer, relative_name},
     format::{self, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
-    store::{Claim, Epoch, FoldMode, Journal, LayerRecord},
+    store::{Claim, Epoch, FoldMode, Journal, LayerRecord, Position},
 };
 use std::{
     os::unix::ffi::OsStrExt,
@@ -39,7 +39,7 @@ pub(super) struct Setup<'a> {
     pub(super) request: &'a Request,
     pub(super) work: &'a Work,
     pub(super) depth: usize,
-    pub(super) journal: Option<&'a Journal>,
+    pub(super) journal: Option<&'a mut Journal>,
 }
 
 impl Images {
@@ -47,7 +47,7 @@ impl Images {
     /// an image in the making. Returns what an earlier life of the job left, too.
     ///
     /// `Busy` if somebody uses a layer that is to change or go, or wrote one since it was planned.
-    pub(super) fn open(ending: &Ending, chain: Chain, setup: &Setup<'_>) -> Result<(Self, Option<Found>)> {
+    pub(super) fn open(ending: &Ending, chain: Chain, setup: &mut Setup<'_>) -> Result<(Self, Option<Found>)> {
         let mut layers = chain.layers().to_vec();
         drop(chain);
         let mode = setup.plan.mode;
@@ -60,9 +60,10 @@ impl Images {
         if Work::find(&run, setup.plan.size)?.digest != setup.work.digest {
             return Err(Error::busy("was written while the job was being planned").path(&top.path));
         }
-        let found = setup.journal.map(|journal| found(ending, &top, journal, setup)).transpose()?;
+        let found = setup.journal.as_deref().map(|journal| found(ending, &top, journal, setup)).transpose()?;
         let (target, draft) = match mode {
             FoldMode::NewImage => {
+                setup.take_back(found)?;
                 let place = setup.new_image(ending, &top, lower.first(), found)?;
                 (place.clone(), Some(place.path))
             }
@@ -206,8 +207,18 @@ fn kept_options(image: &dyn Image) -> Result<Vec<(String, String)>> {
 }
 
 impl Setup<'_> {
+    /// A draft that is made anew is not there for a moment: the journal must not say that its link comes next.
+    fn take_back(&mut self, found: Option<Found>) -> Result<()> {
+        match self.journal.as_deref_mut() {
+            Some(journal) if found == Some(Found::HeadChanged) && journal.position().is_ready => {
+                journal.note(Position { is_ready: false, ..journal.position() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn draft_name(&self, result: &Path) -> PathBuf {
-        let known = self.journal.and_then(|j| j.fold().draft.as_ref().map(|draft| j.place(draft)));
+        let known = self.journal.as_deref().and_then(|j| j.fold().draft.as_ref().map(|draft| j.place(draft)));
         known.unwrap_or_else(|| plan::draft_name(result))
     }
 

@@ -163,16 +163,15 @@ struct Folding {
 impl Runner {
     fn open(ending: Ending, report: Report, copy: Copy, pace: Pace) -> Result<Self> {
         let plan = &report.plan;
-        let journal = Journal::resume(&ending.host, &plan.top)?;
+        let mut journal = Journal::resume(&ending.host, &plan.top)?;
         if journal.is_none() && plan.need_bytes > plan.free_bytes {
             let what = format!("may need {} bytes; {} are free there", plan.need_bytes, plan.free_bytes);
             let place = plan.target.as_ref().unwrap_or(&plan.result);
             return Err(Error::new(ErrorKind::NoSpace, what).path(place));
         }
         let Copy { chain, depth, work, request } = copy;
-        let journal_now = journal.as_ref();
-        let setup = Setup { plan, request: &request, work: &work, depth, journal: journal_now };
-        let (images, found) = Images::open(&ending, chain, &setup)?;
+        let mut setup = Setup { plan, request: &request, work: &work, depth, journal: journal.as_mut() };
+        let (images, found) = Images::open(&ending, chain, &mut setup)?;
         let machine = Machine::new(work.list.clone(), plan.removed.len(), pace);
         let machine = match found {
             Some(found) => machine.resume(found),
