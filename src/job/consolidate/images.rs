@@ -47,7 +47,11 @@ impl Images {
     /// an image in the making. Returns what an earlier life of the job left, too.
     ///
     /// `Busy` if somebody uses a layer that is to change or go, or wrote one since it was planned.
-    pub(super) fn open(ending: &Ending, chain: Chain, setup: &mut Setup<'_>) -> Result<(Self, Option<Found>)> {
+    pub(super) fn open(
+        ending: &Ending,
+        chain: Chain,
+        setup: &mut Setup<'_>,
+    ) -> Result<(Self, Option<Found>)> {
         let mut layers = chain.layers().to_vec();
         drop(chain);
         let mode = setup.plan.mode;
@@ -60,7 +64,8 @@ impl Images {
         if Work::find(&run, setup.plan.size)?.digest != setup.work.digest {
             return Err(Error::busy("was written while the job was being planned").path(&top.path));
         }
-        let found = setup.journal.as_deref().map(|journal| found(ending, &top, journal, setup)).transpose()?;
+        let found =
+            setup.journal.as_deref().map(|journal| found(ending, &top, journal, setup)).transpose()?;
         let (target, draft) = match mode {
             FoldMode::NewImage => {
                 setup.take_back(found)?;

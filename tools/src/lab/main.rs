@@ -1,7 +1,7 @@
 //! `dchain-lab`: long seeded simulations for those who work on deltachain.
 
 use clap::{Args, Parser, Subcommand};
-use dchain_lab::{HISTORIES, History, crash, errors, fuzz, mutants};
+use dchain_lab::{HISTORIES, History, crash, errors, fold, fuzz, mutants};
 use std::{path::PathBuf, process::ExitCode};
 
 /// Looks for data that a power cut, a failing disk or a forgotten flush would lose.
@@ -20,6 +20,8 @@ enum Search {
     Errors(Campaign),
     /// Forget each barrier in turn: a power cut must show it.
     Mutants(Campaign),
+    /// Do the same to whole consolidations of seeded chains.
+    Fold(Folds),
     /// Feed damaged files to every parser.
     Fuzz(Malformed),
 }
@@ -35,6 +37,16 @@ struct Campaign {
     /// Only this history (default: all).
     #[arg(long, value_parser = History::find)]
     history: Option<&'static History>,
+}
+
+#[derive(Args)]
+struct Folds {
+    /// The first seed; the same seed finds the same.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Cuts to judge, and failures.
+    #[arg(long, default_value_t = 1000)]
+    points: u64,
 }
 
 #[derive(Args)]
@@ -62,6 +74,7 @@ fn main() -> ExitCode {
         Search::Mutants(campaign) => {
             run(&campaign, |history| forget(history, campaign.seed, campaign.points))
         }
+        Search::Fold(Folds { seed, points }) => say(&folds(seed, points)),
         Search::Fuzz(malformed) => say(&feed(&malformed)),
     };
     if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -107,4 +120,15 @@ fn forget(history: &History, seed: u64, seeds: u64) -> Result<String, String> {
     } else {
         Err(format!("{}: not noticed: {}", history.name, missed.join(", ")))
     }
+}
+
+fn folds(seed: u64, points: u64) -> Result<String, String> {
+    let (cuts, second) = fold::crash(seed, points)?;
+    let failures = fold::errors(seed, points)?;
+    let (missed, barriers) = fold::mutants(seed)?;
+    Ok(format!(
+        "consolidate: seeds from {seed}: {cuts} power cuts ({second} of them during a resume), {failures} failed \
+         I/Os, nothing lost; {} of {barriers} barriers are missed when they are forgotten",
+        missed.len()
+    ))
 }

@@ -1,6 +1,6 @@
 //! Power cuts, failing disks and forgotten barriers, searched for a bounded time; `dchain-lab` goes on.
 
-use dchain_lab::{HISTORIES, History, crash, errors, mutants};
+use dchain_lab::{HISTORIES, History, crash, errors, fold, mutants};
 
 #[test]
 fn no_power_cut_loses_what_was_flushed() {
@@ -30,4 +30,19 @@ fn each_barrier_that_is_forgotten_is_missed() {
         let unnoticed: Vec<_> = found.iter().filter(|mutant| mutant.noticed.is_none()).collect();
         assert!(found.len() >= barriers && unnoticed.is_empty(), "{name}: {unnoticed:?} of {}", found.len());
     }
+}
+
+/// Seed 1012 is a new image that had to be made again while the journal took it for ready.
+#[test]
+fn con_6_seeded_chains_fold_through_every_power_cut() {
+    for seed in [1, 7, 1012] {
+        let (cuts, second) = fold::crash(seed, 200).unwrap();
+        println!("seed {seed}: {cuts} power cuts, {second} of them during a resume");
+    }
+}
+
+#[test]
+fn con_7_seeded_chains_fold_through_every_failing_io() {
+    let failures = fold::errors(3, 400).unwrap();
+    println!("{failures} failed I/Os");
 }
