@@ -297,6 +297,11 @@ impl Scene<'_> {
             let what = "lies on another file system than the disk's name: it cannot be renamed over it";
             return Err(Error::invalid(what).path(&target.path));
         }
+        let moves = plan.mode == FoldMode::TopName && folder_of(&target.path) != folder_of(&plan.top);
+        if moves && files.len() > 1 {
+            let what = "names a data file that its new place would not lead to: let the target keep its name";
+            return Err(Error::invalid(what).path(&target.path));
+        }
         plan.need_bytes = needed_bytes(target.image.as_ref(), work)?;
         plan.free_bytes =
             if data.is_device() { u64::MAX } else { self.host.free_bytes(folder_of(data.path()))? };

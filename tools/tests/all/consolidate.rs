@@ -326,6 +326,18 @@ fn con_5_a_target_in_another_folder_takes_tops_name() {
 }
 
 #[test]
+fn con_8_a_target_with_a_data_file_does_not_move_to_another_folder() {
+    let bench = Bench::new();
+    let f = &bench.folder;
+    std::fs::create_dir(f.file("golden")).unwrap();
+    f.qemu_img("create -q -f qcow2 -o data_file=golden/base.data golden/base 1M");
+    f.qemu_img("amend -q -f qcow2 -o data_file=base.data golden/base");
+    f.qemu_img("create -q -f qcow2 -b golden/base -F qcow2 top 1M");
+    let error = bench.prepare("top", &into(&bench, "golden/base")).unwrap_err().to_string();
+    assert!(error.contains("golden/base") && error.contains("data file"), "{error}");
+}
+
+#[test]
 fn a_plan_says_what_is_lost_and_writes_nothing() {
     let bench = three_layers("raw", "");
     bench.folder.qemu_img("bitmap --add top changes");
