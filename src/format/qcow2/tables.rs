@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     base::{
-        Error, GuestOffset, GuestRange, HostOffset, Result, units::SECTOR_BYTES, units::count, units::index,
+        Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES, units::count,
+        units::index,
     },
     io::File,
     map::{self, Extent},
@@ -22,6 +23,9 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+
+/// Piece in which a table of words is read.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// A file whose entries point into it, and how long it is known to be.
 #[derive(Debug)]
@@ -283,7 +287,17 @@ pub(super) fn read_words(file: &dyn File, what: &str, at: HostOffset, entries: u
         let why = format!("{what} of {entries} entries at 0x{at:x} passes the file's end (0x{bytes:x})");
         return Err(Error::corrupt(why));
     }
-    let mut raw = vec![0; index(entries * 8)];
-    file.read_at(at, &mut raw)?;
-    Ok(raw.chunks_exact(8).map(BigEndian::read_u64).collect())
+    words(file, at.range(entries * 8))
+}
+
+/// Reads the words in `range`, by the piece: a table takes its memory once.
+pub(super) fn words(file: &dyn File, range: HostRange) -> Result<Vec<u64>> {
+    let mut words = Vec::with_capacity(index(range.bytes / 8));
+    let mut raw = vec![0; index(range.bytes.min(PIECE_BYTES))];
+    for piece in range.start.range(range.bytes / 8 * 8).pieces(PIECE_BYTES) {
+        let raw = raw.get_mut(..index(piece.bytes)).unwrap_or_default();
+        file.read_at(piece.start, raw)?;
+        words.extend(raw.chunks_exact(8).map(BigEndian::read_u64));
+    }
+    Ok(words)
 }

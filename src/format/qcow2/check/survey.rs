@@ -15,7 +15,7 @@ use crate::{
         qcow2::{
             bitmap, counter,
             header::{Header, L1_BYTES_MAX, Table},
-            snapshot,
+            snapshot, tables,
         },
     },
     io::File,
@@ -39,7 +39,7 @@ pub(super) const BLOCK_OFFSET: u64 = !0x1ff;
 const BITMAP_RESERVED: u64 = 0xff00_0000_0000_01fe;
 /// The most clusters that an image may have to be checked, as in qemu.
 const CLUSTERS_MAX: u64 = i32::MAX as u64;
-/// L1 and bitmap tables that are longer than so many files overlap, and are not read.
+/// L1 and bitmap tables that are longer than so many files overlap, and are not looked at.
 const FILES_OF_TABLES_MAX: u64 = 4;
 /// What is skipped at once where a table is empty.
 const STRIDE: usize = 4096;
@@ -188,24 +188,21 @@ impl<'a> Survey<'a> {
         }
     }
 
-    /// Returns whether a table of tables may be read: together they are no longer than some files.
+    /// Returns whether a table of tables may be looked at: together they are no longer than some files.
     fn may_read(&mut self, what: &str, table: Table) -> bool {
         self.tables_bytes += table.range(8).bytes.min(self.file_bytes);
         if self.tables_bytes <= self.file_bytes.saturating_mul(FILES_OF_TABLES_MAX) {
             return true;
         }
         self.is_blind = true;
-        self.corrupt(|| format!("{what} at {:#x} overlaps others: not read", table.at));
+        self.corrupt(|| format!("{what} at {:#x} overlaps others: not looked at", table.at));
         false
     }
 
     /// Reads a table of 8-byte words; what lies past the file's end reads as zeros.
     fn words(&self, table: Table) -> Result<Vec<u64>> {
         let range = table.range(8).clip(HostOffset::new(0).range(self.file_bytes));
-        let mut bytes = vec![0; units::index(range.bytes)];
-        self.file.read_at(table.at, &mut bytes)?;
-        let (words, _) = bytes.as_chunks();
-        Ok(words.iter().map(|word| u64::from_be_bytes(*word)).collect())
+        tables::words(self.file, range)
     }
 
     fn load_refcounts(&mut self) -> Result<()> {
@@ -277,10 +274,10 @@ impl<'a> Survey<'a> {
 
     /// Counts an L1 table, and notes the L2 tables that it leads to; flags are judged in the active one.
     fn first_level(&mut self, l1: Table, is_active: bool, reached: &mut Reached) -> Result<()> {
-        self.count("an L1 table", l1.range(8));
         if !self.may_read("an L1 table", l1) {
             return Ok(());
         }
+        self.count("an L1 table", l1.range(8));
         let unit = self.unit();
         for (nth, word) in self.words(l1)?.into_iter().enumerate() {
             if word == 0 {
@@ -444,10 +441,10 @@ impl<'a> Survey<'a> {
             self.count("the bitmap directory", range);
         }
         for stored in list {
-            self.count("a bitmap table", stored.table.range(8));
             if !self.may_read("a bitmap table", stored.table) {
                 continue;
             }
+            self.count("a bitmap table", stored.table.range(8));
             for (nth, word) in self.words(stored.table)?.into_iter().enumerate() {
                 let at = word & OFFSET;
                 if word & BITMAP_RESERVED != 0 || !at.is_multiple_of(self.unit()) || at != 0 && word & 1 != 0
