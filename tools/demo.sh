@@ -23,33 +23,93 @@ same() {
     qemu-img compare -f "$2" -F "$4" "$1" "$3"
 }
 
-title "A base image with a real file system, and deltas over it, made by qemu-img"
+title "A base image with a real file system, and three deltas over it, made by qemu-img"
 if [ -n "$given" ]; then
     format=$(qemu-img info -U "$given" | sed -n 's/^file format: //p')
-    qemu-img convert -U -f "$format" -O qcow2 "$given" base.qcow2
+    qemu-img convert -U -f "$format" -O raw "$given" disk.raw
 else
     mkdir files
-    cp -r /usr/share/common-licenses /etc/hostname files/ 2>/dev/null || true
+    cp "$OLDPWD"/*.md files/
     head -c 8M /dev/urandom >files/noise
-    truncate -s 256M base.raw
-    run mkfs.ext4 -q -d files base.raw
-    run qemu-img convert -f raw -O qcow2 base.raw base.qcow2
+    truncate -s 128M disk.raw
+    run mkfs.ext4 -q -d files disk.raw
 fi
+run qemu-img convert -f raw -O qcow2 disk.raw base.qcow2
 parent=base.qcow2
-for layer in monday tuesday wednesday; do
-    run qemu-img create -q -f qcow2 -b $parent -F qcow2 $layer.qcow2
-    case $layer in
-        monday) writes=("write -P 1 40M 3M" "write -P 2 100M 64k") ;;
-        tuesday) writes=("write -P 3 41M 1M" "write -z 100M 32k") ;;
-        wednesday) writes=("write -P 4 60M 4k" "write -P 5 200M 2M") ;;
-    esac
-    args=()
-    for write in "${writes[@]}"; do args+=(-c "$write"); done
-    qemu-io -f qcow2 "${args[@]}" $layer.qcow2 >/dev/null
-    parent=$layer.qcow2
+n=0
+for day in monday tuesday wednesday; do
+    n=$((n + 1))
+    run qemu-img create -q -f qcow2 -b $parent -F qcow2 $day.qcow2
+    parent=$day.qcow2
+    if [ -n "$given" ]; then
+        run qemu-io -f qcow2 -c "write -q -P $n $((n * 16))k 16k" $day.qcow2
+        continue
+    fi
+    # A file is added, and the blocks that this changed go into the delta.
+    cp --sparse=always disk.raw before.raw
+    head -c ${n}M /dev/urandom >$day
+    run debugfs -w -R "write $day $day" disk.raw 2>/dev/null
+    changed=$(cmp -l before.raw disk.raw | awk 'BEGIN { last = -1 } { n = int(($1 - 1) / 65536); if (n != last) print n; last = n }' || true)
+    writes=()
+    mkdir -p blocks
+    for block in $changed; do
+        dd if=disk.raw of=blocks/$block bs=64k skip="$block" count=1 status=none
+        writes+=(-c "write -q -s blocks/$block $((block * 64))k 64k")
+    done
+    qemu-io -f qcow2 "${writes[@]}" $day.qcow2
 done
+rm -rf disk.raw before.raw blocks
 # What a guest reads at the head: every later step is held against it.
 qemu-img convert -f qcow2 -O raw wednesday.qcow2 truth.raw
 
-title "All results agree with qemu-img"
+title "What it is: the hierarchy, one image, and which layer owns which bytes"
+run dchain tree .
+run dchain info wednesday.qcow2
+dchain map wednesday.qcow2 >map.txt
+run head -8 map.txt
+
+title "Names by content: every layer gets an ID that stands for what it shows"
+run dchain id seal --chain wednesday.qcow2
+run dchain check --lineage wednesday.qcow2
+
+title "A snapshot: wednesday stands still, thursday is written from now on"
+run dchain snapshot wednesday.qcow2 thursday.qcow2
+run qemu-io -f qcow2 -c "write -P 6 16k 32k" thursday.qcow2
 same truth.raw raw wednesday.qcow2 qcow2
+
+title "Back in time: thursday starts again from wednesday"
+run dchain revert --yes thursday.qcow2 wednesday.qcow2
+same truth.raw raw thursday.qcow2 qcow2
+
+title "To another folder: the base first, then the chain; what is there is found by content, and linked"
+mkdir there
+run dchain copy base.qcow2 there
+run dchain copy --verify thursday.qcow2 there
+same truth.raw raw there/thursday.qcow2 qcow2
+
+title "One pass: the deltas are folded into the oldest layer that is this disk's own"
+run dchain consolidate --dry-run there/thursday.qcow2
+run dchain consolidate --yes --verify=bytes there/thursday.qcow2
+same truth.raw raw there/thursday.qcow2 qcow2
+
+title "One image in another shape: how large it would be, then compressed, then raw"
+run dchain measure -O qcow2 thursday.qcow2
+run dchain convert -c -O qcow2 -o compression_type=zstd thursday.qcow2 small.qcow2
+run dchain convert -O raw thursday.qcow2 flat.raw
+same truth.raw raw small.qcow2 qcow2
+same truth.raw raw flat.raw raw
+
+title "What others do in silence is noticed: a foreign writer changes the base under its children"
+run qemu-io -f qcow2 -c "write -P 66 0 64k" base.qcow2
+if run dchain map thursday.qcow2; then
+    echo "not noticed" >&2
+    exit 1
+fi
+
+title "In the end: every image that was made is sound, says qemu-img"
+for image in small.qcow2 there/*.qcow2; do
+    run qemu-img check "$image"
+done
+if [ -z "$given" ]; then
+    run e2fsck -fn flat.raw
+fi
