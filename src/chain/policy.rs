@@ -97,12 +97,14 @@ impl Referrer<'_> {
     fn check_place(&self, place: &Path, name: &[u8]) -> Result<()> {
         let inside = |folder: &Path| place.starts_with(folder);
         let allowed = || self.policy.allowed.iter().any(|f| inside(f));
-        let procfs = ["/proc", "/sys", "/dev"].iter().any(|f| inside(Path::new(f)));
-        if !procfs && (inside(self.folder()) || (self.is_stated && allowed())) {
+        // Among the devices there is one ordinary file system.
+        let is_memory = inside(Path::new("/dev/shm"));
+        let is_special = !is_memory && ["/proc", "/sys", "/dev"].iter().any(|f| inside(Path::new(f)));
+        if !is_special && (inside(self.folder()) || (self.is_stated && allowed())) {
             return Ok(());
         }
         let target = place.parent().unwrap_or(place);
-        let (why, subject) = if procfs {
+        let (why, subject) = if is_special {
             ("which is no place for images", None)
         } else if self.is_stated {
             ("outside its folder and the allowed ones", Some(target))

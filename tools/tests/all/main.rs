@@ -19,6 +19,7 @@ mod hosts;
 mod lineage;
 mod locks;
 mod manners;
+mod matrix;
 mod oracles;
 mod qcow2_create;
 mod qcow2_foreign;
