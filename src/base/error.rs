@@ -161,7 +161,11 @@ impl fmt::Display for Error {
         }
         f.write_str(&self.0.what)?;
         match &self.0.source {
-            Some(source) => write!(f, ": {source}"),
+            Some(source) => {
+                // The number says nothing to a person; the words stay.
+                let said = source.to_string();
+                write!(f, ": {}", said.split(" (os error ").next().unwrap_or_default())
+            }
             None => Ok(()),
         }
     }
@@ -195,6 +199,12 @@ mod tests {
         let error = Error::corrupt("L1 table starts at 0x3, not a multiple of 0x10000").path("a").path("b");
         assert_eq!(error.to_string(), "a: L1 table starts at 0x3, not a multiple of 0x10000");
         assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn the_system_s_words_are_shown_without_its_number() {
+        let error = Error::io("open", io::Error::from_raw_os_error(2)).path("a");
+        assert_eq!(error.to_string(), "a: open: No such file or directory");
     }
 
     #[test]

@@ -21,9 +21,9 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(override_usage = "dchain create [OPTIONS] IMAGE [SIZE]")]
 pub struct Arguments {
-    /// Format of the new image
-    #[arg(short, long, value_name = "FMT", value_parser = options::format, default_value = "raw")]
-    format: Format,
+    /// Format of the new image (raw if not given, qcow2 with a parent)
+    #[arg(short, long, value_name = "FMT", value_parser = options::format)]
+    format: Option<Format>,
     /// Make a delta on PARENT, which then must not change any more
     #[arg(short, long, value_name = "PARENT", requires = "backing_format")]
     backing: Option<PathBuf>,
@@ -44,8 +44,11 @@ pub struct Arguments {
 impl Arguments {
     /// Makes the image.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        // A raw image cannot have a parent: who names one wants a delta.
+        let usual = if self.backing.is_some() { Format::Qcow2 } else { Format::Raw };
+        let format = self.format.unwrap_or(usual);
         if self.options.wants_help() {
-            options::list_format_options(answer, self.format)?;
+            options::list_format_options(answer, format)?;
             return Ok(Exit::Done);
         }
         let Some(image) = &self.image else {
@@ -57,7 +60,7 @@ impl Arguments {
             .with_ledger(options::ledger(&host));
         let parent = self.backing.clone().zip(self.backing_format);
         let new = NewImage {
-            format: self.format,
+            format,
             size: self.size,
             parent: parent.map(|(path, format)| NewParent { path, format }),
             options: self.options.pairs(),
