@@ -8,7 +8,10 @@ use crate::{
     progress::Watching,
     size,
 };
-use clap::Args;
+use clap::{
+    Args,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use deltachain::{
     format::Format,
     io::Access,
@@ -20,7 +23,7 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// The new parent; an empty name makes the image stand alone
-    #[arg(short, long, value_name = "PARENT")]
+    #[arg(short, long, value_name = "PARENT", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     backing: PathBuf,
     /// Format of PARENT
     #[arg(short = 'F', long, value_name = "FMT", value_parser = options::format)]
