@@ -196,9 +196,9 @@ impl Search<'_> {
             let writing = self.reading(child).with_access(Access::Write);
             let layer = open_layer(self.host, &child.path, &writing)?;
             let format = Some(target.format().name().to_owned());
-            layer
-                .image
-                .set_parent(Some(&ParentName { name: name.as_os_str().as_bytes().to_vec(), format }))?;
+            let link = ParentName { name: name.as_os_str().as_bytes().to_vec(), format };
+            // The view stays what it is: a frozen child is as trusted afterwards as it was.
+            self.ledger.tend(layer.image.as_ref(), || layer.image.set_parent(Some(&link)))?;
             self.join(&layer, parent)?;
         }
         Ok(mended)

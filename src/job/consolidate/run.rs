@@ -92,10 +92,14 @@ impl Consolidation {
         }
         let access = if opening.access == Access::ReadShared { Access::ReadShared } else { Access::Read };
         let chain = Chain::open(&host, &top, &opening.clone().with_access(access))?;
-        let request = match &journal {
+        let mut request = match &journal {
             Some(journal) => plan::request_of(host.as_ref(), journal, &chain, request)?,
             None => request.clone(),
         };
+        // The journal names files relative to the folder of TOP: every path is absolute from here on.
+        if let Some(new) = &mut request.new {
+            new.path = resolve(host.as_ref(), &new.path)?;
+        }
         let mut planned = plan::make(&host, &chain, &request)?;
         planned.plan.is_resumed = journal.is_some();
         let copy = Copy { chain, depth: planned.depth, work: planned.work, request };

@@ -95,8 +95,11 @@ fn lines(plan: &Plan) -> Vec<String> {
         lines.push(format!("{}: going on with a job that was cut off", plan.top.display()));
     }
     let target = plan.target.as_ref().unwrap_or(&plan.result);
-    let folded = plan.folded.len();
-    lines.push(format!("{folded} layers of {} are folded into {}", plan.top.display(), target.display()));
+    let folded = match plan.folded.len() {
+        1 => "1 layer".to_owned(),
+        n => format!("{n} layers"),
+    };
+    lines.push(format!("{folded} of {}, to be folded into {}", plan.top.display(), target.display()));
     lines.push(format!(
         "to copy: {}; to mark as zero: {}; space it may need: {} of {} free",
         size::show(plan.copy_bytes),

@@ -26,3 +26,4 @@ mod qcow2_foreign;
 mod relink;
 mod reshape;
 mod superset;
+mod walk;

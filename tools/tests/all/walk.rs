@@ -1,0 +1,87 @@
+//! A user's walk through the program: every changing command, with names relative to the working folder.
+
+use crate::{
+    dchain::{dchain, done},
+    foreign::{Scratch, assert_same},
+};
+
+fn write(folder: &Scratch, image: &str, what: &str) {
+    folder.qemu_io("qcow2", image, &[what]);
+}
+
+/// base <- one <- two, made by the program, written by qemu.
+fn chain() -> Scratch {
+    let folder = Scratch::new();
+    let run = |arguments: &[&str]| done(&folder.path(), arguments);
+    run(&["create", "-f", "qcow2", "base", "8M"]);
+    write(&folder, "base", "write -q -P 1 0 6M");
+    run(&["create", "-b", "base", "-F", "qcow2", "one"]);
+    write(&folder, "one", "write -q -P 2 1M 1M");
+    run(&["snapshot", "one", "two"]);
+    write(&folder, "two", "write -q -P 3 1500k 1M");
+    folder
+}
+
+fn shows(folder: &Scratch, image: &str, truth: &[u8]) {
+    folder.qemu_img(&format!("check -q -f qcow2 {image}"));
+    assert_same(&folder.flat("qcow2", image), truth, image);
+}
+
+#[test]
+fn every_changing_command_takes_names_relative_to_the_working_folder() {
+    let folder = chain();
+    let here = folder.path();
+    let truth = folder.flat("qcow2", "two");
+    done(&here, &["consolidate", "--yes", "--new", "flat", "two"]);
+    shows(&folder, "flat", &truth);
+    done(&here, &["convert", "-O", "qcow2", "-c", "two", "packed"]);
+    shows(&folder, "packed", &truth);
+    std::fs::create_dir(folder.file("there")).unwrap();
+    done(&here, &["copy", "--verify", "two", "there"]);
+    shows(&folder, "there/two", &truth);
+    done(&here, &["rebase", "-b", "", "packed"]);
+    done(&here, &["rebase", "-b", "base", "-F", "qcow2", "flat"]);
+    shows(&folder, "flat", &truth);
+    done(&here, &["consolidate", "--yes", "--into", "one", "two"]);
+    shows(&folder, "two", &truth);
+    assert!(!folder.file("one").exists());
+    done(&here, &["snapshot", "two", "three"]);
+    write(&folder, "three", "write -q -P 9 0 1M");
+    done(&here, &["revert", "--yes", "three", "two"]);
+    shows(&folder, "three", &truth);
+    done(&here, &["resize", "three", "+1M"]);
+    done(&here, &["id", "seal", "--chain", "two"]);
+    done(&here, &["id", "verify", "two"]);
+    let strays: Vec<_> = std::fs::read_dir(&here).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(strays.iter().all(|name| !name.to_string_lossy().contains("draft")), "{strays:?}");
+}
+
+#[test]
+fn a_fold_that_would_harm_a_sibling_names_it() {
+    let folder = chain();
+    let here = folder.path();
+    done(&here, &["snapshot", "one", "sibling"]);
+    let run = dchain(&here, &["consolidate", "--yes", "--into", "base", "two"]);
+    assert_eq!(run.code, Some(69), "{}{}", run.out, run.err);
+    assert!(run.err.contains("sibling"), "{}", run.err);
+    let truth = folder.flat("qcow2", "two");
+    shows(&folder, "two", &truth);
+}
+
+#[test]
+fn a_chain_that_was_moved_is_mended_and_one_that_was_changed_is_refused() {
+    let folder = chain();
+    let here = folder.path();
+    let truth = folder.flat("qcow2", "two");
+    std::fs::rename(folder.file("base"), folder.file("b")).unwrap();
+    std::fs::rename(folder.file("one"), folder.file("o")).unwrap();
+    let lost = dchain(&here, &["info", "--backing-chain", "two"]);
+    assert_eq!(lost.code, Some(1), "{}{}", lost.out, lost.err);
+    done(&here, &["relink", "."]);
+    shows(&folder, "two", &truth);
+    write(&folder, "b", "write -q -P 77 3M 64k");
+    let refused = dchain(&here, &["map", "two"]);
+    assert_eq!(refused.code, Some(77), "{}{}", refused.out, refused.err);
+    done(&here, &["relink", "--yes", "--accept", "o"]);
+    done(&here, &["map", "two"]);
+}
