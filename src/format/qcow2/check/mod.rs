@@ -79,3 +79,6 @@ fn check_header(file: &dyn File, mut header: Header, repair: Repair) -> Result<C
     }
     Ok(left)
 }
+
+#[cfg(test)]
+mod tests;
