@@ -4,10 +4,12 @@
 //! To add a format: one folder, one line in [`Format`], golden images in `testdata`, a CHANGELOG line. The
 //! conformance suite iterates [`Format::ALL`].
 
+mod bits;
 pub mod qcow2;
 pub mod raw;
 
 pub use crate::store::StoredRecord;
+pub use bits::Bits;
 
 use crate::{
     base::{Error, GuestOffset, GuestRange, HostOffset, Result, units::SECTOR_BYTES},
@@ -149,6 +151,55 @@ pub struct Bitmap {
     pub is_in_use: bool,
     /// Whether it goes on recording on every open for writing.
     pub is_auto: bool,
+}
+
+/// A change to an image's persistent bitmaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BitmapEdit {
+    /// A new one that records writes, with no bit set; `None`: the granularity that qemu would choose.
+    Add {
+        /// Its name.
+        name: String,
+        /// Guest bytes that one bit stands for.
+        granularity_bytes: Option<u64>,
+    },
+    /// It goes; the only change to one that is in use.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// No bit is set any more.
+    Clear {
+        /// Its name.
+        name: String,
+    },
+    /// It records writes from here on, or does not.
+    Record {
+        /// Its name.
+        name: String,
+        /// Whether it records.
+        is_auto: bool,
+    },
+    /// What is set in `bits` is set in it, too.
+    Union {
+        /// Its name.
+        name: String,
+        /// What is added.
+        bits: Bits,
+    },
+}
+
+impl BitmapEdit {
+    /// Returns the name of the bitmap.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Add { name, .. }
+            | Self::Remove { name }
+            | Self::Clear { name }
+            | Self::Record { name, .. }
+            | Self::Union { name, .. } => name,
+        }
+    }
 }
 
 /// What `info` shows of an image beyond its geometry.
@@ -387,6 +438,14 @@ pub trait Image: Send + Sync + fmt::Debug {
 
     /// Makes everything before this call durable, in an order that leaves at worst leaks after a cut.
     fn flush(&self) -> Result<()>;
+
+    /// Returns the bits of a persistent bitmap; `NotFound` if there is none of that name.
+    fn bitmap(&self, name: &str) -> Result<Bits>;
+
+    /// Changes the persistent bitmaps, durably; a cut leaves the old ones or the new ones.
+    ///
+    /// `NotFound`, `Exists`, `Invalid` as the name and the bitmap's state ask; `Unsupported` where there are none.
+    fn edit_bitmap(&self, edit: &BitmapEdit) -> Result<()>;
 
     /// Gives back to the host what space of the image's file holds nothing: free clusters, the free end. Everything
     /// before this call is durable first. Returns the bytes given back.

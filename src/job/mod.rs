@@ -2,6 +2,7 @@
 //! that performs (`run.rs`).
 #![forbid(unsafe_code)]
 
+pub mod bitmap;
 pub mod compact;
 pub mod consolidate;
 pub mod convert;

@@ -1,6 +1,8 @@
 //! Persistent dirty bitmaps: the directory that lists them (`qcow2.rst`, "Bitmaps"), and marking as stale
 //! what is not kept up.
 
+mod edit;
+
 use super::{
     extension::{self, BitmapsExtension},
     feature,

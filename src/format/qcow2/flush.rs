@@ -159,13 +159,31 @@ impl Qcow2Image {
             let tried = step(&mut self.state.write());
             match tried {
                 Ok(done) => return Ok(done),
-                Err(Halt::Failed(error)) => return Err(error),
-                Err(Halt::Crowded) => self.flush_all()?,
-                Err(Halt::TableFull) => {
-                    let mut header = self.header.lock();
-                    self.state.write().grow_refcounts(&mut header)?;
-                }
+                Err(halt) => self.clear_away(halt, &mut self.header.lock())?,
             }
+        }
+    }
+
+    /// The same, for who holds the header.
+    pub(super) fn attempt_under<T>(
+        &self,
+        header: &mut Header,
+        mut step: impl FnMut(&mut State) -> Tried<T>,
+    ) -> Result<T> {
+        loop {
+            let tried = step(&mut self.state.write());
+            match tried {
+                Ok(done) => return Ok(done),
+                Err(halt) => self.clear_away(halt, header)?,
+            }
+        }
+    }
+
+    fn clear_away(&self, halt: Halt, header: &mut Header) -> Result<()> {
+        match halt {
+            Halt::Failed(error) => Err(error),
+            Halt::Crowded => self.flush_under(header),
+            Halt::TableFull => self.state.write().grow_refcounts(header),
         }
     }
 }

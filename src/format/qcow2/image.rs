@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     base::{Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile, units::count},
-    format::{Below, Details, Format, Image, ParentName, Parts, StoredRecord},
+    format::{Below, BitmapEdit, Bits, Details, Format, Image, ParentName, Parts, StoredRecord},
     io::{File, Kept, Moved},
     map::Extent,
 };
@@ -164,6 +164,11 @@ impl Qcow2Image {
         Ok(())
     }
 
+    /// The bitmaps changed: those that record are to be told again before the next write.
+    pub(super) fn forget_begun(&self) {
+        self.is_begun.store(false, Ordering::Release);
+    }
+
     fn write_checked(&self, job: Job<'_>) -> Result<Moved> {
         self.begin_writing()?;
         self.check_range(job.range)?;
@@ -250,6 +255,14 @@ impl Image for Qcow2Image {
 
     fn flush(&self) -> Result<()> {
         if self.is_writable { self.flush_all().in_file(self.file.path()) } else { Ok(()) }
+    }
+
+    fn bitmap(&self, name: &str) -> Result<Bits> {
+        self.read_bitmap(name).in_file(self.file.path())
+    }
+
+    fn edit_bitmap(&self, edit: &BitmapEdit) -> Result<()> {
+        self.change_bitmaps(edit).in_file(self.file.path())
     }
 
     fn release(&self) -> Result<u64> {

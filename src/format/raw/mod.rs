@@ -4,7 +4,7 @@
 //! grows the file when it is written. A hole in the file is zeros, not silence: a raw layer hides all below
 //! it, names no parent and has no place for a record.
 
-use super::{Below, Creation, Details, Format, Image, Measure, ParentName, StoredRecord};
+use super::{Below, BitmapEdit, Bits, Creation, Details, Format, Image, Measure, ParentName, StoredRecord};
 use crate::{
     base::{
         Error, GuestOffset, GuestRange, HostOffset, HostRange, Result,
@@ -223,6 +223,14 @@ impl Image for RawImage {
 
     fn flush(&self) -> Result<()> {
         self.file.flush()
+    }
+
+    fn bitmap(&self, _name: &str) -> Result<Bits> {
+        Err(Error::unsupported("raw images have no bitmaps").path(self.file.path()))
+    }
+
+    fn edit_bitmap(&self, _edit: &BitmapEdit) -> Result<()> {
+        Err(Error::unsupported("raw images have no bitmaps").path(self.file.path()))
     }
 
     fn release(&self) -> Result<u64> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod bad_input;
+mod bitmap;
 mod chain;
 mod chain_commands;
 mod check;

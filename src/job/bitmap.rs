@@ -1,0 +1,42 @@
+//! Persistent dirty bitmaps of an image, and carrying them from one image to another.
+
+use crate::{
+    base::{Error, Result},
+    chain::{Layer, Opening, open_layer},
+    format::{BitmapEdit, Image},
+    io::{Access, Host},
+};
+use std::{path::Path, sync::Arc};
+
+/// Does `edits` to the image at `path`, in order; each is durable before the next begins.
+///
+/// `Busy` if the image is in use; `Unsupported` for formats without bitmaps.
+pub fn edit(host: &Arc<dyn Host>, path: &Path, opening: &Opening, edits: &[BitmapEdit]) -> Result<Layer> {
+    let layer = open_layer(host, path, &opening.clone().with_access(Access::Write))?;
+    edits.iter().try_for_each(|edit| layer.image.edit_bitmap(edit))?;
+    Ok(layer)
+}
+
+/// Adds to the bitmap `into` of `target` all that the bitmap `name` of `source` calls dirty; `into` is made, with
+/// the source's granularity, if it is not there.
+pub fn merge(source: &dyn Image, name: &str, target: &dyn Image, into: &str) -> Result<()> {
+    let bits = source.bitmap(name)?;
+    let is_there = target.details()?.bitmaps.iter().any(|bitmap| bitmap.name == into);
+    if !is_there {
+        let granularity_bytes = Some(bits.granularity_bytes());
+        target.edit_bitmap(&BitmapEdit::Add { name: into.to_owned(), granularity_bytes })?;
+    }
+    target.edit_bitmap(&BitmapEdit::Union { name: into.to_owned(), bits })
+}
+
+/// Adds every bitmap of `source` whose bits can be trusted to the one of that name in `target`; returns the names
+/// of those that could not be carried over, with the reason.
+pub fn merge_all(source: &dyn Image, target: &dyn Image) -> Result<Vec<(String, Error)>> {
+    let mut lost = Vec::new();
+    for bitmap in source.details()?.bitmaps {
+        if let Err(error) = merge(source, &bitmap.name, target, &bitmap.name) {
+            lost.push((bitmap.name, error));
+        }
+    }
+    Ok(lost)
+}

@@ -1,0 +1,116 @@
+//! Dirty bitmaps that we change and qemu goes on with, and the reverse.
+
+use crate::{
+    dchain::{dchain, done},
+    foreign::Scratch,
+};
+use serde_json::Value;
+
+fn listed(folder: &Scratch) -> Value {
+    let info: Value = serde_json::from_str(&folder.qemu_img("info --output=json disk")).unwrap();
+    let ours = done(&folder.path(), &["bitmap", "--output", "json", "disk"]).json();
+    let theirs = info["format-specific"]["data"]["bitmaps"].clone();
+    let names = |list: &Value, key: &str| -> Vec<(String, u64)> {
+        let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+        list.iter().map(|b| (b["name"].as_str().unwrap().to_owned(), b[key].as_u64().unwrap())).collect()
+    };
+    assert_eq!(names(&ours, "granularity-bytes"), names(&theirs, "granularity"));
+    theirs
+}
+
+fn change(folder: &Scratch, arguments: &str) {
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    done(&folder.path(), &[&["bitmap"], &arguments[..]].concat());
+    folder.qemu_img("check -q disk");
+}
+
+/// Which parts of the disk qemu says are dirty in a bitmap, read through an export of it.
+fn dirty(folder: &Scratch, bitmap: &str) -> Vec<(u64, u64)> {
+    let socket = folder.file("socket");
+    let mut server = std::process::Command::new("qemu-nbd")
+        .current_dir(folder.path())
+        .args(["-r", "-f", "qcow2", "-B", bitmap, "-k", socket.to_str().unwrap(), "disk"])
+        .spawn()
+        .unwrap();
+    for _ in 0..200 {
+        if socket.exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let options = format!(
+        "driver=nbd,server.type=unix,server.path={},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}",
+        socket.display()
+    );
+    let map = folder.try_run("qemu-img", ["map", "--output=json", "--image-opts", &options]);
+    drop(server.kill());
+    server.wait().unwrap();
+    std::fs::remove_file(&socket).unwrap();
+    assert!(map.status.success(), "{bitmap}: {}", String::from_utf8_lossy(&map.stderr));
+    let map: Value = serde_json::from_slice(&map.stdout).unwrap();
+    // What is dirty is shown as a range without data.
+    let dirty = map.as_array().unwrap().iter().filter(|e| e["data"] == false);
+    dirty.map(|e| (e["start"].as_u64().unwrap(), e["length"].as_u64().unwrap())).collect()
+}
+
+#[test]
+fn qemu_records_into_a_bitmap_of_ours_and_we_merge_what_it_recorded() {
+    for options in ["", "-o cluster_size=512", "-o cluster_size=2M,refcount_bits=1"] {
+        let folder = Scratch::in_memory();
+        folder.qemu_img(&format!("create -q -f qcow2 {options} disk 16M"));
+        change(&folder, "--add -g 65536 disk ours");
+        folder.qemu_io("qcow2", "disk", &["write -P 1 1M 64k"]);
+        folder.qemu_img("bitmap --add -g 512K disk theirs");
+        change(&folder, "--disable disk ours");
+        folder.qemu_io("qcow2", "disk", &["write -P 2 8M 1k"]);
+        change(&folder, "--add -g 4096 disk both");
+        change(&folder, "--merge ours disk both");
+        change(&folder, "--merge theirs disk both");
+        assert_eq!(dirty(&folder, "both"), [(1 << 20, 65536), (8 << 20, 512 << 10)], "{options}");
+        assert_eq!(dirty(&folder, "ours"), [(1 << 20, 65536)], "{options}");
+        let flags: Vec<_> = listed(&folder).as_array().unwrap().iter().map(|b| b["flags"].clone()).collect();
+        assert_eq!(flags, [Value::Array(vec![]), vec!["auto"].into(), vec!["auto"].into()]);
+        folder.qemu_img("bitmap --merge ours disk theirs");
+        folder.qemu_img("bitmap --remove disk ours");
+        change(&folder, "--clear disk both");
+        assert_eq!(dirty(&folder, "both"), []);
+        change(&folder, "--remove disk both");
+        change(&folder, "--remove disk theirs");
+        assert!(listed(&folder).is_null());
+    }
+}
+
+#[test]
+fn a_bitmap_is_merged_from_another_image() {
+    let folder = Scratch::in_memory();
+    folder.qemu_img("create -q -f qcow2 other 16M");
+    folder.qemu_img("bitmap --add -g 1M other changes");
+    folder.qemu_io("qcow2", "other", &["write -P 1 3M 1k"]);
+    folder.qemu_img("create -q -f qcow2 disk 10M");
+    change(&folder, "--merge changes --source-file other disk changes");
+    assert_eq!(dirty(&folder, "changes"), [(3 << 20, 1 << 20)]);
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_nothing_changes() {
+    let folder = Scratch::in_memory();
+    folder.qemu_img("create -q -f qcow2 disk 1M");
+    folder.qemu_img("create -q -f qcow2 -o compat=0.10 old 1M");
+    change(&folder, "--add disk one");
+    let before = listed(&folder);
+    let refused = [
+        (&["--add", "disk", "one"][..], 1, "has a bitmap 'one' already"),
+        (&["--clear", "disk", "two"], 1, "has no bitmap 'two'"),
+        (&["--add", "-g", "1000", "disk", "two"], 64, "power of two"),
+        (&["--add", "old", "one"], 1, "version 2"),
+        (&["disk", "one"], 64, ""),
+        (&["--add", "disk"], 64, ""),
+    ];
+    for (arguments, code, text) in refused {
+        let run = dchain(&folder.path(), &[&["bitmap"], arguments].concat());
+        assert_eq!(run.code, Some(code), "{arguments:?}: {}{}", run.out, run.err);
+        assert!(run.err.contains(text), "{arguments:?}: {}", run.err);
+    }
+    assert_eq!(listed(&folder), before);
+    folder.qemu_img("check -q disk");
+}
