@@ -146,6 +146,7 @@ fn flaw(entry: &Entry, header: &Header) -> Option<&'static str> {
             entry.table_at != 0 && entry.table_at.is_multiple_of(unit),
             "has its table within a cluster or at 0",
         ),
+        (i64::try_from(entry.table_at).is_ok(), "has its table past 2^63"),
         (entry.table_entries != 0 && data_bytes <= DATA_BYTES_MAX, "has a table of an impossible length"),
     ];
     if let Some((_, why)) = is_sound.iter().find(|(is_so, _)| !is_so) {

@@ -38,6 +38,9 @@ const TABLE_BYTES_MAX: u64 = 16 << 20;
 /// The most extra data that qemu accepts in an entry, in bytes.
 const EXTRA_BYTES_MAX: u32 = 1024;
 
+/// The least extra data in an entry of version 3, in bytes.
+const EXTRA_BYTES_MIN: usize = 16;
+
 /// A snapshot as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stored {
@@ -45,6 +48,8 @@ pub(super) struct Stored {
     pub(super) snapshot: Snapshot,
     /// Its L1 table (8 bytes an entry), as stated: not checked.
     pub(super) l1: Table,
+    /// Whether it lacks extra data that version 3 demands: the sizes of machine state and disk.
+    pub(super) is_incomplete: bool,
 }
 
 /// The snapshots of an image.
@@ -110,5 +115,6 @@ fn stored(entry: &Entry, rest: &[u8], disk_bytes: u64) -> Stored {
             size: word(8).unwrap_or(disk_bytes),
         },
         l1: Table { at: HostOffset::new(entry.l1_at), entries: entry.l1_entries.into() },
+        is_incomplete: extra.len() < EXTRA_BYTES_MIN,
     }
 }

@@ -3,6 +3,7 @@
 use crate::foreign::{Scratch, assert_same};
 use deltachain::{
     base::{HostOffset, seed::Seeded},
+    chain::{Opening, check_layer},
     format::{self, Checked, Format, NoParts, Repair},
     io::{Access, File, Host, real::RealHost},
 };
@@ -31,7 +32,9 @@ fn verdict(checked: &Result<Checked, deltachain::base::Error>) -> i32 {
 
 fn ours(path: &Path, repair: Repair) -> Result<Checked, deltachain::base::Error> {
     let access = if repair == Repair::Nothing { Access::ReadShared } else { Access::Write };
-    format::check(Format::Qcow2, open(path, access), repair, &NoParts)
+    let opening = Opening::reading().with_access(access).with_format(Some(Format::Qcow2));
+    let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    check_layer(&host, path, &opening, repair).map(|(_, checked)| checked)
 }
 
 fn qemus(folder: &Scratch, name: &str) -> (i32, String) {
@@ -44,11 +47,10 @@ fn qemus(folder: &Scratch, name: &str) -> (i32, String) {
 /// A small image with some of everything that its options allow.
 fn make(folder: &Scratch, options: &str, has_snapshot: bool) {
     folder.qemu_img(&format!("create -q -f qcow2 -o {options} image 2M"));
-    folder.qemu_io(
-        "qcow2",
-        "image",
-        &["write -q -P 1 0 200k", "write -q -P 2 1M 130k", "write -q -c -P 3 512k 64k"],
-    );
+    folder.qemu_io("qcow2", "image", &["write -q -P 1 0 200k", "write -q -P 2 1M 130k"]);
+    if !options.contains("data_file") {
+        folder.qemu_io("qcow2", "image", &["write -q -c -P 3 512k 64k"]);
+    }
     folder.qemu_io("qcow2", "image", &["write -q -z 640k 64k", "write -q -z 0 16k"]);
     if has_snapshot {
         folder.qemu_img("snapshot -c s image");
@@ -85,10 +87,22 @@ fn places(image: &[u8]) -> [Vec<usize>; 4] {
     [l1, l2, refcount_table, blocks]
 }
 
+/// Places of words of the snapshot table and its L1 table, and of the bitmap directory and its table.
+fn side_places(image: &[u8]) -> Vec<Vec<usize>> {
+    let words = |at: u64, n: usize| (0..n).map(|nth| index(at) + nth * 8).collect::<Vec<_>>();
+    let snapshots = word(image, 64);
+    let mut kinds = vec![words(snapshots, 5), words(word(image, index(snapshots)), 1)];
+    let is_bitmaps = |at: &usize| image[*at..at + 4] == [0x23, 0x85, 0x28, 0x75];
+    if let Some(at) = (104..1 << 12).step_by(8).find(is_bitmaps) {
+        let directory = word(image, at + 24);
+        kinds.extend([words(directory, 3), words(word(image, index(directory)), 1), words(at as u64 + 8, 3)]);
+    }
+    kinds
+}
+
 /// One damage: where, and the new word.
-fn damage(image: &[u8], seeded: &mut Seeded) -> (usize, u64) {
-    let kinds = places(image);
-    let kind = &kinds[index(seeded.below(4))];
+fn damage(image: &[u8], kinds: &[Vec<usize>], seeded: &mut Seeded) -> (usize, u64) {
+    let kind = &kinds[index(seeded.below(kinds.len() as u64))];
     let at = kind[index(seeded.below(kind.len() as u64))];
     let other = kind[index(seeded.below(kind.len() as u64))];
     let old = word(image, at);
@@ -107,8 +121,19 @@ fn damage(image: &[u8], seeded: &mut Seeded) -> (usize, u64) {
     (at, new)
 }
 
-/// Damages one image in `rounds` ways; compares verdicts, then what a repair leaves.
+/// Damages the tables of one image in `rounds` ways; compares verdicts, then what a repair leaves.
 fn same_verdicts(options: &str, has_snapshot: bool, rounds: u64) {
+    let (seen, mended) = same_verdicts_at(options, has_snapshot, rounds, |image| places(image).to_vec());
+    assert!(seen[2] > 0 && seen[3] > 0 && mended > 0, "of everything some: {seen:?}, mended {mended}");
+}
+
+/// Damages words at `places` only; returns how often there was each exit code, and how often all was mended.
+fn same_verdicts_at(
+    options: &str,
+    has_snapshot: bool,
+    rounds: u64,
+    choose: fn(&[u8]) -> Vec<Vec<usize>>,
+) -> ([u64; 4], u64) {
     let folder = Scratch::new();
     make(&folder, options, has_snapshot);
     let path = folder.file("image");
@@ -118,7 +143,7 @@ fn same_verdicts(options: &str, has_snapshot: bool, rounds: u64) {
     let mut mended = 0;
     let mut wrong = Vec::new();
     for round in 0..rounds {
-        let (at, new) = damage(&sound, &mut Seeded::new(round));
+        let (at, new) = damage(&sound, &choose(&sound), &mut Seeded::new(round));
         let mut bytes = sound.clone();
         bytes[at..at + 8].copy_from_slice(&new.to_be_bytes());
         fs::write(&path, &bytes).unwrap();
@@ -143,7 +168,18 @@ fn same_verdicts(options: &str, has_snapshot: bool, rounds: u64) {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
-    assert!(seen[2] > 0 && seen[3] > 0 && mended > 0, "of everything some: {seen:?}, mended {mended}");
+    (seen, mended)
+}
+
+#[test]
+fn damages_in_snapshot_tables_and_bitmaps_are_judged_as_qemu_judges_them() {
+    let (seen, _) = same_verdicts_at("cluster_size=64k", true, 100, side_places);
+    assert!(seen[1] > 0 && seen[2] > 0, "errors and corruptions: {seen:?}");
+}
+
+#[test]
+fn damages_of_images_with_a_data_file_are_judged_as_qemu_judges_them() {
+    same_verdicts("cluster_size=4k,data_file=image.data", false, 60);
 }
 
 #[test]
@@ -192,20 +228,22 @@ fn leaks_alone_are_given_back_and_nothing_else_is_touched() {
 
 #[test]
 fn the_statistics_are_qemus() {
-    let folder = Scratch::new();
-    make(&folder, "cluster_size=64k", true);
-    let theirs = folder.qemu_img("check -f qcow2 --output=json image");
-    let theirs: serde_json::Value = serde_json::from_str(&theirs).unwrap();
-    let checked = ours(&folder.file("image"), Repair::Nothing).unwrap();
-    let ours = [
-        ("total-clusters", checked.total_units),
-        ("allocated-clusters", checked.allocated_units),
-        ("fragmented-clusters", checked.fragmented_units),
-        ("compressed-clusters", checked.compressed_units),
-        ("image-end-offset", checked.end.bytes()),
-    ];
-    for (key, value) in ours {
-        assert_eq!(theirs[key].as_u64(), Some(value), "{key}: {theirs}");
+    for cluster in ["64k", "512"] {
+        let folder = Scratch::new();
+        make(&folder, &format!("cluster_size={cluster}"), true);
+        let theirs = folder.qemu_img("check -f qcow2 --output=json image");
+        let theirs: serde_json::Value = serde_json::from_str(&theirs).unwrap();
+        let checked = ours(&folder.file("image"), Repair::Nothing).unwrap();
+        let ours = [
+            ("total-clusters", checked.total_units),
+            ("allocated-clusters", checked.allocated_units),
+            ("fragmented-clusters", checked.fragmented_units),
+            ("compressed-clusters", checked.compressed_units),
+            ("image-end-offset", checked.end.bytes()),
+        ];
+        for (key, value) in ours {
+            assert_eq!(theirs[key].as_u64().unwrap_or(0), value, "{key}: {theirs}");
+        }
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) struct Survey<'a> {
     file_bytes: u64,
     /// Bytes of the tables of tables that were read.
     tables_bytes: u64,
-    /// Where the next guest cluster would be if nothing were fragmented.
+    /// Where the next guest cluster of the table would be if nothing were fragmented.
     next: Option<u64>,
 }
 
@@ -307,6 +307,8 @@ impl<'a> Survey<'a> {
         let mut bytes = vec![0; units::index(self.unit())];
         for table in reached.into_list() {
             self.file.read_at(table.at, &mut bytes)?;
+            // As in qemu, the first cluster of a table follows nothing.
+            self.next = None;
             self.table(table, &bytes);
         }
         Ok(())
@@ -417,6 +419,9 @@ impl<'a> Survey<'a> {
         };
         for stored in &snapshots.list {
             let (id, at) = (&stored.snapshot.id, stored.l1.at);
+            if stored.is_incomplete && self.header.geometry.version > 2 {
+                self.corrupt(|| format!("snapshot {id} lacks the sizes of its disk and machine state"));
+            }
             if at != at.floor(self.unit()) || stored.l1.entries * 8 > L1_BYTES_MAX {
                 self.corrupt(|| format!("snapshot {id} has an impossible L1 table at {at:#x}"));
                 continue;
