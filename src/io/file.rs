@@ -110,6 +110,10 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Returns once everything written before this call is durable, the length included.
     fn flush(&self) -> Result<()>;
 
+    /// As [`File::flush`], and the time of the last change is durable, too: who notes a witness and believes it
+    /// after a power cut calls this first.
+    fn flush_with_time(&self) -> Result<()>;
+
     /// Returns the run of data or hole that holds `at`, starting at `at` (`SEEK_DATA`, `SEEK_HOLE`). At or
     /// past the end: an empty hole. Where the host cannot tell, all is data.
     fn run_at(&self, at: HostOffset) -> Result<Run>;

@@ -81,6 +81,10 @@ impl File for MemoryFile {
         Ok(())
     }
 
+    fn flush_with_time(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn run_at(&self, at: HostOffset) -> Result<Run> {
         Ok(self.state.read().pages.run_at(at))
     }

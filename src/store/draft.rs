@@ -10,13 +10,14 @@ use std::{
     sync::Arc,
 };
 
-/// A new file under a temporary name in its own folder, removed again unless it is published.
+/// A new file under a temporary name in its own folder, removed again unless it is published or was noted.
 #[derive(Debug)]
 pub struct Draft {
     host: Arc<dyn Host>,
     temporary: PathBuf,
     file: Arc<dyn File>,
-    is_published: bool,
+    /// Whether nothing is left to be removed.
+    is_over: bool,
 }
 
 /// Whether a file that has the name already is replaced.
@@ -33,18 +34,19 @@ impl Draft {
     pub fn new(host: &Arc<dyn Host>, target: &Path) -> Result<Self> {
         let temporary = Self::temporary_name(target);
         let file = host.create(&temporary)?;
-        Ok(Self { host: Arc::clone(host), temporary, file, is_published: false })
+        Ok(Self { host: Arc::clone(host), temporary, file, is_over: false })
     }
 
-    /// Opens a temporary file that an earlier run kept, to go on with it; `Busy` while another run does.
+    /// Creates the temporary file under a name that was noted before: it stays until it is published.
+    pub fn noted(host: &Arc<dyn Host>, temporary: &Path) -> Result<Self> {
+        let file = host.create(temporary)?;
+        Ok(Self { host: Arc::clone(host), temporary: temporary.to_path_buf(), file, is_over: true })
+    }
+
+    /// Opens a noted temporary file of an earlier run, to go on with it; `Busy` while another run does.
     pub fn resume(host: &Arc<dyn Host>, temporary: &Path) -> Result<Self> {
         let file = host.open(temporary, Access::Write)?;
-        Ok(Self { host: Arc::clone(host), temporary: temporary.to_path_buf(), file, is_published: false })
-    }
-
-    /// Leaves the temporary file where it is, to be resumed.
-    pub fn keep(mut self) {
-        self.is_published = true;
+        Ok(Self { host: Arc::clone(host), temporary: temporary.to_path_buf(), file, is_over: true })
     }
 
     /// Returns whether `name` is one that only an interrupted program leaves behind.
@@ -53,7 +55,8 @@ impl Draft {
         name.starts_with('.') && name.contains(".dchain-draft-")
     }
 
-    fn temporary_name(target: &Path) -> PathBuf {
+    /// Returns a fresh temporary name for `target`.
+    pub fn temporary_name(target: &Path) -> PathBuf {
         let mut name = OsString::from(".");
         name.push(target.file_name().unwrap_or_default());
         name.push(format!(".dchain-draft-{:016x}", seed::fresh() >> 64));
@@ -74,23 +77,20 @@ impl Draft {
     pub fn publish(mut self, target: &Path, how: Publish) -> Result<()> {
         self.file.flush()?;
         match how {
-            Publish::New => self.host.link(&self.temporary, target)?,
-            Publish::Replace => {
-                self.host.rename(&self.temporary, target)?;
-                self.is_published = true;
+            Publish::New => {
+                self.host.link(&self.temporary, target)?;
+                self.host.remove(&self.temporary)?;
             }
+            Publish::Replace => self.host.rename(&self.temporary, target)?,
         }
-        if !self.is_published {
-            self.host.remove(&self.temporary)?;
-            self.is_published = true;
-        }
+        self.is_over = true;
         self.host.sync_folder(target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.is_published {
+        if !self.is_over {
             // The failure that led here is what the caller hears of; a leftover carries its own mark.
             let _ = self.host.remove(&self.temporary);
         }

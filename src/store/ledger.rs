@@ -280,6 +280,7 @@ impl Ledger {
         let seen = match (vouch, layer.frozen) {
             (Vouch::Yes, Some(record)) => {
                 image.flush()?;
+                image.files().iter().try_for_each(|file| file.flush_with_time())?;
                 let files = witnesses(image)?;
                 let last = files.iter().map(|file| file.modified_ns).max().unwrap_or_default();
                 Some(Seen { epoch: record.epoch, files, noted_ns: clock::wait_past_ns(last) })

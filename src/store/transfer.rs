@@ -26,8 +26,8 @@ pub struct Part {
     pub temporary: PathBuf,
     /// Bytes before this place are durable at the target.
     pub done_bytes: u64,
-    /// What the file looked like when it got its name; `None` before.
-    pub published: Option<Witness>,
+    /// What the file looks like since it is whole, noted before it gets its name; `None` while it is filled.
+    pub whole: Option<Witness>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,7 +75,7 @@ impl Transfer {
     }
 
     /// Returns the temporary name of what was begun under that name, from whatever source.
-    pub fn left_over(&self, name: &Path) -> Option<&Path> {
+    pub fn temporary(&self, name: &Path) -> Option<&Path> {
         self.content.parts.get(name).map(|part| part.temporary.as_path())
     }
 

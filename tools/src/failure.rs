@@ -112,7 +112,7 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Corrupt, _) => Some(format!("dchain check {file} lists what is wrong")),
         // The file is there: what is missing is something that it refers to.
         (ErrorKind::NotFound, _) if error.file().is_some_and(Path::exists) => Some(format!(
-            "dchain relink {file} finds a lost parent by its content; dchain rebase names another one"
+            "dchain relink {file} finds a lost parent by its content, or by name with --map OLD=NEW"
         )),
         (ErrorKind::Busy, Some(child)) => Some(format!("{} depends on it", quoted(child))),
         (ErrorKind::Busy, None) => {

@@ -117,8 +117,11 @@ impl<'a> Walk<'a> {
                 self.landed.rename(change);
                 self.pending.push(event);
             }
-            Event::Flush { inode } => {
+            Event::Flush { inode, has_time } => {
                 let durable = &mut self.durable;
+                if let Some(landed) = self.landed.inode(*inode).filter(|_| *has_time) {
+                    durable.set_modified(*inode, landed.modified);
+                }
                 self.pending.retain(|event| match event {
                     Event::Content { inode: of, change, .. } if of == inode => {
                         // The time stays old: a flush of the bytes does not promise it.

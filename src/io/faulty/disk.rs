@@ -43,7 +43,7 @@ pub(super) enum Event {
     /// A folder's names change.
     Name(NameChange),
     /// What went before in this file is durable.
-    Flush { inode: u64 },
+    Flush { inode: u64, has_time: bool },
     /// What went before in this folder's names is durable.
     Sync { folder: PathBuf },
 }

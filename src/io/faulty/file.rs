@@ -80,6 +80,17 @@ impl SimFile {
             Some(failure) => Err(self.failed(doing, if is_short { Errno::NOSPC } else { failure.errno() })),
         }
     }
+
+    fn flush_file(&self, has_time: bool) -> Result<()> {
+        let mut machine = self.machine.lock();
+        let failure = machine.faults.next(Action::Barrier).map(Failure::errno);
+        if let Some(e) = failure.or(self.is_lost.load(Relaxed).then_some(Errno::IO)) {
+            self.is_lost.store(true, Relaxed);
+            return Err(self.failed("flush", e));
+        }
+        machine.barrier(Event::Flush { inode: self.inode, has_time });
+        Ok(())
+    }
 }
 
 impl File for SimFile {
@@ -134,14 +145,11 @@ impl File for SimFile {
     }
 
     fn flush(&self) -> Result<()> {
-        let mut machine = self.machine.lock();
-        let failure = machine.faults.next(Action::Barrier).map(Failure::errno);
-        if let Some(e) = failure.or(self.is_lost.load(Relaxed).then_some(Errno::IO)) {
-            self.is_lost.store(true, Relaxed);
-            return Err(self.failed("flush", e));
-        }
-        machine.barrier(Event::Flush { inode: self.inode });
-        Ok(())
+        self.flush_file(false)
+    }
+
+    fn flush_with_time(&self) -> Result<()> {
+        self.flush_file(true)
     }
 
     fn run_at(&self, at: HostOffset) -> Result<Run> {

@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 use std::{
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -76,6 +76,17 @@ impl RealFile {
             Place::Held(fd) => Ok(Arc::clone(fd)),
             Place::Pooled(pooled) => pooled.descriptor(),
         }
+    }
+
+    fn flush_by(&self, sync: fn(BorrowedFd<'_>) -> rustix::io::Result<()>) -> Result<()> {
+        if self.is_lost.load(Relaxed) {
+            return Err(Error::io("flush after a failed flush", Errno::IO.into()).path(&self.path));
+        }
+        let fd = self.fd()?;
+        retry(|| sync(fd.as_fd())).map_err(|e| {
+            self.is_lost.store(true, Relaxed);
+            Error::io("flush", e.into()).path(&self.path)
+        })
     }
 
     fn failed(&self, doing: &str, range: HostRange, e: Errno) -> Error {
@@ -191,14 +202,11 @@ impl File for RealFile {
     }
 
     fn flush(&self) -> Result<()> {
-        if self.is_lost.load(Relaxed) {
-            return Err(Error::io("flush after a failed flush", Errno::IO.into()).path(&self.path));
-        }
-        let fd = self.fd()?;
-        retry(|| rustix::fs::fdatasync(&fd)).map_err(|e| {
-            self.is_lost.store(true, Relaxed);
-            Error::io("flush", e.into()).path(&self.path)
-        })
+        self.flush_by(|fd| rustix::fs::fdatasync(fd))
+    }
+
+    fn flush_with_time(&self) -> Result<()> {
+        self.flush_by(|fd| rustix::fs::fsync(fd))
     }
 
     fn run_at(&self, at: HostOffset) -> Result<Run> {

@@ -13,10 +13,10 @@ use std::{
 };
 
 /// How much is copied between two moments at which a stop is noticed.
-const PIECE_BYTES: u64 = 16 << 20;
+const PIECE_BYTES: u64 = if cfg!(test) { 4096 } else { 16 << 20 };
 
-/// How much is copied again at most when a copy that was cut off goes on.
-pub(super) const CHECKPOINT_BYTES: u64 = 512 << 20;
+/// How much is copied again at most when a copy that was cut off goes on; small disks see it in tests, too.
+const CHECKPOINT_BYTES: u64 = if cfg!(test) { 4096 } else { 512 << 20 };
 
 /// A file whose bytes are at the target, under a temporary name.
 pub(super) struct Copied {
@@ -30,15 +30,40 @@ impl Copied {
         self.draft.file()
     }
 
-    /// Gives the file its name, durably, and notes that it is whole.
+    /// Gives the file its name, durably.
     pub(super) fn finish(mut self, to: &Path, transfer: &mut Transfer, report: &mut Report) -> Result<()> {
         let file = self.draft.file();
-        self.draft.publish(to, Publish::New)?;
-        self.part.published = Some(file.witness()?);
+        file.flush_with_time()?;
+        // Noted first: whoever finds the name after a crash knows that it stands for this, whole.
+        self.part.whole = Some(file.witness()?);
         transfer.note(&name(to), self.part)?;
+        self.draft.publish(to, Publish::New)?;
         report.copied_bytes += self.moved.copied_bytes;
         report.shared_bytes += self.moved.shared_bytes;
         Ok(())
+    }
+}
+
+/// Returns whether an earlier run has given the copy of `source` its name, and neither was changed since.
+pub(super) fn is_done(host: &dyn Host, source: &dyn File, to: &Path, transfer: &Transfer) -> Result<bool> {
+    let whole = transfer.part(&name(to), &source.witness()?).and_then(|part| part.whole);
+    let Some(then) = whole.filter(|_| matches!(host.kind(to), Ok(Some(_)))) else { return Ok(false) };
+    let now = host.witness(to)?;
+    Ok(then.same_file(&now) && (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns))
+}
+
+/// Ends what a crash may have left of giving a file its name.
+pub(super) fn settle(host: &dyn Host, to: &Path, transfer: &Transfer) -> Result<()> {
+    if let Some(temporary) = transfer.temporary(&name(to)) {
+        remove_if_there(host, &to.with_file_name(temporary))?;
+    }
+    host.sync_folder(to.parent().unwrap_or(Path::new("/")))
+}
+
+fn remove_if_there(host: &dyn Host, path: &Path) -> Result<()> {
+    match host.remove(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        done => done,
     }
 }
 
@@ -46,7 +71,7 @@ fn name(to: &Path) -> PathBuf {
     PathBuf::from(to.file_name().unwrap_or_default())
 }
 
-/// Copies the bytes of `source` into a temporary file beside `to`, which is kept if this fails.
+/// Copies the bytes of `source` into a temporary file beside `to`, which stays if this fails.
 pub(super) fn copy(
     host: &Arc<dyn Host>,
     source: &dyn File,
@@ -56,13 +81,8 @@ pub(super) fn copy(
 ) -> Result<Copied> {
     let (draft, part) = begin(host, source, to, transfer)?;
     let mut copied = Copied { draft, part, moved: Moved::default() };
-    match copied.fill(source, to, transfer, progress) {
-        Ok(()) => Ok(copied),
-        Err(error) => {
-            copied.draft.keep();
-            Err(error)
-        }
-    }
+    copied.fill(source, to, transfer, progress)?;
+    Ok(copied)
 }
 
 fn begin(
@@ -72,21 +92,26 @@ fn begin(
     transfer: &mut Transfer,
 ) -> Result<(Draft, Part)> {
     let (name, witness) = (name(to), source.witness()?);
-    if let Some(part) = transfer.part(&name, &witness).filter(|part| part.published.is_none()) {
+    if let Some(part) = transfer.part(&name, &witness) {
         match Draft::resume(host, &to.with_file_name(&part.temporary)) {
-            Ok(draft) => return Ok((draft, part.clone())),
+            // Whole or not: it was not given its name, so that what it stands on may have changed.
+            Ok(draft) => return Ok((draft, Part { whole: None, ..part.clone() })),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
     }
-    if let Some(stale) = transfer.left_over(&name) {
-        // It was begun from a source that has changed since; that it is gone already is as good.
-        let _ = host.remove(&to.with_file_name(stale));
+    if let Some(stale) = transfer.temporary(&name) {
+        // It was begun from a source that has changed since.
+        remove_if_there(host.as_ref(), &to.with_file_name(stale))?;
     }
-    let draft = Draft::new(host, to)?;
-    let temporary = PathBuf::from(draft.path().file_name().unwrap_or_default());
-    let part = Part { source: witness, temporary, done_bytes: 0, published: None };
+    let path = Draft::temporary_name(to);
+    let temporary = PathBuf::from(path.file_name().unwrap_or_default());
+    let part = Part { source: witness, temporary, done_bytes: 0, whole: None };
+    // Noted first: nothing is left behind that nobody knows of.
     transfer.note(&name, part.clone())?;
+    let draft = Draft::noted(host, &path)?;
+    // What is promised of the file from here on is of use only if a power cut leaves its name.
+    host.sync_folder(to.parent().unwrap_or(Path::new("/")))?;
     Ok((draft, part))
 }
 
@@ -101,7 +126,6 @@ impl Copied {
         let target = self.draft.file();
         let end = HostOffset::new(source.bytes()?);
         let mut at = HostOffset::new(self.part.done_bytes);
-        progress.moved(self.part.done_bytes);
         while at < end {
             let found = source.run_at(at)?;
             let run = HostRange::between(at, found.range.end().min(end));

@@ -201,14 +201,21 @@ impl Copy {
     ) -> Result<Below> {
         let layer = self.chain.layers().get(depth).ok_or_else(|| Error::invalid("no such layer"))?.clone();
         let how = self.opening.clone().with_format(Some(layer.format()));
-        if !self.is_done(&layer, to)? {
-            for file in layer.image.files().iter().skip(1) {
-                let target = to.with_file_name(file.path().file_name().unwrap_or_default());
+        let files = layer.image.files();
+        let (header, further) =
+            files.split_first().ok_or_else(|| Error::invalid("an image without a file"))?;
+        for file in further {
+            let target = to.with_file_name(file.path().file_name().unwrap_or_default());
+            if file::is_done(self.host.as_ref(), file.as_ref(), &target, &self.transfer)? {
+                file::settle(self.host.as_ref(), &target, &self.transfer)?;
+            } else {
                 let draft = file::copy(&self.host, file.as_ref(), &target, &mut self.transfer, progress)?;
                 draft.finish(&target, &mut self.transfer, report)?;
             }
-            let files = layer.image.files();
-            let header = files.first().ok_or_else(|| Error::invalid("an image without a file"))?;
+        }
+        if file::is_done(self.host.as_ref(), header.as_ref(), to, &self.transfer)? {
+            file::settle(self.host.as_ref(), to, &self.transfer)?;
+        } else {
             let draft = file::copy(&self.host, header.as_ref(), to, &mut self.transfer, progress)?;
             self.join(&layer, (draft.file(), to), below, depth > 0)?;
             if let Some(below) = below {
@@ -218,10 +225,6 @@ impl Copy {
         }
         let chain = Chain::open(&self.host, to, &how)?;
         Ok(Below::new(chain))
-    }
-
-    fn is_done(&self, layer: &Layer, to: &Path) -> Result<bool> {
-        is_done(self.host.as_ref(), layer, to, &self.transfer)
     }
 
     /// Makes a copied layer stand on its parent at the target, and freezes it if something will stand on it.
@@ -399,9 +402,14 @@ fn placed(
             }
         }
         let to = folder.join(layer.path.file_name().unwrap_or_default());
-        let is_done = is_done(host, layer, &to, transfer)?;
-        if !taken.insert(to.clone()) || (!is_done && host.kind(&to)?.is_some()) {
-            return Err(Error::new(ErrorKind::Exists, "is there already").path(&to));
+        let mut is_done = false;
+        for file in layer.image.files().iter().rev() {
+            let place = folder.join(file.path().file_name().unwrap_or_default());
+            // The header's file comes last, here and in time.
+            is_done = file::is_done(host, file.as_ref(), &place, transfer)?;
+            if !taken.insert(place.clone()) || (!is_done && host.kind(&place)?.is_some()) {
+                return Err(Error::new(ErrorKind::Exists, "is there already").path(&place));
+            }
         }
         let bytes = layer.image.files().iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
         out.push(Placed::Copy { from: layer.path.clone(), to, bytes, is_done });
@@ -409,13 +417,5 @@ fn placed(
     Ok(out)
 }
 
-/// Returns whether an earlier run has published the layer at `to`, and neither side was changed since.
-fn is_done(host: &dyn Host, layer: &Layer, to: &Path, transfer: &Transfer) -> Result<bool> {
-    let files = layer.image.files();
-    let header = files.first().ok_or_else(|| Error::invalid("an image without a file"))?;
-    let name = Path::new(to.file_name().unwrap_or_default());
-    let published = transfer.part(name, &header.witness()?).and_then(|part| part.published);
-    let Some(then) = published.filter(|_| matches!(host.kind(to), Ok(Some(_)))) else { return Ok(false) };
-    let now = host.witness(to)?;
-    Ok(then.same_file(&now) && (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns))
-}
+#[cfg(test)]
+mod tests;

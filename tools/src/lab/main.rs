@@ -1,8 +1,12 @@
 //! `dchain-lab`: long seeded simulations for those who work on deltachain.
 
 use clap::{Args, Parser, Subcommand};
-use dchain_lab::{HISTORIES, History, crash, errors, fold, fuzz, mutants};
-use std::{path::PathBuf, process::ExitCode};
+use dchain_lab::{
+    HISTORIES, History, crash, errors, fold, fuzz,
+    kill::{self, Job},
+    mutants,
+};
+use std::{env, path::PathBuf, process::ExitCode};
 
 /// Looks for data that a power cut, a failing disk or a forgotten flush would lose.
 #[derive(Parser)]
@@ -24,6 +28,8 @@ enum Search {
     Fold(Folds),
     /// Feed damaged files to every parser.
     Fuzz(Malformed),
+    /// Kill `dchain` in the middle of jobs, give the same command again, and compare.
+    Kill(Kills),
 }
 
 #[derive(Args)]
@@ -62,6 +68,19 @@ struct Malformed {
     corpus: PathBuf,
 }
 
+#[derive(Args)]
+struct Kills {
+    /// The first seed; it gives the disks, but not the moment at which a kill strikes.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Kills that have to count, for each job.
+    #[arg(long, default_value_t = 100)]
+    rounds: u64,
+    /// Only this job, consolidate or copy (default: both).
+    #[arg(long, value_parser = Job::find)]
+    job: Option<Job>,
+}
+
 fn main() -> ExitCode {
     let is_sound = match Lab::parse().search {
         Search::Crash(campaign) => run(&campaign, |history| {
@@ -76,6 +95,7 @@ fn main() -> ExitCode {
         }
         Search::Fold(Folds { seed, points }) => say(&folds(seed, points)),
         Search::Fuzz(malformed) => say(&feed(&malformed)),
+        Search::Kill(kills) => kill_jobs(&kills),
     };
     if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -109,6 +129,20 @@ fn feed(malformed: &Malformed) -> Result<String, String> {
         std::fs::write(&path, recipe.to_string()).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     if tally.wrong.is_empty() { Ok(tally.to_string()) } else { Err(tally.to_string()) }
+}
+
+/// Kills the `dchain` beside this program; returns whether nothing was wrong.
+fn kill_jobs(kills: &Kills) -> bool {
+    let jobs =
+        [Job::Consolidate, Job::Copy].into_iter().filter(|job| kills.job.is_none_or(|one| one == *job));
+    let mut is_sound = true;
+    for job in jobs {
+        let program = env::current_exe().map(|own| own.with_file_name("dchain"));
+        let done = program.map_err(|e| e.to_string());
+        let done = done.and_then(|program| kill::search(job, kills.seed, kills.rounds, &program));
+        is_sound &= say(&done.map(|tally| format!("{}: seeds from {}: {tally}", job.name(), kills.seed)));
+    }
+    is_sound
 }
 
 fn forget(history: &History, seed: u64, seeds: u64) -> Result<String, String> {

@@ -106,7 +106,7 @@ fn a_base_written_by_qemu_io_is_doubted() {
 }
 
 #[test]
-fn a_base_written_by_qemu_img_commit_is_doubted() {
+fn qemu_m19_a_base_written_by_qemu_img_commit_is_doubted() {
     let bench = Bench::sealed_chain("");
     bench.folder.qemu_img("create -q -f qcow2 -F qcow2 -b base other");
     bench.folder.qemu_io("qcow2", "other", &["write -q -P 9 7M 512"]);
@@ -134,7 +134,7 @@ fn a_raw_base_that_is_written_is_doubted() {
 }
 
 #[test]
-fn a_base_written_by_block_commit_of_a_live_disk_is_doubted() {
+fn qemu_m19_a_base_written_by_block_commit_of_a_live_disk_is_doubted() {
     let bench = Bench::sealed_chain("");
     bench.folder.qemu_img("create -q -f qcow2 -F qcow2 -b base other");
     bench.folder.qemu_io("qcow2", "other", &["write -q -P 9 7M 512"]);

@@ -17,6 +17,7 @@ mod foreign;
 mod fuzz;
 mod help;
 mod hosts;
+mod kill;
 mod lineage;
 mod locks;
 mod manners;

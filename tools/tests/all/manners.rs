@@ -54,6 +54,35 @@ fn an_error_names_the_file_and_what_is_wrong() {
 }
 
 #[test]
+fn qemu_m14_without_its_parent_an_image_is_described_and_checked_but_nothing_is_made_of_it() {
+    let folder = folder();
+    let at = folder.path();
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "other.qcow2", "1M"]);
+    fs::remove_file(at.join("base.qcow2")).unwrap();
+    let before = fs::read(at.join("head.qcow2")).unwrap();
+    // Its own metadata can be judged without the parent.
+    for arguments in [&["info", "head.qcow2"][..], &["check", "head.qcow2"]] {
+        done(at, arguments);
+    }
+    let missing = ["head.qcow2: ", "its parent is missing", "base.qcow2", "hint: dchain relink"];
+    let cases: [(&[&str], i32); 6] = [
+        (&["info", "--backing-chain", "head.qcow2"], 1),
+        (&["map", "head.qcow2"], 1),
+        (&["compare", "head.qcow2", "other.qcow2"], 2),
+        (&["compare", "other.qcow2", "head.qcow2"], 2),
+        (&["rebase", "-b", "other.qcow2", "-F", "qcow2", "head.qcow2"], 1),
+        (&["convert", "-O", "raw", "head.qcow2", "flat.raw"], 1),
+    ];
+    for (arguments, code) in cases {
+        breaks_with(&dchain(at, arguments), code, &missing);
+    }
+    let guessed = dchain(at, &["rebase", "-b", "other.qcow2", "head.qcow2"]);
+    breaks_with(&guessed, 64, &["a parent's format is never guessed", "hint: -F"]);
+    breaks_with(&dchain(at, &["check", "-f", "raw", "head.qcow2"]), 63, &["no metadata to check"]);
+    assert!(fs::read(at.join("head.qcow2")).unwrap() == before && !at.join("flat.raw").exists());
+}
+
+#[test]
 fn a_missing_parent_is_named_with_what_helps() {
     let folder = folder();
     fs::remove_file(folder.path().join("base.qcow2")).unwrap();

@@ -51,6 +51,9 @@ impl File for Tape {
     fn set_bytes(&self, _bytes: u64) -> Result<()> {
         unreachable!("no header change sets the length")
     }
+    fn flush_with_time(&self) -> Result<()> {
+        self.flush()
+    }
     fn flush(&self) -> Result<()> {
         self.steps.lock().unwrap().push(Step::Flush);
         self.file.flush()

@@ -1,0 +1,21 @@
+//! The built program is killed in the middle of jobs and started again, for a bounded time; `dchain-lab` goes on.
+
+use dchain_lab::kill::{Job, search};
+use std::path::Path;
+
+fn killed(job: Job) {
+    let tally = search(job, 7, 30, Path::new(env!("CARGO_BIN_EXE_dchain"))).unwrap();
+    println!("{tally}");
+    assert!(tally.kills() >= 30 && tally.neglected().is_none(), "{tally}");
+    assert!(tally.ended >= 15 && tally.compared >= 2 && tally.marked >= 1, "{tally}");
+}
+
+#[test]
+fn qemu_m6_a_killed_consolidation_goes_on_where_it_was() {
+    killed(Job::Consolidate);
+}
+
+#[test]
+fn cid_7_a_killed_copy_goes_on_where_it_was() {
+    killed(Job::Copy);
+}
