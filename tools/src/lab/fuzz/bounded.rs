@@ -104,6 +104,11 @@ impl File for Bounded {
         self.file.flush()
     }
 
+    fn flush_with_time(&self) -> Result<()> {
+        self.budget.spend(0)?;
+        self.file.flush_with_time()
+    }
+
     fn run_at(&self, at: HostOffset) -> Result<Run> {
         self.budget.spend(0)?;
         self.file.run_at(at)
