@@ -169,3 +169,6 @@ pub(super) fn mark_stale(file: &dyn File, header: &Header, is_resize: bool) -> R
     }
     if is_changed { file.flush() } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests;
