@@ -1,18 +1,20 @@
 //! The built program is killed in the middle of jobs and started again, for a bounded time; `dchain-lab` goes on.
 
-use dchain_lab::kill::{Job, search};
+use dchain_lab::kill::{Job, Tally, search};
 use std::path::Path;
 
-fn killed(job: Job) {
+fn killed(job: Job) -> Tally {
     let tally = search(job, 7, 30, Path::new(env!("CARGO_BIN_EXE_dchain"))).unwrap();
     println!("{tally}");
     assert!(tally.kills() >= 30 && tally.neglected().is_none(), "{tally}");
-    assert!(tally.ended >= 15 && tally.compared >= 2 && tally.marked >= 1, "{tally}");
+    assert!(tally.ended >= 15 && tally.compared >= 2, "{tally}");
+    tally
 }
 
 #[test]
 fn qemu_m6_a_killed_consolidation_goes_on_where_it_was() {
-    killed(Job::Consolidate);
+    let tally = killed(Job::Consolidate);
+    assert!(tally.marked >= 10, "{tally}");
 }
 
 #[test]
