@@ -161,7 +161,9 @@ impl State {
             return Ok(Some(self.place(range, run, host, false)?));
         }
         let taken = self.allocate(run.bytes / cluster)?;
-        match self.place(range, run.start.range(taken.bytes), taken.start, true) {
+        // A long look for free clusters may have pushed the page out.
+        let loaded = self.tables.load(range.start);
+        match loaded.and_then(|()| self.place(range, run.start.range(taken.bytes), taken.start, true)) {
             Ok(place) => Ok(Some(place)),
             Err(error) => Err(self.drop_reference(taken).err().unwrap_or(error).into()),
         }

@@ -284,3 +284,22 @@ fn a_range_past_the_end_is_refused() {
     let reader = open(pair.file.clone(), false, &NoParts).unwrap();
     assert!(reader.write(at, &[1; 512], &Nothing).is_err());
 }
+
+#[test]
+fn a_long_look_for_free_clusters_does_not_fail_the_write() {
+    let file = Arc::new(MemoryFile::new("full.qcow2"));
+    let option = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let options = vec![option("cluster_size", "512"), option("preallocation", "metadata")];
+    let creation = Creation { size: 12 << 20, parent: None, options };
+    let image = super::super::create(file.clone(), &creation, &NoParts).unwrap();
+    image.resize(13 << 20, &Nothing).unwrap();
+    // The L2 table is there, the cluster beside is not.
+    let at = GuestOffset::new(12 << 20);
+    image.flush().unwrap();
+    image.write(at, &[1; 16 << 10], &Nothing).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    let image = Qcow2Image::open(file, true, &NoParts).unwrap();
+    image.state.write().tables.pages = Pages::new(512, 0);
+    image.write(at.plus(16 << 10), &[2; 512], &Nothing).unwrap();
+}
