@@ -148,16 +148,19 @@ impl Ledger {
     }
 
     /// Runs a change to the image's files that leaves its view as it is (its parent's name in other words, say):
-    /// a layer that was trusted is so afterwards.
+    /// a layer that was trusted is so afterwards, one that was claimed is not in doubt.
     pub fn tend<T>(&self, image: &(impl Carrier + ?Sized), change: impl FnOnce() -> Result<T>) -> Result<T> {
         let found = self.find(image)?;
         let known = found.known();
-        if known.trust != Trust::Trusted {
+        if !matches!(known.trust, Trust::Trusted | Trust::Claimed) {
             return change();
         }
+        // A witness of an earlier boot proves nothing, and would contradict the change as well.
         self.withdraw(&found)?;
         let done = change()?;
-        self.put(image, &known.layer, Vouch::Yes)?;
+        if known.trust == Trust::Trusted {
+            self.put(image, &known.layer, Vouch::Yes)?;
+        }
         Ok(done)
     }
 

@@ -284,3 +284,23 @@ fn a_layer_that_is_tended_stays_trusted_and_one_in_doubt_stays_in_doubt() {
         assert!(matches!(bench.trust(&image), Trust::Doubted(_)));
     }
 }
+
+#[test]
+fn a_layer_that_is_tended_after_a_restart_of_the_host_is_not_in_doubt() {
+    for has_place in [true, false] {
+        let bench = Bench::new();
+        let image = bench.image("base", has_place);
+        bench.ledger.freeze(&image).unwrap();
+        for note in fs::read_dir(bench.path(".dchain/notes")).unwrap() {
+            let path = note.unwrap().path();
+            let text = fs::read_to_string(&path).unwrap();
+            let (front, rest) = text.split_once("\"boot\":").unwrap();
+            let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            fs::write(path, format!("{front}\"boot\":1{rest}")).unwrap();
+        }
+        assert_eq!(bench.trust(&image), Trust::Claimed);
+        let change = || image.file.write_at(HostOffset::new(PLACE as u64 - 1), &[1]);
+        bench.ledger.tend(&image, change).unwrap();
+        assert_eq!(bench.trust(&image), Trust::Claimed);
+    }
+}
