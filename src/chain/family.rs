@@ -9,6 +9,7 @@ use crate::{
     io::{Access, EntryKind, Host, Witness},
     store::Draft,
 };
+use serde_json::Value;
 use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
@@ -37,7 +38,7 @@ pub struct Link {
     pub name: ParentName,
     /// Where that leads, without links; `None` if nothing is there, or if it is not a plain file name.
     pub place: Option<PathBuf>,
-    /// Which file is there.
+    /// Which file is there, or where QEMU takes a name that is not plain for a file.
     pub witness: Option<Witness>,
 }
 
@@ -125,6 +126,45 @@ fn find(host: &dyn Host, child: &Path, name: ParentName) -> Link {
         && !name.name.split(|b| *b == b'/').next().unwrap_or_default().contains(&b':');
     let path = join(folder, Path::new(OsStr::from_bytes(&name.name)));
     let place = Some(path).filter(|_| is_plain).and_then(|p| host.canonical(&p).ok());
-    let witness = place.as_ref().and_then(|p| host.witness(p).ok());
+    // A name that is not followed still says which file must stay as it is.
+    let named = || host.canonical(&join(folder, &qemu_file(&name.name)?)).ok();
+    let witness = place.clone().or_else(named).and_then(|p| host.witness(&p).ok());
     Link { name, place, witness }
+}
+
+/// Returns the file of a name that only QEMU follows: `file:NAME`, or `json:` with options that lead to a file.
+fn qemu_file(name: &[u8]) -> Option<PathBuf> {
+    if let Some(name) = name.strip_prefix(b"file:") {
+        return Some(PathBuf::from(OsStr::from_bytes(name)));
+    }
+    let options: Value = serde_json::from_slice(name.strip_prefix(b"json:")?).ok()?;
+    let mut node = &options;
+    loop {
+        let is_file = |key: &str| key.split('.').rev().skip(1).all(|part| part == "file");
+        let mut names = node.as_object()?.iter().filter(|(key, _)| key.ends_with("filename") && is_file(key));
+        if let Some(name) = names.find_map(|(_, value)| value.as_str()) {
+            return Some(PathBuf::from(name));
+        }
+        node = node.get("file")?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_named_in_qemus_own_way_is_found() {
+        let file = |name: &str| qemu_file(name.as_bytes());
+        let base = || Some(PathBuf::from("/vm/base"));
+        assert_eq!(file("file:/vm/base"), base());
+        assert_eq!(file(r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/vm/base"}}"#), base());
+        assert_eq!(
+            file(r#"json:{"driver":"qcow2","file.driver":"file","file.filename":"/vm/base"}"#),
+            base()
+        );
+        assert_eq!(file(r#"json:{"backing.file.filename":"/vm/base"}"#), None);
+        assert_eq!(file("nbd:localhost:10809"), None);
+        assert_eq!(file("base"), None);
+    }
 }
