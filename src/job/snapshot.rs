@@ -8,7 +8,7 @@ use crate::{
     chain::{Chain, Family, Layer, Opening, freeze, join, relative_name},
     format::{self, Creation, Format, NoParts, ParentName},
     io::{Access, Host},
-    store::{Draft, Ledger, Publish},
+    store::{Draft, Journal, Ledger, Publish},
 };
 use std::{
     os::unix::ffi::OsStrExt,
@@ -116,6 +116,11 @@ impl Revert {
         let chain = Chain::open(host, top, &Opening { access: Access::Write, ..opening.clone() })?;
         let head = chain.head()?;
         refuse_children(host.as_ref(), head)?;
+        if let Some(journal) = Journal::find(host, &head.path)? {
+            let what =
+                "a consolidation of it was cut off, and the layers below may be half changed: end it first";
+            return Err(Error::busy(what).subject(journal.path()).path(&head.path));
+        }
         let wanted = host.canonical(layer)?;
         let found = chain.layers().iter().skip(1).position(|l| l.path == wanted).map(|at| at + 1);
         let Some(depth) = found else {

@@ -61,7 +61,8 @@ impl Ending {
         self.host.sync_folder(folder_of(&result))?;
         match (fold.mode, &fold.draft) {
             (FoldMode::NewImage, Some(draft)) => self.remove_file(&journal.place(draft))?,
-            (FoldMode::TopName | FoldMode::TargetName, _) => {
+            // An empty TOP takes the place of the old one among its children, too.
+            (FoldMode::TopName | FoldMode::TargetName | FoldMode::EmptyTop, _) => {
                 let target = fold.layers.last().map(|name| journal.place(name));
                 if let Some(target) = target.filter(|target| folder_of(target) != folder_of(&result)) {
                     self.host.sync_folder(folder_of(&target))?;

@@ -11,7 +11,7 @@ use crate::{
         Access, Host, Kept,
         faulty::{Failure, Fault, SimHost, crash_states},
     },
-    job::Progress,
+    job::{Progress, snapshot::Revert},
     store::{Claim, Journal, Ledger},
 };
 use std::{path::Path, sync::Arc};
@@ -352,13 +352,35 @@ fn con_6_a_head_written_meanwhile_is_copied_again() {
 /// TOP may be a layer that others lie on: its name goes on showing what it showed, and they go on trusting it.
 #[test]
 fn con_8_a_layer_with_children_is_folded_and_they_stay_its_children() {
-    let (host, expected) = PLAIN.build();
+    for (base, depth) in [(Format::Qcow2, 2), (Format::Raw, 3)] {
+        let (host, expected) = Scene { base, ..PLAIN }.build();
+        let opening = Opening::reading().with_ledger(ledger(&host));
+        let job =
+            Consolidation::prepare(&arc(&host), &path("middle"), &opening, &Request::default()).unwrap();
+        job.run(PACE, &Progress::default()).unwrap();
+        assert!(view(&host, "top").unwrap() == expected);
+        assert_eq!(view_depth(&host), depth);
+        assert_eq!(host.kind(&path("base")).unwrap().is_some(), base == Format::Raw);
+    }
+}
+
+/// The layers below are half changed while a job stands: nothing starts from them anew.
+#[test]
+fn a_disk_whose_fold_was_cut_off_is_not_reverted() {
+    let (host, _) = PLAIN.build();
+    for done in 0.. {
+        let at = host.ios() + done;
+        host.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
+        PLAIN.fold(&host).unwrap_err();
+        host.fail(None);
+        if Journal::find(&arc(&host), &path("top")).unwrap().is_some() {
+            break;
+        }
+    }
     let opening = Opening::reading().with_ledger(ledger(&host));
-    let job = Consolidation::prepare(&arc(&host), &path("middle"), &opening, &Request::default()).unwrap();
-    job.run(PACE, &Progress::default()).unwrap();
-    assert!(view(&host, "top").unwrap() == expected);
-    assert_eq!(view_depth(&host), 2);
-    assert!(host.kind(&path("base")).unwrap().is_none());
+    let refused = Revert::prepare(&arc(&host), &path("top"), &path("base"), &opening).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    PLAIN.fold(&host).unwrap();
 }
 
 /// A stop is asked for before the first step: the disk opens, and the next life does it all.
