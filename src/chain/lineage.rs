@@ -2,11 +2,13 @@
 
 use super::Layer;
 use crate::{
-    base::Result,
+    base::{Error, Result},
     content::ContentId,
     format::Image,
-    store::{Child, Claim, Differs, Doubt, Known, Ledger, Lineage, Refusal, Trust, accept},
+    store::{Child, Claim, Differs, Doubt, FoldMode, Known, Ledger, Lineage, Refusal, Trust, accept},
 };
+
+use std::path::Path;
 
 /// What is known of a layer with a place in a chain.
 #[derive(Clone, Debug)]
@@ -122,4 +124,28 @@ pub fn freeze(ledger: &Ledger, layers: &[Layer]) -> Result<Option<Known>> {
     let Some(top) = layers.first() else { return Ok(None) };
     ledger.freeze(top.image.as_ref()).map_err(|e| e.path(&top.path))?;
     Ok(lineage(ledger, layers)?.into_iter().next().map(|standing| standing.known))
+}
+
+/// Refuses an image that a consolidation which was cut off is folding into: what it shows is neither the old nor
+/// the new. The job's top shows the right thing.
+pub(super) fn refuse_half_folded(ledger: &Ledger, head: &Layer) -> Result<()> {
+    let Some(journal) = ledger.journal_of_layer(&head.path)? else { return Ok(()) };
+    let fold = journal.fold();
+    let (Some(top), Some(target)) = (fold.layers.first(), fold.layers.last()) else { return Ok(()) };
+    let is_target = fold.mode != FoldMode::NewImage && journal.is_at(target, &head.path)?;
+    if !is_target || journal.is_at(top, &head.path)? {
+        return Ok(());
+    }
+    let top = journal.place(top);
+    let what = format!("a consolidation of {} into it was cut off: end that first", top.display());
+    Err(Error::busy(what).subject(top).path(&head.path))
+}
+
+/// Refuses to reshape around an image that a consolidation which was cut off names: the layers below may be half
+/// changed, and the job could not go on.
+pub fn refuse_cut_off(ledger: &Ledger, image: &Path) -> Result<()> {
+    let Some(journal) = ledger.journal_of_layer(image)? else { return Ok(()) };
+    let top = journal.fold().layers.first().map(|top| journal.place(top)).unwrap_or_default();
+    let what = format!("a consolidation of {} was cut off: end it first", top.display());
+    Err(Error::busy(what).subject(top).path(image))
 }

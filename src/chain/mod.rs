@@ -19,7 +19,7 @@ mod policy;
 mod view;
 
 pub use family::{Family, Link, Member};
-pub use lineage::{Standing, check_lineage, freeze, join, lineage};
+pub use lineage::{Standing, check_lineage, freeze, join, lineage, refuse_cut_off};
 pub use link::relative_name;
 pub use open::{Opening, check_layer, open_layer};
 pub use pair::{Both, Pair};
@@ -79,7 +79,10 @@ impl Chain {
     pub fn open(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let layers = open::layers(host, path, opening)?;
         let standings = match &opening.ledger {
-            Some(ledger) => lineage(ledger, &layers)?,
+            Some(ledger) => {
+                layers.first().map_or(Ok(()), |head| lineage::refuse_half_folded(ledger, head))?;
+                lineage(ledger, &layers)?
+            }
             None => Vec::new(),
         };
         check_lineage(&layers, &standings)?;

@@ -81,7 +81,7 @@ impl Compaction {
     pub fn prepare(host: &Arc<dyn Host>, image: &Path, opening: &Opening) -> Result<Self> {
         let chain = Chain::open(host, image, &Opening { access: Access::Write, ..opening.clone() })?;
         let head = chain.head()?;
-        refuse_children(host.as_ref(), head)?;
+        refuse_children(host, head)?;
         let mut read_bytes = 0;
         for stride in GuestOffset::new(0).range(head.size()).pieces(STRIDE_BYTES) {
             let data = stored(head, stride)?.into_iter().filter(|e| e.state.is_data());

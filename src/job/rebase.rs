@@ -7,7 +7,7 @@
 use super::Progress;
 use crate::{
     base::{Error, GuestOffset, GuestRange, Result, units::index},
-    chain::{Both, Chain, Layer, Opening, Pair, Run, View, freeze, join, relative_name},
+    chain::{Both, Chain, Layer, Opening, Pair, Run, View, freeze, join, refuse_cut_off, relative_name},
     disk::Disk,
     format::{Below, Format, ParentName},
     io::{Host, Kept},
@@ -88,6 +88,9 @@ impl Rebase {
     ) -> Result<Self> {
         let chain = Chain::open(host, image, opening)?;
         let head = chain.head()?.clone();
+        if let Some(ledger) = &opening.ledger {
+            refuse_cut_off(ledger, &head.path)?;
+        }
         let new = parent.map(|p| open_new(host, &head, opening, p)).transpose()?;
         let link = new.as_ref().map(|chain| link(&head, chain)).transpose()?;
         let old = chain.below();

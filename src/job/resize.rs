@@ -45,7 +45,7 @@ impl Resize {
     ) -> Result<Self> {
         let chain = Chain::open(host, image, &Opening { access: Access::Write, ..opening.clone() })?;
         let head = chain.head()?;
-        refuse_children(host.as_ref(), head)?;
+        refuse_children(host, head)?;
         let from = head.size();
         let to = size(from).and_then(|bytes| bytes.checked_next_multiple_of(SECTOR_BYTES));
         let to = to.ok_or_else(|| Error::invalid("no disk can have that size").path(&head.path))?;

@@ -5,10 +5,10 @@
 
 use crate::{
     base::{Error, Result},
-    chain::{Chain, Family, Layer, Opening, freeze, join, relative_name},
+    chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off, relative_name},
     format::{self, Creation, Format, NoParts, ParentName},
     io::{Access, Host},
-    store::{Draft, Journal, Ledger, Publish},
+    store::{Draft, Ledger, Publish},
 };
 use std::{
     os::unix::ffi::OsStrExt,
@@ -45,6 +45,9 @@ pub fn snapshot(
     // The write lock is the proof that nobody goes on writing what is about to be frozen.
     let chain = Chain::open(host, top, &Opening { access: Access::Write, ..opening.clone() })?;
     let frozen = chain.head()?;
+    if let Some(ledger) = &opening.ledger {
+        refuse_cut_off(ledger, &frozen.path)?;
+    }
     let child = Child { target: new, options, how: Publish::New };
     let name = child.publish(host, opening.ledger.as_ref(), chain.layers())?;
     Ok(Taken { frozen: frozen.path.clone(), head: new.to_path_buf(), name, size: frozen.size() })
@@ -115,12 +118,7 @@ impl Revert {
     pub fn prepare(host: &Arc<dyn Host>, top: &Path, layer: &Path, opening: &Opening) -> Result<Self> {
         let chain = Chain::open(host, top, &Opening { access: Access::Write, ..opening.clone() })?;
         let head = chain.head()?;
-        refuse_children(host.as_ref(), head)?;
-        if let Some(journal) = Journal::find(host, &head.path)? {
-            let what =
-                "a consolidation of it was cut off, and the layers below may be half changed: end it first";
-            return Err(Error::busy(what).subject(journal.path()).path(&head.path));
-        }
+        refuse_children(host, head)?;
         let wanted = host.canonical(layer)?;
         let found = chain.layers().iter().skip(1).position(|l| l.path == wanted).map(|at| at + 1);
         let Some(depth) = found else {
@@ -153,10 +151,11 @@ impl Revert {
     }
 }
 
-/// Refuses an image that others in its folder lie on.
-pub(super) fn refuse_children(host: &dyn Host, layer: &Layer) -> Result<()> {
+/// Refuses an image that others in its folder lie on, or that a job which was cut off names.
+pub(super) fn refuse_children(host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
+    refuse_cut_off(&Ledger::new(Arc::clone(host), None), &layer.path)?;
     let folder = layer.path.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let family = Family::scan(host, &[folder])?;
+    let family = Family::scan(host.as_ref(), &[folder])?;
     let file = host.witness(&layer.path)?;
     match family.children_of(&file).next() {
         Some(child) => {

@@ -203,8 +203,36 @@ impl Journal {
         Self::open(host, top, Access::Write)
     }
 
+    /// Returns the journal of a job that was cut off and that names the image at `image` (a path without links),
+    /// as its top or as a layer below it; `None` if there is none in the image's folder.
+    pub fn of_layer(host: &Arc<dyn Host>, image: &Path) -> Result<Option<Self>> {
+        let folder = folder_of(image).join(super::FOLDER);
+        let entries = match host.list(&folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            entries => entries?,
+        };
+        for entry in entries {
+            let name = entry.path.file_name().unwrap_or_default().to_string_lossy();
+            if !(name.starts_with("consolidate-") && name.ends_with(".journal")) {
+                continue;
+            }
+            let Some(journal) = Self::open_at(host, entry.path.clone(), Access::ReadShared)? else {
+                continue;
+            };
+            for layer in &journal.fold.layers {
+                if journal.is_at(layer, image)? {
+                    return Ok(Some(journal));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     fn open(host: &Arc<dyn Host>, top: &Path, access: Access) -> Result<Option<Self>> {
-        let path = path_of(top);
+        Self::open_at(host, path_of(top), access)
+    }
+
+    fn open_at(host: &Arc<dyn Host>, path: PathBuf, access: Access) -> Result<Option<Self>> {
         let file = match host.open(&path, access) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
@@ -261,7 +289,8 @@ impl Journal {
         folder_of(folder_of(&self.path)).join(name)
     }
 
-    fn is_at(&self, name: &Path, path: &Path) -> Result<bool> {
+    /// Returns whether a file that the journal names is the one at `path`.
+    pub fn is_at(&self, name: &Path, path: &Path) -> Result<bool> {
         let place = self.place(name);
         Ok(self.host.kind(&place)?.is_some() && self.host.canonical(&place)? == self.host.canonical(path)?)
     }

@@ -237,6 +237,11 @@ impl Ledger {
         Journal::find(&self.host, top)
     }
 
+    /// Returns the journal of a job that was cut off and that names the image, as its top or below it.
+    pub fn journal_of_layer(&self, image: &Path) -> Result<Option<Journal>> {
+        Journal::of_layer(&self.host, image)
+    }
+
     /// Removes what is noted of an image that is about to be removed.
     pub fn forget(&self, image: &(impl Carrier + ?Sized)) -> Result<()> {
         let found = self.find(image)?;

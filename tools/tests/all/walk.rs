@@ -1,7 +1,7 @@
 //! A user's walk through the program: every changing command, with names relative to the working folder.
 
 use crate::{
-    dchain::{dchain, done},
+    dchain::{command, dchain, done},
     foreign::{Scratch, assert_same},
 };
 
@@ -84,4 +84,37 @@ fn a_chain_that_was_moved_is_mended_and_one_that_was_changed_is_refused() {
     assert_eq!(refused.code, Some(77), "{}{}", refused.out, refused.err);
     done(&here, &["relink", "--yes", "--accept", "o"]);
     done(&here, &["map", "two"]);
+}
+
+#[test]
+fn nothing_is_reshaped_around_a_fold_that_was_cut_off_until_it_is_ended() {
+    let folder = chain();
+    let here = folder.path();
+    let truth = folder.flat("qcow2", "two");
+    let mut job = command(&here, &["consolidate", "--yes", "--rate", "512K", "two"]).spawn().unwrap();
+    let journal = || {
+        let notes = std::fs::read_dir(folder.file(".dchain")).into_iter().flatten();
+        let mut names = notes.map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+        names.any(|name| name.starts_with("consolidate-"))
+    };
+    while !journal() {
+        assert!(job.try_wait().unwrap().is_none(), "the job ended before it was cut off");
+    }
+    job.kill().unwrap();
+    job.wait().unwrap();
+    assert!(journal(), "the job ended before it was cut off");
+    for refused in [
+        &["snapshot", "two", "three"][..],
+        &["revert", "--yes", "two", "one"],
+        &["rebase", "-b", "base", "-F", "qcow2", "two"],
+        &["resize", "two", "+1M"],
+        &["map", "base"],
+    ] {
+        let run = dchain(&here, refused);
+        assert_eq!(run.code, Some(69), "{refused:?}: {}{}", run.out, run.err);
+        assert!(run.err.contains("cut off"), "{refused:?}: {}", run.err);
+    }
+    done(&here, &["map", "two"]);
+    done(&here, &["consolidate", "--yes", "two"]);
+    shows(&folder, "two", &truth);
 }
