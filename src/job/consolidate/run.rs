@@ -9,13 +9,13 @@ use super::{
     machine::{Found, Machine, Pace, Step},
     plan::{self, Plan, Request, Verify},
     proof::{self, Proof},
-    sides::Side,
+    sides::{Side, Sides},
     work::{Work, decided},
 };
 use crate::{
     base::{Error, ErrorKind, GuestOffset, GuestRange, Result, seed},
     chain::{Chain, Opening, relative_name},
-    io::{Access, Host},
+    io::{self, Access, Host},
     job::Progress,
     store::{Epoch, Fold, Journal, Ledger, Position},
 };
@@ -274,25 +274,24 @@ impl Runner {
         Ok(())
     }
 
+    /// Copies on this thread; hashing and the device work beside it.
     fn move_range(&mut self, range: GuestRange, progress: &Progress) -> Result<()> {
-        let fold = self.fold.as_mut().ok_or_else(unbound)?;
+        let Self { fold, report, .. } = self;
+        let fold = fold.as_mut().ok_or_else(unbound)?;
         let sides = &fold.images.sides;
-        if fold.verify != Verify::Nothing {
-            fold.proof.pass(sides, range)?;
-        }
-        for run in decided(&sides.run, range)? {
-            if run.range.start < fold.doubted_until && sides.is_there(&run)? {
-                progress.moved(run.range.bytes);
-                continue;
-            }
-            let shared = sides.carry(&run)?;
-            if run.is_zero() {
-                self.report.zeroed_bytes += run.range.bytes;
-            } else {
-                self.report.shared_bytes += shared;
-                self.report.copied_bytes += run.range.bytes - shared.min(run.range.bytes);
-            }
-            progress.moved(run.range.bytes);
+        let is_proved = fold.verify != Verify::Nothing;
+        let passing = is_proved.then(|| fold.proof.begin(sides, range)).transpose()?;
+        let mut sum = None;
+        rayon::in_place_scope(|scope| {
+            scope.spawn(|_| {
+                // What earlier moves brought: a mark then waits for little.
+                io::begin_flush(sides.target.data_file().as_ref());
+                sum = passing.as_ref().map(|passing| passing.sum(sides));
+            });
+            carry(sides, range, fold.doubted_until, (report, progress))
+        })?;
+        if let (Some(passing), Some(sum)) = (passing, sum) {
+            fold.proof.end(&passing, sum?);
         }
         Ok(())
     }
@@ -335,6 +334,30 @@ impl Runner {
         let mark = GuestOffset::new(self.report.plan.size);
         self.note(Position { mark, is_ready: true })
     }
+}
+
+/// Brings the bytes of `range` that the run holds to the target.
+fn carry(
+    sides: &Sides,
+    range: GuestRange,
+    doubted_until: GuestOffset,
+    (report, progress): (&mut Report, &Progress),
+) -> Result<()> {
+    for run in decided(&sides.run, range)? {
+        if run.range.start < doubted_until && sides.is_there(&run)? {
+            progress.moved(run.range.bytes);
+            continue;
+        }
+        let shared = sides.carry(&run)?;
+        if run.is_zero() {
+            report.zeroed_bytes += run.range.bytes;
+        } else {
+            report.shared_bytes += shared;
+            report.copied_bytes += run.range.bytes - shared.min(run.range.bytes);
+        }
+        progress.moved(run.range.bytes);
+    }
+    Ok(())
 }
 
 fn unbound() -> Error {

@@ -9,6 +9,7 @@ use crate::{
     chain::{Run, View},
     content::{Digest, LEAF_BYTES, Tree, leaf},
     format::Image,
+    map::RangeSet,
 };
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -61,27 +62,30 @@ impl Sides {
         if held.is_empty() { Ok(()) } else { self.target.read(at, held, &self.below) }
     }
 
-    /// Returns the hashes of the leaves that `range` touches, by number, as that side shows them.
-    pub(super) fn leaves(&self, side: Side, range: GuestRange) -> Result<Vec<(u64, Digest)>> {
+    /// Returns the hashes of the leaves that `ranges` touch, by number, as that side shows them.
+    pub(super) fn leaves(&self, side: Side, ranges: &RangeSet) -> Result<Vec<(u64, Digest)>> {
         let disk = GuestOffset::new(0).range(self.size);
-        let pieces: Vec<GuestRange> = range.outer(LEAF_BYTES).clip(disk).pieces(PIECE_BYTES).collect();
-        let hashed: Result<Vec<_>> =
-            pieces.into_par_iter().map(|piece| self.hash_piece(side, piece)).collect();
+        let outer = ranges.iter().map(|range| range.outer(LEAF_BYTES).clip(disk));
+        let pieces: Vec<GuestRange> = outer.flat_map(|range| range.pieces(PIECE_BYTES)).collect();
+        let hashed: Result<Vec<_>> = pieces
+            .into_par_iter()
+            .map_init(Vec::new, |buf, piece| self.hash_piece(side, piece, buf))
+            .collect();
         Ok(hashed?.concat())
     }
 
-    fn hash_piece(&self, side: Side, piece: GuestRange) -> Result<Vec<(u64, Digest)>> {
-        let mut bytes = vec![0; index(piece.bytes)];
-        self.read(side, piece.start, &mut bytes)?;
+    fn hash_piece(&self, side: Side, piece: GuestRange, buf: &mut Vec<u8>) -> Result<Vec<(u64, Digest)>> {
+        buf.resize(index(piece.bytes), 0);
+        self.read(side, piece.start, buf)?;
         let first = piece.start.bytes() / LEAF_BYTES;
-        Ok((first..).zip(bytes.chunks(index(LEAF_BYTES)).map(leaf)).collect())
+        Ok((first..).zip(buf.chunks(index(LEAF_BYTES)).map(leaf)).collect())
     }
 
     /// Returns the content ID of what that side shows of TOP's disk, having read every byte of it.
     pub(super) fn view_id(&self, side: Side) -> Result<[u8; 32]> {
         let mut tree = Tree::new(self.size);
         for stride in GuestOffset::new(0).range(self.size).pieces(64 * PIECE_BYTES) {
-            for (at, digest) in self.leaves(side, stride)? {
+            for (at, digest) in self.leaves(side, &[stride].into_iter().collect())? {
                 tree.set(at, digest)?;
             }
         }
