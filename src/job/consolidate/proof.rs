@@ -131,3 +131,6 @@ pub(super) fn differs(sides: &Sides, range: GuestRange) -> Error {
     );
     Error::corrupt(what).path(sides.target.data_file().path())
 }
+
+#[cfg(test)]
+mod tests;
