@@ -2,7 +2,7 @@
 //! reshape them.
 //!
 //! Rooms, lowest first; a room uses what stands above it in this list and nothing below:
-//! [`base`], [`map`], [`content`], [`io`], [`store`], [`format`], [`disk`], [`chain`], [`job`].
+//! [`base`], [`map`], [`content`], [`io`], [`store`], [`mod@format`], [`disk`], [`chain`], [`job`].
 
 pub mod base;
 pub mod chain;

@@ -4,7 +4,7 @@ use super::Layer;
 use crate::{
     base::{Error, Result},
     content::ContentId,
-    format::Image,
+    format::{self, Image},
     store::{Child, Claim, Differs, Doubt, FoldMode, Known, Ledger, Lineage, Refusal, Trust, accept},
 };
 
@@ -134,6 +134,10 @@ pub(super) fn refuse_half_folded(ledger: &Ledger, head: &Layer) -> Result<()> {
     let (Some(top), Some(target)) = (fold.layers.first(), fold.layers.last()) else { return Ok(()) };
     let is_target = fold.mode != FoldMode::NewImage && journal.is_at(target, &head.path)?;
     if !is_target || journal.is_at(top, &head.path)? {
+        return Ok(());
+    }
+    // A top that is gone or retired has given way: the target is the result, and whole.
+    if journal.top()?.map_or(Ok(true), |file| format::is_retired(file.as_ref()))? {
         return Ok(());
     }
     let top = journal.place(top);

@@ -289,6 +289,15 @@ impl Journal {
         folder_of(folder_of(&self.path)).join(name)
     }
 
+    /// Opens the run's top to look at it; `None` if nothing has that name any more.
+    pub fn top(&self) -> Result<Option<Arc<dyn File>>> {
+        let Some(top) = self.fold.layers.first() else { return Ok(None) };
+        match self.host.open(&self.place(top), Access::ReadShared) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     /// Returns whether a file that the journal names is the one at `path`.
     pub fn is_at(&self, name: &Path, path: &Path) -> Result<bool> {
         let place = self.place(name);

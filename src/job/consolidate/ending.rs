@@ -5,7 +5,7 @@
 use super::plan::folder_of;
 use crate::{
     base::{Error, ErrorKind, Result},
-    chain::{Family, Opening, open_layer, relative_name},
+    chain::{Family, Member, Opening, open_layer, relative_name},
     format::{self, Format, Image, ParentName},
     io::{Access, Host},
     store::{Claim, FoldMode, Journal, Ledger},
@@ -116,12 +116,30 @@ impl Ending {
             return Ok(());
         }
         drop(self.host.open(&path, Access::Write)?);
+        self.refuse_orphaning(journal, &path)?;
         // What is noted of it would be read as that of a later file in its place; not being able to read the
         // image is no reason to keep it.
         if let Ok(layer) = open_layer(&self.host, &path, &self.opening.clone().with_access(Access::Read)) {
             self.ledger.forget(layer.image.as_ref())?;
         }
         self.remove_file(&path)
+    }
+
+    /// An image that was put on the file since the job was planned keeps it: it stands on its only copy.
+    fn refuse_orphaning(&self, journal: &Journal, path: &Path) -> Result<()> {
+        let file = self.host.witness(path)?;
+        let family = Family::scan(self.host.as_ref(), &[folder_of(path).to_path_buf()])?;
+        let is_folded = |child: &Member| {
+            let mut removed = journal.fold().removed.iter();
+            removed.any(|name| journal.is_at(name, &child.path).unwrap_or(false))
+        };
+        match family.children_of(&file).find(|child| !is_folded(child)) {
+            Some(child) => {
+                let what = format!("{} lies on it by now: it is not removed", child.path.display());
+                Err(Error::busy(what).subject(&child.path).path(path))
+            }
+            None => Ok(()),
+        }
     }
 
     fn remove_file(&self, path: &Path) -> Result<()> {

@@ -113,6 +113,14 @@ pub(super) struct Planned {
     pub(super) work: Work,
 }
 
+/// Refuses what [`make`] refuses, as things stand now: a person may have thought for a while about the plan.
+pub(super) fn check_again(host: &Arc<dyn Host>, chain: &Chain, depth: usize, mode: FoldMode) -> Result<()> {
+    let layers = chain.layers();
+    let family = Family::scan(host.as_ref(), &folders(layers))?;
+    let files: Vec<Witness> = layers.iter().map(|l| host.witness(&l.path)).collect::<Result<_>>()?;
+    Scene { host, layers, family: &family, files: &files }.refuse_dependants(depth, mode)
+}
+
 /// Works out what is to be done with an open chain.
 pub(super) fn make(host: &Arc<dyn Host>, chain: &Chain, request: &Request) -> Result<Planned> {
     let layers = chain.layers();

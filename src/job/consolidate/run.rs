@@ -174,6 +174,9 @@ impl Runner {
             return Err(Error::new(ErrorKind::NoSpace, what).path(place));
         }
         let Copy { chain, depth, work, request } = copy;
+        if journal.is_none() {
+            plan::check_again(&ending.host, &chain, depth, plan.mode)?;
+        }
         let mut setup = Setup { plan, request: &request, work: &work, depth, journal: journal.as_mut() };
         let (images, found) = Images::open(&ending, chain, &mut setup)?;
         let machine = Machine::new(work.list.clone(), plan.removed.len(), pace);

@@ -118,3 +118,25 @@ fn nothing_is_reshaped_around_a_fold_that_was_cut_off_until_it_is_ended() {
     done(&here, &["consolidate", "--yes", "two"]);
     shows(&folder, "two", &truth);
 }
+
+#[test]
+fn a_folded_layer_that_got_another_child_meanwhile_is_not_removed() {
+    let folder = chain();
+    let here = folder.path();
+    let mut job = command(&here, &["consolidate", "--yes", "--rate", "512K", "two"]).spawn().unwrap();
+    while !folder.file(".dchain").read_dir().is_ok_and(|mut notes| {
+        notes.any(|e| e.unwrap().file_name().to_string_lossy().starts_with("consolidate-"))
+    }) {
+        assert!(job.try_wait().unwrap().is_none(), "the job ended before it was cut off");
+    }
+    job.kill().unwrap();
+    job.wait().unwrap();
+    // qemu asks nobody.
+    folder.qemu_img("create -q -f qcow2 -F qcow2 -b one stranger");
+    let run = dchain(&here, &["consolidate", "--yes", "two"]);
+    assert_eq!(run.code, Some(69), "{}{}", run.out, run.err);
+    assert!(run.err.contains("stranger") && folder.file("one").exists(), "{}", run.err);
+    std::fs::remove_file(folder.file("stranger")).unwrap();
+    done(&here, &["consolidate", "--yes", "two"]);
+    assert!(!folder.file("one").exists());
+}
