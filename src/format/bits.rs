@@ -82,8 +82,8 @@ mod tests {
         let mut fine = Bits::new(1_000_000, 1 << 12);
         fine.bytes_mut()[4] = 1;
         fine.add(&coarse);
-        // 0 to 128 KiB, and 896 KiB up to the end of the shorter disk.
-        assert_eq!(fine.dirty_bytes(), (1 << 17) + (1_000_000_u64.div_ceil(4096) - 224) * 4096);
+        // 0 to 128 KiB, its own granule behind that, and 896 KiB up to the end of the shorter disk.
+        assert_eq!(fine.dirty_bytes(), (1 << 17) + 4096 + (1_000_000_u64.div_ceil(4096) - 224) * 4096);
         let mut wide = Bits::new(1 << 20, 1 << 18);
         wide.add(&fine);
         assert_eq!(wide.bytes(), [0b1001]);
