@@ -29,10 +29,11 @@ pub use view::{Run, View};
 use crate::{
     base::{Error, GuestOffset, GuestRange, Result},
     disk::{Disk, Status},
-    format::{Format, Image},
+    format::{Format, Image, ParentName},
     io::{Host, Kept},
 };
 use std::{
+    os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -57,6 +58,12 @@ impl Layer {
     /// Returns the size of the layer's view in bytes.
     pub fn size(&self) -> u64 {
         self.image.size()
+    }
+
+    /// Returns how the header of a child in `folder` (absolute, without links) names this layer as its parent.
+    pub fn name_in(&self, folder: &Path) -> ParentName {
+        let name = relative_name(folder, &self.path).into_os_string().into_vec();
+        ParentName { name, format: Some(self.format().name().to_owned()) }
     }
 }
 

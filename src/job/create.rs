@@ -3,7 +3,7 @@
 use super::rebase::NewParent;
 use crate::{
     base::{Error, ErrorKind, Result, units::SECTOR_BYTES},
-    chain::{Chain, Layer, Opening, freeze, join, relative_name},
+    chain::{Chain, Layer, Opening, freeze, join},
     disk::Disk,
     format::{self, Creation, Format, Image, ParentName, Parts},
     io::{Access, EntryKind, File, Host},
@@ -109,8 +109,7 @@ impl Target {
 
     /// Returns how the header names `parent`.
     fn link(&self, host: &dyn Host, parent: &Layer) -> Result<ParentName> {
-        let name = relative_name(&self.folder(host)?, &parent.path).as_os_str().as_bytes().to_vec();
-        Ok(ParentName { name, format: Some(parent.format().name().to_owned()) })
+        Ok(parent.name_in(&self.folder(host)?))
     }
 
     /// Makes the image.

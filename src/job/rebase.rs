@@ -7,7 +7,7 @@
 use super::Progress;
 use crate::{
     base::{Error, GuestOffset, GuestRange, Result, units::index},
-    chain::{Both, Chain, Layer, Opening, Pair, Run, View, freeze, join, refuse_cut_off, relative_name},
+    chain::{Both, Chain, Layer, Opening, Pair, Run, View, freeze, join, refuse_cut_off},
     disk::Disk,
     format::{Below, Format, ParentName},
     io::{Host, Kept},
@@ -15,7 +15,6 @@ use crate::{
     store::Ledger,
 };
 use std::{
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -248,8 +247,5 @@ fn open_new(host: &Arc<dyn Host>, head: &Layer, opening: &Opening, parent: &NewP
 }
 
 fn link(head: &Layer, parent: &Chain) -> Result<ParentName> {
-    let target = parent.head()?;
-    let folder = head.path.parent().unwrap_or(Path::new("/"));
-    let name = relative_name(folder, &target.path).as_os_str().as_bytes().to_vec();
-    Ok(ParentName { name, format: Some(target.format().name().to_owned()) })
+    Ok(parent.head()?.name_in(head.path.parent().unwrap_or(Path::new("/"))))
 }

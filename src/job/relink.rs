@@ -7,7 +7,7 @@
 use super::{Progress, seal::full_tree};
 use crate::{
     base::{Error, ErrorKind, GuestRange, Result},
-    chain::{Chain, Family, Layer, Member, Opening, freeze, join, open_layer, relative_name},
+    chain::{Chain, Family, Layer, Member, Opening, freeze, join, open_layer},
     content::diff,
     format::ParentName,
     io::{Access, Host},
@@ -183,20 +183,18 @@ impl Search<'_> {
     fn mend(&self, child: &Member, parent: &Chain, why: Why, is_dry: bool) -> Result<Mended> {
         let target = parent.head()?;
         let folder = child.path.parent().unwrap_or(Path::new("/"));
-        let name = relative_name(folder, &target.path);
+        let link = target.name_in(folder);
         let was = child.link.as_ref().map(|l| String::from_utf8_lossy(&l.name.name).into_owned());
         let mended = Mended {
             child: child.path.clone(),
             was: was.unwrap_or_default(),
             parent: target.path.clone(),
-            name: name.display().to_string(),
+            name: String::from_utf8_lossy(&link.name).into_owned(),
             why,
         };
         if !is_dry {
             let writing = self.reading(child).with_access(Access::Write);
             let layer = open_layer(self.host, &child.path, &writing)?;
-            let format = Some(target.format().name().to_owned());
-            let link = ParentName { name: name.as_os_str().as_bytes().to_vec(), format };
             // The view stays what it is: a frozen child is as trusted afterwards as it was.
             self.ledger.tend(layer.image.as_ref(), || layer.image.set_parent(Some(&link)))?;
             self.join(&layer, parent)?;

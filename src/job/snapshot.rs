@@ -5,13 +5,12 @@
 
 use crate::{
     base::{Error, Result},
-    chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off, relative_name},
-    format::{self, Creation, Format, NoParts, ParentName},
+    chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off},
+    format::{self, Creation, Format, NoParts},
     io::{Access, Host},
     store::{Draft, Ledger, Publish},
 };
 use std::{
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -68,11 +67,8 @@ impl Child<'_> {
         let parent = layers.first().ok_or_else(|| Error::invalid("a chain without layers"))?;
         let draft = Draft::new(host, self.target)?;
         let home = host.opened_as(draft.file().as_ref())?;
-        let name = relative_name(home.parent().unwrap_or(Path::new("/")), &parent.path);
-        let link = ParentName {
-            name: name.as_os_str().as_bytes().to_vec(),
-            format: Some(parent.format().name().to_owned()),
-        };
+        let link = parent.name_in(home.parent().unwrap_or(Path::new("/")));
+        let name = String::from_utf8_lossy(&link.name).into_owned();
         let creation = Creation { size: parent.size(), parent: Some(link), options: self.options.to_vec() };
         let image = format::create(Format::Qcow2, draft.file(), &creation, &NoParts)
             .map_err(|e| e.renamed(draft.path(), self.target))?;
@@ -83,7 +79,7 @@ impl Child<'_> {
         }
         drop(image);
         draft.publish(self.target, self.how)?;
-        Ok(name.display().to_string())
+        Ok(name)
     }
 }
 

@@ -250,10 +250,7 @@ impl Setup<'_> {
         }
         let file = ending.host.create(&path)?;
         let path = ending.host.opened_as(file.as_ref())?;
-        let name = parent.map(|parent| ParentName {
-            name: relative_name(folder_of(&path), &parent.path).as_os_str().as_bytes().to_vec(),
-            format: Some(parent.format().name().to_owned()),
-        });
+        let name = parent.map(|parent| parent.name_in(folder_of(&path)));
         let creation = Creation { size: self.plan.size, parent: name.clone(), options: new.options.clone() };
         let image = format::create(format, file, &creation, &NoParts)?;
         if let (Some(parent), Some(name)) = (parent, name) {

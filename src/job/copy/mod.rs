@@ -11,9 +11,9 @@ mod shelf;
 use super::{Progress, diff::first_difference, seal};
 use crate::{
     base::{Error, ErrorKind, Result},
-    chain::{Chain, Layer, Opening, freeze, join, relative_name},
+    chain::{Chain, Layer, Opening, View, freeze, join},
     content::ContentId,
-    format::{self, ParentName, Parts},
+    format::{self, Parts},
     io::{Access, File, Host},
     store::{Known, Ledger, Transfer, Trust, is_as_before},
 };
@@ -240,9 +240,7 @@ impl Copy {
         let image = format::open(layer.format(), file, true, &parts)?;
         let mut layers = vec![Layer { path: to.to_path_buf(), is_stated: true, image: Arc::clone(&image) }];
         if let Some(below) = below {
-            let parent = below.chain.head()?;
-            let name = relative_name(folder, &parent.path).as_os_str().as_bytes().to_vec();
-            let link = ParentName { name, format: Some(parent.format().name().to_owned()) };
+            let link = below.chain.head()?.name_in(folder);
             if image.parent().as_ref() != Some(&link) {
                 image.set_parent(Some(&link))?;
             }
@@ -262,11 +260,17 @@ impl Copy {
     fn verify(&self, head: &Path, progress: &Progress) -> Result<()> {
         let format = self.chain.head()?.format();
         let copy = Chain::open(&self.host, head, &self.opening.clone().with_format(Some(format)))?;
-        match first_difference(&self.chain.view(0), &copy.view(0), progress)? {
-            None => Ok(()),
-            Some(at) => {
-                Err(Error::corrupt(format!("differs from its source at guest byte {at:#x}")).path(head))
-            }
+        refuse_difference(&self.chain.view(0), &copy, progress)
+    }
+}
+
+/// Fails with `Corrupt`, naming the first byte, if a copy does not show what its source shows.
+pub fn refuse_difference(source: &View, copy: &Chain, progress: &Progress) -> Result<()> {
+    match first_difference(source, &copy.view(0), progress)? {
+        None => Ok(()),
+        Some(at) => {
+            let what = format!("differs from its source at guest byte {at:#x}");
+            Err(Error::corrupt(what).path(&copy.head()?.path))
         }
     }
 }
