@@ -15,7 +15,7 @@ use deltachain::{
     io::{Access, Host},
     job::{
         convert::convert,
-        copy::{Copy, Placed, Plan, Request, Share},
+        copy::{Copy, Placed, Plan, Request, Share, refuse_difference},
     },
 };
 use serde_json::json;
@@ -91,9 +91,18 @@ impl Arguments {
         let lines = [format!("{} becomes one image: {}", self.top.display(), target.display())];
         if self.planned.agree(answer, &json!({ "head": target }), &lines, Grade::Harmless)? {
             let new = (head.format(), &[][..], false);
-            let done = self.watching.run(|progress| convert(host, &chain.view(0), &target, new, progress))?;
+            let done = self.watching.run(|progress| {
+                let done = convert(host, &chain.view(0), &target, new, progress)?;
+                if self.verify {
+                    let flat = Chain::open(host, &target, &opening.clone().with_format(Some(head.format())))?;
+                    refuse_difference(&chain.view(0), &flat, progress)?;
+                }
+                Ok(done)
+            })?;
             answer.print(&done, |out| {
-                writeln!(out, "{}: copied {}", target.display(), size::show(done.written_bytes))
+                let verified = if self.verify { "verified: bytes" } else { "not verified" };
+                let copied = size::show(done.written_bytes);
+                writeln!(out, "{}: copied {copied}; {verified}", target.display())
             })?;
         }
         Ok(Exit::Done)

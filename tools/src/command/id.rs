@@ -45,7 +45,7 @@ struct Show {
 
 #[derive(Args, Debug)]
 struct Seal {
-    /// Seal every layer below, too, and join each to its parent
+    /// Print the layers below, too: they are sealed in any case, an ID stands on theirs
     #[arg(long)]
     chain: bool,
     #[command(flatten)]

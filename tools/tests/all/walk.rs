@@ -39,6 +39,10 @@ fn every_changing_command_takes_names_relative_to_the_working_folder() {
     std::fs::create_dir(folder.file("there")).unwrap();
     done(&here, &["copy", "--verify", "two", "there"]);
     shows(&folder, "there/two", &truth);
+    std::fs::create_dir(folder.file("flattened")).unwrap();
+    let flattened = done(&here, &["copy", "--share", "flatten", "--verify", "two", "flattened"]);
+    assert!(flattened.out.contains("verified: bytes"), "{}", flattened.out);
+    shows(&folder, "flattened/two", &truth);
     done(&here, &["rebase", "-b", "", "packed"]);
     done(&here, &["rebase", "-b", "base", "-F", "qcow2", "flat"]);
     shows(&folder, "flat", &truth);
