@@ -1,6 +1,9 @@
 //! The bits of a dirty bitmap in memory.
 
-use crate::base::units::{count, index};
+use crate::base::{
+    GuestOffset, GuestRange,
+    units::{count, index},
+};
 
 /// Which parts of a disk a bitmap calls dirty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,14 +40,15 @@ impl Bits {
     pub fn add(&mut self, other: &Self) {
         for (nth, byte) in (0_u64..).zip(&other.bytes).filter(|(_, byte)| **byte != 0) {
             for bit in (0..8).filter(|bit| byte >> bit & 1 != 0) {
-                let start = (nth * 8 + bit).saturating_mul(other.granularity_bytes);
-                self.set(start, start.saturating_add(other.granularity_bytes).min(self.size));
+                let start = GuestOffset::new((nth * 8 + bit).saturating_mul(other.granularity_bytes));
+                self.mark(start.range(other.granularity_bytes));
             }
         }
     }
 
-    /// Sets the bits of the bytes from `start` up to `end`.
-    fn set(&mut self, start: u64, end: u64) {
+    /// Sets every bit whose granule touches a byte of `range` on the disk.
+    pub fn mark(&mut self, range: GuestRange) {
+        let (start, end) = (range.start.bytes(), range.end().bytes().min(self.size));
         if start >= end {
             return;
         }

@@ -187,6 +187,15 @@ pub enum BitmapEdit {
         /// What is added.
         bits: Bits,
     },
+    /// It has these bits and no others, whether it is new, was sound or was in use.
+    Put {
+        /// Its name.
+        name: String,
+        /// What is dirty.
+        bits: Bits,
+        /// Whether it records.
+        is_auto: bool,
+    },
 }
 
 impl BitmapEdit {
@@ -197,7 +206,8 @@ impl BitmapEdit {
             | Self::Remove { name }
             | Self::Clear { name }
             | Self::Record { name, .. }
-            | Self::Union { name, .. } => name,
+            | Self::Union { name, .. }
+            | Self::Put { name, .. } => name,
         }
     }
 }
@@ -210,6 +220,8 @@ pub struct Details {
     pub cluster_bytes: Option<u64>,
     /// Whether a unit can be marked as zero over a parent that holds something else there.
     pub marks_zeros: bool,
+    /// Whether it can hold persistent bitmaps.
+    pub holds_bitmaps: bool,
     /// Whether the image was not closed cleanly.
     pub is_dirty: bool,
     /// Whether the image is marked as corrupt.

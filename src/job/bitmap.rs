@@ -1,7 +1,7 @@
 //! Persistent dirty bitmaps of an image, and carrying them from one image to another.
 
 use crate::{
-    base::{Error, Result},
+    base::Result,
     chain::{Layer, Opening, open_layer},
     format::{BitmapEdit, Image},
     io::{Access, Host},
@@ -27,16 +27,4 @@ pub fn merge(source: &dyn Image, name: &str, target: &dyn Image, into: &str) -> 
         target.edit_bitmap(&BitmapEdit::Add { name: into.to_owned(), granularity_bytes })?;
     }
     target.edit_bitmap(&BitmapEdit::Union { name: into.to_owned(), bits })
-}
-
-/// Adds every bitmap of `source` whose bits can be trusted to the one of that name in `target`; returns the names
-/// of those that could not be carried over, with the reason.
-pub fn merge_all(source: &dyn Image, target: &dyn Image) -> Result<Vec<(String, Error)>> {
-    let mut lost = Vec::new();
-    for bitmap in source.details()?.bitmaps {
-        if let Err(error) = merge(source, &bitmap.name, target, &bitmap.name) {
-            lost.push((bitmap.name, error));
-        }
-    }
-    Ok(lost)
 }

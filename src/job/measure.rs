@@ -56,7 +56,7 @@ fn touched_bytes(source: &View, unit: u64) -> Result<u64> {
 }
 
 /// As qemu counts: every bit is stored, with a table for each bitmap and one directory.
-fn bitmap_bytes(bitmaps: &[Bitmap], disk_bytes: u64, cluster: u64) -> u64 {
+pub(super) fn bitmap_bytes(bitmaps: &[Bitmap], disk_bytes: u64, cluster: u64) -> u64 {
     let sound = || bitmaps.iter().filter(|bitmap| !bitmap.is_in_use);
     let stored = sound().map(|bitmap| {
         let clusters = disk_bytes.div_ceil(bitmap.granularity_bytes.max(1)).div_ceil(8).div_ceil(cluster);

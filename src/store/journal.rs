@@ -4,7 +4,7 @@
 //! ```text
 //!   0     slot A: sequence, done-mark, phase, checksum   ┐ written in turn: a torn write leaves
 //!   4096  slot B                                         ┘ the other one
-//!   8192  the plan: job, epochs, head's witness, names, checksum; written once, before the file has its name
+//!   8192  the plan: job, epochs, head's witness, names, bitmaps, checksum; written once, before the file has its name
 //! ```
 //!
 //! While it stands it binds the child's recorded parent epoch to the target's new one ([`Journal::binds`]), so
@@ -25,7 +25,7 @@ use std::{
 
 const SLOT_MAGIC: [u8; 8] = *b"dchnmark";
 const PLAN_MAGIC: [u8; 8] = *b"dchnfold";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const SLOTS: [HostOffset; 2] = [HostOffset::new(0), HostOffset::new(4096)];
 const PLAN_AT: HostOffset = HostOffset::new(8192);
 
@@ -51,7 +51,7 @@ record! {
 
 record! {
     /// What stays the same while the job runs; the names follow, then a CRC32C of all.
-    struct Plan: LittleEndian, 232 bytes {
+    struct Plan: LittleEndian, 240 bytes {
         0 => magic: bytes 8,
         8 => version: u32,
         12 => mode: u32,
@@ -71,11 +71,59 @@ record! {
         176 => view_id: bytes 32,
         208 => size: u64,
         216 => list_bytes: u64,
-        /// Layers of the run and the target. Names: theirs, the result's, its format's, the draft's, and those of
-        /// the removed files.
+        /// Layers of the run and the target. Names: theirs, the result's, its format's, the draft's; for each of
+        /// the removed files its name and a [`FileMark`]; for each of the target's
+        /// bitmaps a letter, the granularity as a power of two, and its name.
         224 => layers: u32,
         228 => names_bytes: u32,
+        232 => removed: u32,
+        236 => reserved: u32,
     }
+}
+
+record! {
+    /// Which file a name stood for: a name alone could be another file's by now.
+    struct FileMark: LittleEndian, 48 bytes {
+        0 => file_system: bytes 16,
+        16 => inode: u64,
+        24 => bytes: u64,
+        32 => modified_ns: bytes 16,
+    }
+}
+
+/// A file that goes once the record is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Its name, relative to TOP's folder.
+    pub name: PathBuf,
+    /// What it looked like from outside when the job was bound (its boot is not kept).
+    pub file: Witness,
+}
+
+/// A bitmap of the target's own, as it was before the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its name.
+    pub name: String,
+    /// Guest bytes that one bit stands for.
+    pub granularity_bytes: u64,
+    /// What it did.
+    pub state: HeldState,
+}
+
+/// What a bitmap of the target's own did before the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldState {
+    /// It recorded writes.
+    Records,
+    /// It stood still.
+    Still,
+    /// Its bits were not to be trusted.
+    Stale,
+}
+
+impl HeldState {
+    const ALL: [(Self, u8); 3] = [(Self::Records, b'r'), (Self::Still, b's'), (Self::Stale, b'x')];
 }
 
 /// How a consolidation's record is made.
@@ -137,7 +185,9 @@ pub struct Fold {
     /// The file that gets the result's name, if it is not the target.
     pub draft: Option<PathBuf>,
     /// Files that go once the record is durable.
-    pub removed: Vec<PathBuf>,
+    pub removed: Vec<Removed>,
+    /// The target's bitmaps before the job.
+    pub bitmaps: Vec<Held>,
 }
 
 /// How far a consolidation is, as its journal tells it.
@@ -346,15 +396,26 @@ fn read_slots(file: &dyn File, job: u128) -> Result<(Position, u64)> {
 
 fn encode(fold: &Fold) -> Result<Vec<u8>> {
     let mut names = Vec::new();
-    let draft = fold.draft.as_deref().unwrap_or(Path::new(""));
-    let layers = fold.layers.iter().map(PathBuf::as_path);
-    let removed = fold.removed.iter().map(PathBuf::as_path);
-    let result = [fold.result.as_path(), Path::new(&fold.format), draft];
-    for name in layers.chain(result).chain(removed) {
-        let bytes = name.as_os_str().as_bytes();
+    let draft = fold.draft.as_deref().unwrap_or(Path::new("")).as_os_str().as_bytes();
+    let layers = fold.layers.iter().map(|name| name.as_os_str().as_bytes().to_vec());
+    let result = [fold.result.as_os_str().as_bytes(), fold.format.as_bytes(), draft].map(<[u8]>::to_vec);
+    let mark = |file: &Witness| FileMark {
+        file_system: file.file_system.to_le_bytes(),
+        inode: file.inode,
+        bytes: file.bytes,
+        modified_ns: file.modified_ns.to_le_bytes(),
+    };
+    let removed = fold
+        .removed
+        .iter()
+        .flat_map(|gone| [gone.name.as_os_str().as_bytes().to_vec(), mark(&gone.file).to_bytes().to_vec()]);
+    let letter = |held: &Held| HeldState::ALL.iter().find(|(s, _)| *s == held.state).map_or(0, |(_, l)| *l);
+    let shift = |held: &Held| held.granularity_bytes.trailing_zeros().to_le_bytes()[0];
+    let bitmaps = fold.bitmaps.iter().map(|h| [&[letter(h), shift(h)], h.name.as_bytes()].concat());
+    for bytes in layers.chain(result).chain(removed).chain(bitmaps) {
         let length = u16::try_from(bytes.len()).map_err(|_| Error::invalid("a name of 64 KiB or more"))?;
         names.extend_from_slice(&length.to_le_bytes());
-        names.extend_from_slice(bytes);
+        names.extend_from_slice(&bytes);
     }
     let layers = u32::try_from(fold.layers.len()).ok().filter(|n| *n <= LAYERS_MAX);
     let epoch = |e: Option<Epoch>| e.map_or([0; 16], Epoch::to_bytes);
@@ -377,6 +438,8 @@ fn encode(fold: &Fold) -> Result<Vec<u8>> {
         list_bytes: fold.list_bytes,
         layers: layers.ok_or_else(|| Error::unsupported("a run of more than 1024 layers"))?,
         names_bytes: u32::try_from(names.len()).map_err(|_| Error::invalid("names of 4 GiB or more"))?,
+        removed: u32::try_from(fold.removed.len()).unwrap_or(u32::MAX),
+        reserved: 0,
     };
     let mut bytes = plan.to_bytes().to_vec();
     bytes.append(&mut names);
@@ -415,26 +478,29 @@ fn read_plan(file: &dyn File) -> Result<Fold> {
     decode(&plan, &read_names(body.get(Plan::SIZE..).unwrap_or_default())?)
 }
 
-fn read_names(mut bytes: &[u8]) -> Result<Vec<PathBuf>> {
+fn read_names(mut bytes: &[u8]) -> Result<Vec<&[u8]>> {
     let mut names = Vec::new();
     while !bytes.is_empty() {
         let cut = || Error::corrupt(format!("name {} of the plan passes its end", names.len()));
         let (length, rest) = bytes.split_first_chunk().ok_or_else(cut)?;
         let (name, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length))).ok_or_else(cut)?;
-        names.push(PathBuf::from(OsStr::from_bytes(name)));
+        names.push(name);
         bytes = rest;
     }
     Ok(names)
 }
 
-fn decode(plan: &Plan, names: &[PathBuf]) -> Result<Fold> {
+fn path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+fn decode(plan: &Plan, names: &[&[u8]]) -> Result<Fold> {
     let epoch = |bytes| Some(bytes).filter(|b| *b != [0; 16]).map(Epoch::from_bytes);
     let layers = plan.layers.min(LAYERS_MAX);
-    let Some((layers, [result, format, draft, removed @ ..])) =
-        names.split_at_checked(index(u64::from(layers)))
-    else {
-        return Err(Error::corrupt(format!("the plan has {} names for {layers} layers", names.len())));
-    };
+    let few = || Error::corrupt(format!("the plan has {} names for {layers} layers", names.len()));
+    let (layers, rest) = names.split_at_checked(index(u64::from(layers))).ok_or_else(few)?;
+    let ([result, format, draft], rest) = rest.split_first_chunk().ok_or_else(few)?;
+    let (removed, bitmaps) = rest.split_at_checked(index(u64::from(plan.removed) * 2)).ok_or_else(few)?;
     Ok(Fold {
         job: u128::from_le_bytes(plan.job),
         mode: FoldMode::from_number(plan.mode)
@@ -453,12 +519,36 @@ fn decode(plan: &Plan, names: &[PathBuf]) -> Result<Fold> {
         list_bytes: plan.list_bytes,
         view_id: Some(plan.view_id).filter(|id| *id != [0; 32]),
         size: plan.size,
-        layers: layers.to_vec(),
-        result: result.clone(),
-        format: format.to_string_lossy().into_owned(),
-        draft: Some(draft.clone()).filter(|name| !name.as_os_str().is_empty()),
-        removed: removed.to_vec(),
+        layers: layers.iter().map(|name| path(name)).collect(),
+        result: path(result),
+        format: String::from_utf8_lossy(format).into_owned(),
+        draft: Some(path(draft)).filter(|name| !name.as_os_str().is_empty()),
+        removed: removed.chunks(2).map(decode_removed).collect::<Result<_>>()?,
+        bitmaps: bitmaps.iter().map(|bytes| decode_held(bytes)).collect::<Result<_>>()?,
     })
+}
+
+fn decode_removed(pair: &[&[u8]]) -> Result<Removed> {
+    let [name, mark] = pair else { return Err(Error::corrupt("a removed file without its mark")) };
+    let mark = FileMark::parse_start(mark).filter(|_| mark.len() == FileMark::SIZE);
+    let mark = mark.ok_or_else(|| Error::corrupt("a removed file's mark has another length"))?;
+    let file = Witness {
+        file_system: u128::from_le_bytes(mark.file_system),
+        inode: mark.inode,
+        bytes: mark.bytes,
+        modified_ns: i128::from_le_bytes(mark.modified_ns),
+        boot: 0,
+    };
+    Ok(Removed { name: path(name), file })
+}
+
+fn decode_held(bytes: &[u8]) -> Result<Held> {
+    let wrong = || Error::corrupt("a bitmap of the plan has no state, or no granularity, that is known");
+    let ([letter, shift], name) = bytes.split_first_chunk().ok_or_else(wrong)?;
+    let state = HeldState::ALL.iter().find(|(_, l)| l == letter).map(|(state, _)| *state);
+    let granularity_bytes = 1_u64.checked_shl((*shift).into()).ok_or_else(wrong)?;
+    let name = String::from_utf8_lossy(name).into_owned();
+    Ok(Held { name, granularity_bytes, state: state.ok_or_else(wrong)? })
 }
 
 #[cfg(test)]

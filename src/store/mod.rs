@@ -24,7 +24,7 @@ mod transfer;
 mod trust;
 
 pub use draft::{Draft, Publish};
-pub use journal::{Fold, FoldMode, Journal, Position};
+pub use journal::{Fold, FoldMode, Held, HeldState, Journal, Position, Removed};
 pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before};
 pub use record::{Claim, Epoch, LayerRecord, Record};
 pub use transfer::{Part, Transfer};

@@ -109,9 +109,9 @@ impl Ending {
 
     /// Removes the file of that number; `Busy` if somebody still reads it.
     pub(super) fn remove(&self, journal: &Journal, number: usize) -> Result<()> {
-        let name = journal.fold().removed.get(number);
-        let path =
-            name.map(|name| journal.place(name)).ok_or_else(|| Error::invalid("no such file to remove"))?;
+        let gone = journal.fold().removed.get(number);
+        let gone = gone.ok_or_else(|| Error::invalid("no such file to remove"))?;
+        let path = journal.place(&gone.name);
         if self.host.kind(&path)?.is_none() {
             return Ok(());
         }
@@ -131,7 +131,7 @@ impl Ending {
         let family = Family::scan(self.host.as_ref(), &[folder_of(path).to_path_buf()])?;
         let is_folded = |child: &Member| {
             let mut removed = journal.fold().removed.iter();
-            removed.any(|name| journal.is_at(name, &child.path).unwrap_or(false))
+            removed.any(|gone| journal.is_at(&gone.name, &child.path).unwrap_or(false))
         };
         match family.children_of(&file).find(|child| !is_folded(child)) {
             Some(child) => {
@@ -154,7 +154,7 @@ impl Ending {
         let fold = journal.fold();
         let draft = fold.draft.iter().map(|draft| journal.place(draft));
         let mut folders: Vec<PathBuf> =
-            fold.removed.iter().map(|name| journal.place(name)).chain(draft).collect();
+            fold.removed.iter().map(|gone| journal.place(&gone.name)).chain(draft).collect();
         folders = folders.iter().map(|path| folder_of(path).to_path_buf()).collect();
         folders.dedup();
         for folder in folders {

@@ -1,6 +1,7 @@
 //! The images that a job holds open until its record has landed, and what it does to them around the copying.
 
 use super::{
+    bitmaps::{self, Merge},
     ending::Ending,
     machine::Found,
     plan::{self, Plan, Request, folder_of},
@@ -12,11 +13,13 @@ use crate::{
     chain::{Chain, Layer, View, open_layer, relative_name},
     format::{self, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
-    store::{Claim, Epoch, FoldMode, Journal, LayerRecord, Position},
+    map::RangeSet,
+    store::{Claim, Epoch, FoldMode, Held, Journal, LayerRecord, Position},
 };
 use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// The open images of a job.
@@ -110,10 +113,14 @@ impl Images {
     /// Makes the journal's epoch durable in the target and drops its seal.
     pub(super) fn renew(&self, ending: &Ending, journal: &Journal) -> Result<()> {
         let epoch = journal.fold().new_epoch;
-        if self.mode == FoldMode::NewImage || self.target_epoch(ending)? == Some(epoch) {
+        if self.mode == FoldMode::NewImage {
             return Ok(());
         }
-        ending.ledger.thaw(self.sides.target.as_ref(), epoch).map(drop)
+        if self.target_epoch(ending)? != Some(epoch) {
+            ending.ledger.thaw(self.sides.target.as_ref(), epoch)?;
+        }
+        // Now that nobody takes the target for what it was, its files may change.
+        bitmaps::hold(self.sides.target.as_ref())
     }
 
     /// Grows the target to TOP's size if it is smaller.
@@ -128,13 +135,25 @@ impl Images {
         if target.size() > *size { target.resize(*size, below) } else { Ok(()) }
     }
 
-    /// Makes durable what the record needs.
-    pub(super) fn prepare_record(&self, ending: &Ending, journal: &Journal) -> Result<()> {
+    /// Makes durable what the record needs; returns the names of bitmaps that the result cannot hold. `list` is the
+    /// work list, `held` what bitmaps the target had.
+    pub(super) fn prepare_record(
+        &self,
+        ending: &Ending,
+        journal: &Journal,
+        (list, held): (&RangeSet, &[Held]),
+    ) -> Result<Vec<String>> {
+        let target = self.sides.target.as_ref();
         match self.mode {
-            FoldMode::TopName => self.name_parent_for_both(ending),
-            FoldMode::EmptyTop => self.make_empty_top(ending, journal),
-            FoldMode::TargetName | FoldMode::NewImage => Ok(()),
+            FoldMode::TopName => self.name_parent_for_both(ending)?,
+            FoldMode::EmptyTop => {
+                let top = self.make_empty_top(ending, journal)?;
+                return Merge { run: &self.sides.run, list, held: &[], result: top.as_ref() }.perform();
+            }
+            FoldMode::TargetName => {}
+            FoldMode::NewImage => return Ok(Vec::new()),
         }
+        Merge { run: &self.sides.run, list, held, result: target }.perform()
     }
 
     /// A target from another folder names its parent by its whole path while it moves: right from both folders.
@@ -148,7 +167,7 @@ impl Images {
     }
 
     /// Makes the empty delta that takes TOP's name, on the target, which is of another format.
-    fn make_empty_top(&self, ending: &Ending, journal: &Journal) -> Result<()> {
+    fn make_empty_top(&self, ending: &Ending, journal: &Journal) -> Result<Arc<dyn Image>> {
         let draft = self.draft.as_ref().ok_or_else(|| Error::invalid("the job has no draft"))?;
         if ending.host.kind(draft)?.is_some() {
             ending.host.remove(draft)?;
@@ -163,7 +182,8 @@ impl Images {
         let claim = claim(journal.fold().new_epoch, parent);
         ending.ledger.claim(image.as_ref(), Some(claim))?;
         image.flush()?;
-        ending.host.sync_folder(folder_of(draft))
+        ending.host.sync_folder(folder_of(draft))?;
+        Ok(image)
     }
 
     /// Makes the result's name open the result.

@@ -12,6 +12,7 @@
 //! afterwards the target's is. The folded layers' own points in time are gone from the first byte written to
 //! the target; the plan names them.
 
+mod bitmaps;
 mod ending;
 mod images;
 mod machine;

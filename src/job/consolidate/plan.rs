@@ -3,14 +3,14 @@
 //! By default a disk folds only what is its own: layers in its folder, writable, with no other child. Never into
 //! a shared or read-only golden image; that needs a person's word.
 
-use super::work::Work;
+use super::{bitmaps, work::Work};
 use crate::{
     base::{Error, ErrorKind, GuestOffset, GuestRange, Result, seed},
     chain::{Chain, Family, Layer, View},
     format::{Format, Image},
     io::{Host, Witness, is_marked_read_only},
     map::{Extent, State},
-    store::{FoldMode, Journal},
+    store::{FoldMode, Held, Journal},
 };
 use std::{
     path::{Path, PathBuf},
@@ -93,7 +93,11 @@ pub struct Plan {
     pub removed: Vec<PathBuf>,
     /// What can no longer be restored, from the first byte written.
     pub lost: Vec<Lost>,
-    /// Persistent bitmaps that are lost, as `FILE: NAME`.
+    /// Persistent bitmaps of the folded layers that the result has as well, as `FILE: NAME`: those of one name
+    /// are one there.
+    pub bitmaps_merged: Vec<String>,
+    /// Persistent bitmaps that are lost, as `FILE: NAME`: there is no place for them, or one of that name missed
+    /// writes.
     pub bitmaps_lost: Vec<String>,
     /// Folders in which other children were looked for.
     pub looked_in: Vec<PathBuf>,
@@ -105,12 +109,22 @@ pub struct Plan {
     pub is_resumed: bool,
 }
 
+impl Plan {
+    /// Counts bitmaps of these names among the lost ones.
+    pub(super) fn lose_bitmaps(&mut self, names: &[String]) {
+        let is_lost = |line: &mut String| names.iter().any(|name| line.ends_with(&format!(": {name}")));
+        self.bitmaps_lost.extend(self.bitmaps_merged.extract_if(.., is_lost));
+    }
+}
+
 /// A plan, and the depth of the layer that the run lies on.
 pub(super) struct Planned {
     pub(super) plan: Plan,
     /// How many layers the run has: the target (or what is below the new image) is the next one.
     pub(super) depth: usize,
     pub(super) work: Work,
+    /// The target's bitmaps before the job.
+    pub(super) held: Vec<Held>,
 }
 
 /// Refuses what [`make`] refuses, as things stand now: a person may have thought for a while about the plan.
@@ -121,8 +135,13 @@ pub(super) fn check_again(host: &Arc<dyn Host>, chain: &Chain, depth: usize, mod
     Scene { host, layers, family: &family, files: &files }.refuse_dependants(depth, mode)
 }
 
-/// Works out what is to be done with an open chain.
-pub(super) fn make(host: &Arc<dyn Host>, chain: &Chain, request: &Request) -> Result<Planned> {
+/// Works out what is to be done with an open chain; `journal` is that of the job that this goes on with.
+pub(super) fn make(
+    host: &Arc<dyn Host>,
+    chain: &Chain,
+    request: &Request,
+    journal: Option<&Journal>,
+) -> Result<Planned> {
     let layers = chain.layers();
     let family = Family::scan(host.as_ref(), &folders(layers))?;
     let files: Vec<Witness> = layers.iter().map(|l| host.witness(&l.path)).collect::<Result<_>>()?;
@@ -147,15 +166,23 @@ pub(super) fn make(host: &Arc<dyn Host>, chain: &Chain, request: &Request) -> Re
         free_bytes: 0,
         removed: Vec::new(),
         lost: Vec::new(),
+        bitmaps_merged: Vec::new(),
         bitmaps_lost: Vec::new(),
         looked_in: family.folders.clone(),
         unread: family.unreadable.iter().map(|(path, _)| path.clone()).collect(),
         verify: request.verify,
-        is_resumed: false,
+        is_resumed: journal.is_some(),
     };
     scene.add_losses(depth, &mut plan)?;
     scene.check_place(target, &mut plan, &work)?;
-    Ok(Planned { plan, depth, work })
+    let held = match (journal, target) {
+        (Some(journal), _) => journal.fold().bitmaps.clone(),
+        (None, Some(target)) => bitmaps::held(target.image.as_ref())?,
+        (None, None) => Vec::new(),
+    };
+    let result = target.filter(|_| mode != FoldMode::EmptyTop).unwrap_or(top).image.as_ref();
+    bitmaps::foresee(layers.get(..depth).unwrap_or_default(), &held, result, &mut plan)?;
+    Ok(Planned { plan, depth, work, held })
 }
 
 fn folders(layers: &[Layer]) -> Vec<PathBuf> {
@@ -277,8 +304,6 @@ impl Scene<'_> {
             let gone =
                 |s: crate::format::Snapshot| Lost { layer: layer.path.clone(), snapshot: Some(s.name) };
             plan.lost.extend(details.snapshots.into_iter().map(gone));
-            let bitmaps = details.bitmaps.iter().map(|b| format!("{}: {}", layer.path.display(), b.name));
-            plan.bitmaps_lost.extend(bitmaps);
         }
         Ok(())
     }
@@ -365,8 +390,9 @@ pub(super) fn of_journal(journal: &Journal, top: &Path) -> Plan {
         zero_bytes: 0,
         need_bytes: 0,
         free_bytes: 0,
-        removed: fold.removed.iter().map(place).collect(),
+        removed: fold.removed.iter().map(|gone| place(&gone.name)).collect(),
         lost: Vec::new(),
+        bitmaps_merged: Vec::new(),
         bitmaps_lost: Vec::new(),
         looked_in: Vec::new(),
         unread: Vec::new(),

@@ -17,7 +17,7 @@ use crate::{
     chain::{Chain, Opening, relative_name},
     io::{self, Access, Host},
     job::Progress,
-    store::{Epoch, Fold, Journal, Ledger, Position},
+    store::{Epoch, Fold, Held, Journal, Ledger, Position, Removed},
 };
 use std::{
     path::{Path, PathBuf},
@@ -68,6 +68,7 @@ struct Copy {
     chain: Chain,
     depth: usize,
     work: Work,
+    held: Vec<Held>,
     request: Request,
 }
 
@@ -100,10 +101,10 @@ impl Consolidation {
         if let Some(new) = &mut request.new {
             new.path = resolve(host.as_ref(), &new.path)?;
         }
-        let mut planned = plan::make(&host, &chain, &request)?;
-        planned.plan.is_resumed = journal.is_some();
-        let copy = Copy { chain, depth: planned.depth, work: planned.work, request };
-        Ok(Self { host, ledger, opening, plan: planned.plan, stage: Stage::Copy(Box::new(copy)) })
+        let planned = plan::make(&host, &chain, &request, journal.as_ref())?;
+        let plan::Planned { plan, depth, work, held } = planned;
+        let copy = Copy { chain, depth, work, held, request };
+        Ok(Self { host, ledger, opening, plan, stage: Stage::Copy(Box::new(copy)) })
     }
 
     /// Returns what is going to be done.
@@ -158,6 +159,8 @@ struct Runner {
 struct Folding {
     images: Images,
     work: Work,
+    /// The target's bitmaps before the job.
+    held: Vec<Held>,
     proof: Proof,
     verify: Verify,
     /// An earlier life brought what lies before this place, but its word is no proof: it is compared first.
@@ -173,7 +176,7 @@ impl Runner {
             let place = plan.target.as_ref().unwrap_or(&plan.result);
             return Err(Error::new(ErrorKind::NoSpace, what).path(place));
         }
-        let Copy { chain, depth, work, request } = copy;
+        let Copy { chain, depth, work, held, request } = copy;
         if journal.is_none() {
             plan::check_again(&ending.host, &chain, depth, plan.mode)?;
         }
@@ -187,7 +190,7 @@ impl Runner {
         let doubted = journal.as_ref().filter(|_| found == Some(Found::HeadChanged));
         let doubted_until = doubted.map_or(GuestOffset::new(0), |journal| journal.position().mark);
         let (proof, verify) = (Proof::default(), request.verify);
-        let fold = Some(Folding { images, work, proof, verify, doubted_until });
+        let fold = Some(Folding { images, work, held, proof, verify, doubted_until });
         Ok(Self { ending, report, machine, journal, fold })
     }
 
@@ -271,7 +274,8 @@ impl Runner {
             result: names.one(&plan.result),
             format: fold.images.result_format().name().to_owned(),
             draft: fold.images.draft.as_deref().map(|draft| names.one(draft)),
-            removed: names.all(plan.removed.iter()),
+            removed: names.removed(self.ending.host.as_ref(), &plan.removed)?,
+            bitmaps: fold.held.clone(),
         };
         self.journal = Some(Journal::create(&self.ending.host, &plan.top, journal)?);
         Ok(())
@@ -333,7 +337,10 @@ impl Runner {
     }
 
     fn prepare_record(&mut self) -> Result<()> {
-        self.fold()?.images.prepare_record(&self.ending, self.journal()?)?;
+        let fold = self.fold()?;
+        let unheld =
+            fold.images.prepare_record(&self.ending, self.journal()?, (&fold.work.list, &fold.held))?;
+        self.report.plan.lose_bitmaps(&unheld);
         let mark = GuestOffset::new(self.report.plan.size);
         self.note(Position { mark, is_ready: true })
     }
@@ -385,6 +392,11 @@ impl<'a> Names<'a> {
 
     fn one(&self, path: &Path) -> PathBuf {
         relative_name(self.folder, path)
+    }
+
+    fn removed(&self, host: &dyn Host, paths: &[PathBuf]) -> Result<Vec<Removed>> {
+        let removed = |path: &PathBuf| Ok(Removed { name: self.one(path), file: host.witness(path)? });
+        paths.iter().map(removed).collect()
     }
 
     fn all<'p>(&self, paths: impl Iterator<Item = &'p PathBuf>) -> Vec<PathBuf> {

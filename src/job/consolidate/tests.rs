@@ -16,6 +16,8 @@ use crate::{
 };
 use std::{path::Path, sync::Arc};
 
+mod bitmaps;
+
 const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000 };
 
 /// A disk of three layers in `/vm`.

@@ -17,7 +17,15 @@ fn fold() -> Fold {
         result: "top".into(),
         format: "qcow2".into(),
         draft: None,
-        removed: vec!["middle".into()],
+        removed: vec![Removed {
+            name: "middle".into(),
+            file: Witness { file_system: 6, inode: 7, bytes: 8, modified_ns: -9, boot: 0 },
+        }],
+        bitmaps: vec![Held {
+            name: "changes".to_owned(),
+            granularity_bytes: 1 << 31,
+            state: HeldState::Records,
+        }],
     }
 }
 

@@ -113,6 +113,7 @@ fn lines(plan: &Plan) -> Vec<String> {
         let what = lost.snapshot.as_ref().map_or_else(String::new, |name| format!(", snapshot {name}"));
         lines.push(format!("can no longer be restored: {}{what}", lost.layer.display()));
     }
+    lines.extend(plan.bitmaps_merged.iter().map(|name| format!("bitmap kept: {name}")));
     lines.extend(plan.bitmaps_lost.iter().map(|name| format!("bitmap lost: {name}")));
     let folders: Vec<_> = plan.looked_in.iter().map(|f| f.display().to_string()).collect();
     lines.push(format!("looked for other children in: {}", folders.join(", ")));

@@ -115,3 +115,46 @@ fn what_cannot_be_is_refused_and_nothing_changes() {
     assert_eq!(listed(&folder), before);
     folder.qemu_img("check -q disk");
 }
+
+/// Base and delta, written by qemu under bitmaps: one in both, one in the base alone, one that stood still there.
+fn recorded_chain(folder: &Scratch) {
+    folder.qemu_img("create -q -f qcow2 base 16M");
+    folder.qemu_img("bitmap --add -g 64k base both");
+    folder.qemu_img("bitmap --add -g 1M base below");
+    folder.qemu_img("bitmap --add -g 64k base past");
+    folder.qemu_io("qcow2", "base", &["write -P 1 1M 64k"]);
+    folder.qemu_img("bitmap --disable base past");
+    folder.qemu_img("create -q -f qcow2 -b base -F qcow2 disk");
+    folder.qemu_img("bitmap --add -g 512k disk both");
+    folder.qemu_img("bitmap --add -g 64k disk above");
+    folder.qemu_io("qcow2", "disk", &["write -P 2 8M 64k"]);
+}
+
+#[test]
+fn a_fold_keeps_the_bitmaps_as_qemus_commit_and_its_merge_of_bitmaps_would() {
+    let (folder, theirs) = (Scratch::in_memory(), Scratch::in_memory());
+    recorded_chain(&folder);
+    recorded_chain(&theirs);
+    // The base's recording bitmaps are told of what the commit writes; those of the delta are merged by hand.
+    theirs.qemu_img("commit -q -d disk");
+    theirs.qemu_img("bitmap --merge both -b disk base both");
+    theirs.qemu_img("bitmap --add -g 64k --merge above -b disk base above");
+    std::fs::rename(theirs.file("base"), theirs.file("disk")).unwrap();
+    let run = done(&folder.path(), &["consolidate", "--yes", "--output", "json", "disk"]);
+    let plan = run.json()["plan"].clone();
+    let lines = ["both", "above"].map(|name| format!("{}: {name}", folder.file("disk").display()));
+    assert_eq!(plan["bitmaps-merged"], serde_json::json!(lines), "{plan}");
+    assert_eq!(plan["bitmaps-lost"], serde_json::json!([]), "{plan}");
+    folder.qemu_img("check -q disk");
+    for name in ["both", "below", "past", "above"] {
+        assert_eq!(dirty(&folder, name), dirty(&theirs, name), "{name}");
+    }
+    let list = listed(&folder);
+    let flags =
+        |name: &str| list.as_array().unwrap().iter().find(|b| b["name"] == name).unwrap()["flags"].clone();
+    assert_eq!(["both", "below", "above"].map(|name| flags(name) == serde_json::json!(["auto"])), [true; 3]);
+    assert_eq!(flags("past"), serde_json::json!([]));
+    // qemu goes on recording where we left off.
+    folder.qemu_io("qcow2", "disk", &["write -P 3 15M 64k"]);
+    assert_eq!(dirty(&folder, "above"), [(8 << 20, 65536), (15 << 20, 65536)]);
+}

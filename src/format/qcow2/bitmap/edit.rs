@@ -113,6 +113,18 @@ impl Qcow2Image {
                 union.add(bits);
                 Some(union)
             }
+            BitmapEdit::Put { bits, is_auto, .. } => {
+                let mut new = self.fresh(header, &[], name, Some(bits.granularity_bytes()))?;
+                new.flags = if *is_auto { AUTO } else { 0 };
+                match list.iter_mut().find(|stored| stored.bitmap.name == name) {
+                    // Its table is given up below.
+                    Some(stored) => *stored = Stored { table: stored.table, ..new },
+                    None => list.push(new),
+                }
+                let mut exact = Bits::new(header.disk_bytes, bits.granularity_bytes());
+                exact.add(bits);
+                Some(exact)
+            }
             BitmapEdit::Record { is_auto, .. } => {
                 sound(find(old, name)?)?;
                 let flags = if *is_auto { AUTO } else { 0 };

@@ -5,7 +5,10 @@ use deltachain::{
     base::{GuestOffset, HostOffset, Result as Answer, units::index},
     content::{ContentId, Tree},
     io::{Access, Host, Witness, faulty::SimHost},
-    store::{Claim, Epoch, FOLDER, Fold, FoldMode, Journal, LayerRecord, Part, Position, Record, Transfer},
+    store::{
+        Claim, Epoch, FOLDER, Fold, FoldMode, Held, HeldState, Journal, LayerRecord, Part, Position, Record,
+        Removed, Transfer,
+    },
 };
 use std::{
     path::{Path, PathBuf},
@@ -132,7 +135,12 @@ fn journal() -> Answer<(Vec<u8>, PathBuf)> {
         result: "top.qcow2".into(),
         format: "raw".into(),
         draft: None,
-        removed: vec!["middle.qcow2".into()],
+        removed: vec![Removed { name: "middle.qcow2".into(), file: WITNESS }],
+        bitmaps: vec![Held {
+            name: "changes".to_owned(),
+            granularity_bytes: 65536,
+            state: HeldState::Records,
+        }],
     };
     let mut journal = Journal::create(&host, Path::new(HEAD), fold)?;
     journal.note(Position { mark: GuestOffset::new(4096), is_ready: false })?;

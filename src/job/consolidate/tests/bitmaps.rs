@@ -1,0 +1,199 @@
+//! Dirty bitmaps across folds, and across power cuts of folds: what the result's say is never less than what
+//! has changed, and without a cut not more.
+
+use super::*;
+use crate::format::{Bitmap, BitmapEdit, Bits};
+
+const GRANULE: u64 = 512;
+
+/// Gives an image a bitmap in which the granules at `dirty` are set.
+fn add(host: &SimHost, image: &str, name: &str, is_auto: bool, dirty: &[u64]) {
+    let layer = open_layer(&arc(host), &path(image), &Opening::writing()).unwrap();
+    let mut bits = Bits::new(layer.size(), GRANULE);
+    for at in dirty {
+        bits.mark(GuestOffset::new(*at).range(1));
+    }
+    let name = || name.to_owned();
+    let edits = [
+        BitmapEdit::Add { name: name(), granularity_bytes: Some(GRANULE) },
+        BitmapEdit::Union { name: name(), bits },
+        BitmapEdit::Record { name: name(), is_auto },
+    ];
+    let change = || edits.iter().try_for_each(|edit| layer.image.edit_bitmap(edit));
+    ledger(host).tend(layer.image.as_ref(), change).unwrap();
+}
+
+/// The bitmaps of an image, with where each is dirty; `None` if it missed writes.
+fn bitmaps(host: &SimHost, image: &str) -> Vec<(Bitmap, Option<Vec<u64>>)> {
+    let layer = open_layer(&arc(host), &path(image), &Opening::reading()).unwrap();
+    let dirty = |bits: Bits| {
+        let is_set = |at: &u64| bits.bytes()[(at / 8) as usize] >> (at % 8) & 1 == 1;
+        (0..bits.bytes().len() as u64 * 8).filter(is_set).map(|at| at * GRANULE).collect()
+    };
+    let list = layer.image.details().unwrap().bitmaps;
+    list.into_iter().map(|b| (b.clone(), layer.image.bitmap(&b.name).ok().map(dirty))).collect()
+}
+
+fn dirty(host: &SimHost, image: &str, name: &str) -> Option<Vec<u64>> {
+    bitmaps(host, image).into_iter().find(|(bitmap, _)| bitmap.name == name).and_then(|(_, dirty)| dirty)
+}
+
+fn granules(ranges: &[(u64, u64)]) -> Vec<u64> {
+    let inside = |at: &u64| ranges.iter().any(|(start, end)| at + GRANULE > *start && at < end);
+    (0..64).map(|n| n * GRANULE).filter(inside).collect()
+}
+
+/// What the two layers of the run hold, in their clusters of 1024 and 512 bytes, and what TOP alone holds.
+const RUN: &[(u64, u64)] =
+    &[(1024, 4096), (5 << 10, 6 << 10), (8 << 10, 10 << 10), (11 << 10, 12288), (18 << 10, 20 << 10)];
+const TOP: &[(u64, u64)] = &[(2048, 2560), (11 << 10, 11964), (11776, 12288), (18 << 10, 20 << 10)];
+
+/// The plain disk: one bitmap goes through all layers, one each is the base's, the middle's and the top's own.
+fn recorded(scene: Scene) -> (SimHost, Vec<u8>) {
+    let (host, expected) = scene.build();
+    for (image, dirty) in [("base", 20 << 10), ("middle", 9000), ("top", 2048)] {
+        if image != "base" || scene.base == Format::Qcow2 {
+            add(&host, image, "all", true, &[dirty]);
+            add(&host, image, &format!("of {image}"), true, &[dirty + 1024]);
+            add(&host, image, &format!("past of {image}"), false, &[dirty + 2048]);
+        }
+    }
+    host.sync_folder(Path::new("/vm")).unwrap();
+    drop(host.create(Path::new("/waits as well")).unwrap());
+    (crash_states(&host.trace(), 0, 0).last().unwrap().host, expected)
+}
+
+/// What the result's bitmaps are to say, by name: where they are dirty, and whether they record.
+fn wanted(scene: Scene) -> Vec<(&'static str, Vec<u64>, bool)> {
+    let with = |ranges: &[(u64, u64)], at: u64| [ranges, &[(at, at + 1)]].concat();
+    let own = |at: u64| granules(&[(at, at + 1)]);
+    let mut list = vec![
+        ("of middle", granules(&with(TOP, 10024)), true),
+        ("past of middle", own(11048), false),
+        ("of top", own(3072), true),
+        ("past of top", own(4096), false),
+    ];
+    let three = [(20 << 10, (20 << 10) + 1), (9000, 9001), (2048, 2049)];
+    if scene.base == Format::Qcow2 {
+        list.push(("all", granules(&[RUN, &three[..]].concat()), true));
+        list.push(("of base", granules(&with(RUN, 21504)), true));
+        list.push(("past of base", own(22528), false));
+    } else {
+        list.push(("all", granules(&[TOP, &three[1..]].concat()), true));
+    }
+    list
+}
+
+/// Without `is_exact`, more may be dirty.
+fn check(scene: Scene, host: &SimHost, is_exact: bool, story: &str) {
+    let found = bitmaps(host, scene.end().0);
+    let all = wanted(scene);
+    assert_eq!(found.len(), all.len(), "{story}: {found:?}");
+    for (name, wanted, records) in all {
+        let (bitmap, dirty) = found.iter().find(|(bitmap, _)| bitmap.name == name).unwrap();
+        let dirty = dirty.as_ref().unwrap_or_else(|| panic!("{story}: '{name}' missed writes"));
+        assert_eq!(bitmap.is_auto, records, "{story}: {name}");
+        let is_right = if is_exact { *dirty == wanted } else { wanted.iter().all(|at| dirty.contains(at)) };
+        assert!(is_right, "{story}: '{name}' is dirty at {dirty:?}, not {wanted:?}");
+    }
+}
+
+/// Cuts the power at every point of the job: the old head has its bitmaps, or the result has the merged ones.
+fn cut_everywhere(scene: Scene, samples: u64) {
+    let (host, expected) = recorded(scene);
+    let before = bitmaps(&host, "top");
+    let machine = crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    let report = scene.fold(&machine).unwrap();
+    scene.check_end(&machine, &expected, "without a cut");
+    // A target whose size changes has its own bitmaps spoilt.
+    let is_exact = scene.sizes == PLAIN.sizes;
+    check(scene, &machine, is_exact, "without a cut");
+    assert_eq!((report.plan.bitmaps_merged.len(), report.plan.bitmaps_lost.len()), (6, 0));
+    let mut cuts = 0;
+    for crash in crash_states(&machine.trace(), 5, samples) {
+        let story = format!("power cut after {} {:?}", crash.after, crash.landing);
+        let journal = Journal::find(&arc(&crash.host), &path("top")).unwrap();
+        let is_old = journal.is_some_and(|journal| {
+            let top = crash.host.open(&path("top"), Access::ReadShared);
+            top.is_ok_and(|top| {
+                top.witness().unwrap().same_file(&journal.fold().head)
+                    && !format::is_retired(top.as_ref()).unwrap()
+            })
+        });
+        if is_old {
+            assert_eq!(bitmaps(&crash.host, "top"), before, "{story}");
+        }
+        scene.finish(&crash.host, &story);
+        scene.check_end(&crash.host, &expected, &story);
+        check(scene, &crash.host, is_exact, &story);
+        cuts += 1;
+    }
+    println!("{cuts} power cuts");
+    assert!(cuts > 150, "{cuts}");
+}
+
+#[test]
+fn bitmaps_of_folded_layers_are_merged_whenever_power_fails() {
+    cut_everywhere(PLAIN, 1);
+}
+
+#[test]
+fn bitmaps_outlive_a_target_that_keeps_its_name() {
+    cut_everywhere(Scene { keeps_target_name: true, ..PLAIN }, 0);
+}
+
+#[test]
+fn bitmaps_over_a_raw_base_move_to_the_empty_top() {
+    cut_everywhere(Scene { base: Format::Raw, ..PLAIN }, 0);
+}
+
+/// Its bitmaps are spoilt by the growth: they call everything dirty then, which is never less than what changed.
+#[test]
+fn bitmaps_of_a_target_that_grows_say_too_much_rather_than_too_little() {
+    cut_everywhere(Scene { sizes: [22 << 10, 24 << 10, 24 << 10], ..PLAIN }, 0);
+}
+
+/// One of the name in TOP missed writes: nobody knows what changed, so no other of that name may stand for it.
+#[test]
+fn a_bitmap_that_missed_writes_takes_those_of_its_name_along() {
+    let (host, _) = recorded(PLAIN);
+    put(&host, "top", &[(2048, 512, 4)], &[]);
+    assert!(dirty(&host, "top", "all").is_none());
+    let report = PLAIN.fold(&host).unwrap();
+    assert!(dirty(&host, "top", "all").is_none());
+    assert!(bitmaps(&host, "top").iter().all(|(bitmap, _)| bitmap.name != "all"));
+    let lost = ["top: all", "top: of top", "middle: all", "base: all"].map(|line| format!("/vm/{line}"));
+    assert_eq!(report.plan.bitmaps_lost, lost);
+    assert_eq!(dirty(&host, "top", "of middle"), Some(granules(&[TOP, &[(10024, 10025)]].concat())));
+}
+
+/// Someone writes the head between two lives of the job: its bitmap missed that, and no life merges it.
+#[test]
+fn a_head_written_between_two_lives_loses_its_bitmap_and_no_other() {
+    let (host, _) = recorded(PLAIN);
+    let again = || crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    let whole = again();
+    PLAIN.fold(&whole).unwrap();
+    let mut written = 0;
+    for at in (0..whole.ios()).step_by(5) {
+        let machine = again();
+        machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
+        let stopped = PLAIN.fold(&machine).is_err();
+        machine.fail(None);
+        let journal = Journal::find(&arc(&machine), &path("top")).unwrap();
+        let is_old =
+            |journal: &Journal| machine.witness(&path("top")).unwrap().same_file(&journal.fold().head);
+        if !stopped || !journal.is_some_and(|journal| is_old(&journal)) {
+            continue;
+        }
+        put(&machine, "top", &[(6144, 512, 77)], &[]);
+        PLAIN.finish(&machine, &format!("failed at I/O {at}"));
+        let middle = granules(&[TOP, &[(10024, 10025), (6144, 6656)]].concat());
+        assert_eq!(dirty(&machine, "top", "of middle"), Some(middle), "failed at I/O {at}");
+        assert!(dirty(&machine, "top", "of top").is_none(), "failed at I/O {at}");
+        assert!(dirty(&machine, "top", "past of top").is_some(), "failed at I/O {at}");
+        written += 1;
+    }
+    println!("{written} times");
+    assert!(written > 10);
+}
