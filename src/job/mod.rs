@@ -13,8 +13,10 @@ pub mod measure;
 mod progress;
 pub mod rebase;
 pub mod relink;
+pub mod repair;
 pub mod resize;
 pub mod seal;
 pub mod snapshot;
+pub mod verify;
 
 pub use progress::{Progress, State};

@@ -4,11 +4,10 @@
 //! (hashed now unless a witness vouches for it), or, where the child claims nothing, by the caller's word. Families
 //! are mended from the base up, so that a parent is itself whole before a child is put on it.
 
-use super::{Progress, seal::full_tree};
+use super::{Progress, seal::full_tree, verify};
 use crate::{
     base::{Error, ErrorKind, GuestRange, Result},
     chain::{Chain, Family, Layer, Member, Opening, freeze, join, open_layer},
-    content::diff,
     format::ParentName,
     io::{Access, Host},
     store::{Claim, Ledger, Trust},
@@ -238,14 +237,11 @@ pub fn accept(
         return Err(Error::invalid("has no parent to accept").path(&head.path));
     };
     let claim = ledger.look(head.image.as_ref())?.layer.claim;
-    let before = match claim.and_then(|claim| claim.parent_id) {
-        Some(id) => ledger.tree(head.image.as_ref(), &id)?,
+    let changed = match claim.and_then(|claim| claim.parent_id) {
+        Some(id) => verify::changed(ledger, head.image.as_ref(), &id, &chain.view(1), progress)?,
         None => None,
     };
-    let changed = match before {
-        Some(before) => Some(ranges(&diff(&before, &full_tree(&chain.view(1), progress)?.tree))),
-        None => None,
-    };
+    let changed = changed.as_deref().map(ranges);
     if !is_dry && let Some(known) = freeze(ledger, chain.layers().get(1..).unwrap_or_default())? {
         join(ledger, head.image.as_ref(), &known)?;
     }

@@ -4,6 +4,7 @@
 mod cli;
 mod command;
 mod config;
+mod data;
 mod failure;
 mod options;
 mod output;

@@ -7,7 +7,10 @@
 //! later on stands on the same bytes as when it was made; and only if its files look as they did before the
 //! first byte was read.
 
+mod losses;
 mod work;
+
+pub use losses::Unread;
 
 use super::Progress;
 use crate::{
@@ -18,6 +21,7 @@ use crate::{
     map::{Extent, RangeSet},
     store::{Known, Ledger, is_as_before},
 };
+use losses::{Losses, is_loss};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::{path::Path, sync::Arc};
@@ -66,20 +70,29 @@ pub struct Hashed {
 
 /// Returns the tree of what is read at a view, reading all that is not known to be zero.
 pub fn full_tree(view: &View, progress: &Progress) -> Result<Hashed> {
-    let map = |stride: GuestRange, out: &mut Vec<Extent>| {
-        let mut runs = Vec::new();
-        view.runs(stride, &mut runs)?;
-        out.extend(runs.iter().map(|run| Extent::new(run.range, run.state)));
-        Ok(())
-    };
-    hash(view, Tree::new(view.size()), &map, progress)
+    hash(view, Tree::new(view.size()), &|stride, out| merged_map(view, stride, out), progress, None)
+}
+
+/// Returns the same, going on past what cannot be read: leaves that are not whole stand in the tree as zeros.
+pub fn readable_tree(view: &View, progress: &Progress) -> Result<(Hashed, Vec<Unread>)> {
+    let losses = Losses::default();
+    let map = |stride: GuestRange, out: &mut Vec<Extent>| merged_map(view, stride, out);
+    let hashed = hash(view, Tree::new(view.size()), &map, progress, Some(&losses))?;
+    Ok((hashed, losses.joined()))
+}
+
+fn merged_map(view: &View, stride: GuestRange, out: &mut Vec<Extent>) -> Result<()> {
+    let mut runs = Vec::new();
+    view.runs(stride, &mut runs)?;
+    out.extend(runs.iter().map(|run| Extent::new(run.range, run.state)));
+    Ok(())
 }
 
 /// Returns the same tree, given that of the view below the topmost layer: what that layer holds is read.
 pub fn tree_over(view: &View, below: Tree, progress: &Progress) -> Result<Hashed> {
     let mut tree = below;
     let cut = tree.resize(view.size()).map(|leaf| tree.range(leaf));
-    let mut hashed = hash(view, tree, &|stride, out| view.own_map(stride, out), progress)?;
+    let mut hashed = hash(view, tree, &|stride, out| view.own_map(stride, out), progress, None)?;
     if let Some(cut) = cut {
         let mut bytes = vec![0; index(LEAF_BYTES)];
         let leaves = hash_piece(view, cut, &mut bytes)?;
@@ -92,8 +105,14 @@ pub fn tree_over(view: &View, below: Tree, progress: &Progress) -> Result<Hashed
 /// Appends what a map says of a range.
 type Map<'a> = dyn Fn(GuestRange, &mut Vec<Extent>) -> Result<()> + Sync + 'a;
 
-/// Brings `tree` up to date where `map` says something.
-fn hash(view: &View, tree: Tree, map: &Map<'_>, progress: &Progress) -> Result<Hashed> {
+/// Brings `tree` up to date where `map` says something; bytes that cannot be read end it, unless they are noted.
+fn hash(
+    view: &View,
+    tree: Tree,
+    map: &Map<'_>,
+    progress: &Progress,
+    losses: Option<&Losses>,
+) -> Result<Hashed> {
     let size = view.size();
     progress.begin("hash", size);
     let hashed = Mutex::new(Hashed { tree, read_bytes: 0 });
@@ -103,7 +122,7 @@ fn hash(view: &View, tree: Tree, map: &Map<'_>, progress: &Progress) -> Result<H
         let mut extents = Vec::new();
         map(*stride, &mut extents)?;
         let Work { hash, zero } = work(&extents, *stride, size);
-        let leaves = hash_all(view, &hash, progress)?;
+        let leaves = hash_all(view, &hash, progress, losses)?;
         progress.moved(stride.bytes - hash.bytes());
         let mut hashed = hashed.lock();
         for (from, to) in zero {
@@ -131,7 +150,12 @@ fn stride_bytes(view: &View) -> Result<u64> {
 }
 
 /// Returns the hashes of the leaves in `ranges`, in no order.
-fn hash_all(view: &View, ranges: &RangeSet, progress: &Progress) -> Result<Vec<(u64, Digest)>> {
+fn hash_all(
+    view: &View,
+    ranges: &RangeSet,
+    progress: &Progress,
+    losses: Option<&Losses>,
+) -> Result<Vec<(u64, Digest)>> {
     let pieces: Vec<GuestRange> = ranges.iter().flat_map(|range| range.pieces(PIECE_BYTES)).collect();
     let hashed: Result<Vec<Vec<(u64, Digest)>>> = pieces
         .par_iter()
@@ -139,7 +163,12 @@ fn hash_all(view: &View, ranges: &RangeSet, progress: &Progress) -> Result<Vec<(
             || vec![0; index(PIECE_BYTES)],
             |buf, piece| {
                 progress.checkpoint()?;
-                let leaves = hash_piece(view, *piece, buf)?;
+                let leaves = match (hash_piece(view, *piece, buf), losses) {
+                    (Err(error), Some(losses)) if is_loss(&error) => {
+                        losses.hash_what_is_left(view, *piece, buf)?
+                    }
+                    (hashed, _) => hashed?,
+                };
                 progress.moved(piece.bytes);
                 Ok(leaves)
             },
@@ -188,11 +217,35 @@ fn is_refused(error: &Error) -> bool {
 /// `Policy` where a layer shows something else than its record or its child says; those below it are sealed
 /// then. `Interrupted` when asked to stop: what is sealed stays so.
 pub fn seal(ledger: &Ledger, layers: &[Layer], progress: &Progress) -> Result<Vec<Sealed>> {
+    seal_under(ledger, layers, Above::Nothing, progress)
+}
+
+/// The same, but the topmost layer has to show what its record promises, although no child of it is looked at: it
+/// is trusted again afterwards, with the epoch that it had.
+pub fn prove(ledger: &Ledger, layers: &[Layer], progress: &Progress) -> Result<Vec<Sealed>> {
+    seal_under(ledger, layers, Above::Somebody, progress)
+}
+
+/// What stands on a layer that is to be sealed.
+#[derive(Clone, Copy)]
+enum Above<'a> {
+    Nothing,
+    Child(&'a Layer),
+    /// Children that hold on to its epoch.
+    Somebody,
+}
+
+fn seal_under(
+    ledger: &Ledger,
+    layers: &[Layer],
+    above: Above<'_>,
+    progress: &Progress,
+) -> Result<Vec<Sealed>> {
     refuse_hopeless(ledger, layers)?;
     let mut done = Vec::with_capacity(layers.len());
-    let children = layers.iter().rev().skip(1).map(Some).chain([None]);
-    for (layer, child) in layers.iter().rev().zip(children) {
-        let sealed = begin(ledger, layer, child)
+    let children = layers.iter().rev().skip(1).map(Above::Child).chain([above]);
+    for (layer, above) in layers.iter().rev().zip(children) {
+        let sealed = begin(ledger, layer, above)
             .and_then(|before| seal_one(ledger, (layer, before), &done, progress))
             .map_err(|e| e.path(&layer.path))?;
         done.push(sealed);
@@ -227,12 +280,18 @@ impl Done<'_> {
 /// Makes sure that a layer has an epoch that a seal can be given for.
 ///
 /// One in doubt that no child stands on is as good as a head: it gets a new one.
-fn begin(ledger: &Ledger, layer: &Layer, child: Option<&Layer>) -> Result<Known> {
+fn begin(ledger: &Ledger, layer: &Layer, above: Above<'_>) -> Result<Known> {
     let image = layer.image.as_ref();
     let known = ledger.look(image)?;
-    let claim = child.map(|child| ledger.look(child.image.as_ref())).transpose()?.and_then(|c| c.layer.claim);
     let epoch = known.layer.frozen.map(|record| record.epoch);
-    let is_needed = epoch.is_some() && claim.is_some_and(|claim| Some(claim.parent_epoch) == epoch);
+    let is_needed = match above {
+        Above::Nothing => false,
+        Above::Somebody => epoch.is_some(),
+        Above::Child(child) => {
+            let claim = ledger.look(child.image.as_ref())?.layer.claim;
+            epoch.is_some() && claim.is_some_and(|claim| Some(claim.parent_epoch) == epoch)
+        }
+    };
     if is_needed { Ok(known) } else { ledger.freeze(image) }
 }
 

@@ -1,9 +1,11 @@
 //! `dchain check`: whether an image's metadata is sound, and repair.
 
 use crate::{
+    data::{Data, Span},
     failure::{Exit, Failure},
     options::{self, Reading},
     output::Answer,
+    progress::Watching,
 };
 use clap::{Args, ValueEnum};
 use deltachain::{
@@ -11,6 +13,8 @@ use deltachain::{
     chain::{Chain, Opening, check_layer, check_lineage, lineage},
     format::{Checked, Format, Repair},
     io::Access,
+    job::verify::{Changed, changed_below, verify},
+    store::Ledger,
 };
 use serde::Serialize;
 use std::{
@@ -25,11 +29,18 @@ pub struct Arguments {
     /// Mend what is wrong: leaks only, or all
     #[arg(long, value_enum, conflicts_with = "force_share")]
     repair: Option<What>,
-    /// Then, whether every layer stands on the parent that it was made on (if not: exit code 77)
+    /// Then, whether every layer stands on the parent that it was made on (if not: exit code 77, and what changed
+    /// underneath, where that is known)
     #[arg(long)]
     lineage: bool,
+    /// Then, read all that the disk shows, and compare it with the content ID of the layer, or of the nearest one
+    /// below that has one (exit code 1: cannot be read, 2: differs)
+    #[arg(long)]
+    data: bool,
     #[command(flatten)]
     reading: Reading,
+    #[command(flatten)]
+    watching: Watching,
     /// The image
     image: PathBuf,
 }
@@ -48,6 +59,19 @@ enum What {
 struct Report {
     filename: String,
     format: Format,
+    #[serde(flatten)]
+    metadata: Option<Metadata>,
+    /// Layers that must not be read on their parent, from the base up, if that was asked for.
+    lineage: Option<Vec<Refused>>,
+    data: Option<Data>,
+    /// Whether the data was not looked at, because the metadata does not lead to it.
+    #[serde(skip)]
+    is_data_skipped: bool,
+}
+
+/// What `qemu-img check` says, with its keys.
+#[derive(Debug, Serialize)]
+struct Metadata {
     check_errors: u64,
     image_end_offset: u64,
     corruptions: u64,
@@ -61,27 +85,88 @@ struct Report {
     findings: Vec<String>,
 }
 
+/// A layer that does not stand on what it was made on.
+#[derive(Debug, Serialize)]
+struct Refused {
+    filename: String,
+    parent: String,
+    why: String,
+    /// What reads differently below it now; null where nothing is known of what was there.
+    changed: Option<Vec<Span>>,
+    /// Those of them that the layers above hide.
+    hidden: Option<Vec<Span>>,
+}
+
 impl Arguments {
     /// Checks, mends what is asked, reports.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         let host = options::host();
+        let opening = self.reading.opening(&host)?;
+        let mut report = self.metadata(&opening)?;
+        let is_sound = matches!(report.metadata_exit(), Exit::Done | Exit::Leaks);
+        report.is_data_skipped = self.data && !is_sound;
+        let mut refused = None;
+        if is_sound && (self.lineage || self.data) {
+            let reading = Opening { access: self.reading.access(), ledger: None, ..opening };
+            let chain = Chain::open(&host, &self.image, &reading).map_err(failure)?;
+            let ledger = options::ledger(&host);
+            report.format = chain.head()?.format();
+            if self.lineage {
+                refused = self.lineage(&ledger, &chain, &mut report)?;
+            }
+            if self.data {
+                let verified = self.watching.run(|progress| verify(&ledger, &chain, progress))?;
+                report.data = Some(Data::from(&verified));
+            }
+        }
+        answer.print(&report, |out| report.write(out))?;
+        refused.map_or_else(|| Ok(report.exit()), Err)
+    }
+
+    /// Looks at the metadata; a format that has none is no obstacle to what else was asked for.
+    fn metadata(&self, opening: &Opening) -> Result<Report, Failure> {
         let repair = match self.repair {
             None => Repair::Nothing,
             Some(What::Leaks) => Repair::Leaks,
             Some(What::All) => Repair::All,
         };
-        let opening = self.reading.opening(&host)?;
         let access = if self.repair.is_some() { Access::Write } else { opening.access };
-        let opening = Opening { access, ..opening };
-        let (format, checked) = check_layer(&host, &self.image, &opening, repair).map_err(failure)?;
-        let report = Report::new(self.image.display().to_string(), format, checked);
-        answer.print(&report, |out| report.write(out))?;
-        if self.lineage && report.exit() == Exit::Done {
-            let reading = Opening { access: self.reading.access(), ledger: None, ..opening };
-            let chain = Chain::open(&host, &self.image, &reading).map_err(failure)?;
-            check_lineage(chain.layers(), &lineage(&options::ledger(&host), chain.layers())?)?;
+        let opening = Opening { access, ..opening.clone() };
+        let (format, metadata) = match check_layer(&options::host(), &self.image, &opening, repair) {
+            Ok((format, checked)) => (format, Some(Metadata::from(checked))),
+            Err(error) if error.kind() == ErrorKind::Unsupported && (self.lineage || self.data) => {
+                (Format::Raw, None)
+            }
+            Err(error) => return Err(failure(error)),
+        };
+        let filename = self.image.display().to_string();
+        Ok(Report { filename, format, metadata, lineage: None, data: None, is_data_skipped: false })
+    }
+
+    /// Looks at how each layer stands on its parent; returns the first refusal as a failure.
+    fn lineage(
+        &self,
+        ledger: &Ledger,
+        chain: &Chain,
+        report: &mut Report,
+    ) -> Result<Option<Failure>, Failure> {
+        let (layers, standings) = (chain.layers(), lineage(ledger, chain.layers())?);
+        let mut all = Vec::new();
+        for (depth, (pair, standing)) in layers.windows(2).zip(&standings).enumerate().rev() {
+            let ([layer, parent], Some(refusal)) = (pair, standing.refusal()) else { continue };
+            let look = |id| self.watching.run(|progress| changed_below(ledger, chain, depth, &id, progress));
+            let changed = refusal.wanted.map(look).transpose()?.flatten();
+            let spans = |of: fn(&Changed) -> &Vec<_>| changed.as_ref().map(|c| of(c).iter().map(Span::from));
+            all.push(Refused {
+                filename: layer.path.display().to_string(),
+                parent: parent.path.display().to_string(),
+                why: refusal.error(&layer.path, &parent.path).to_string(),
+                changed: spans(|changed| &changed.leaves).map(Iterator::collect),
+                hidden: spans(|changed| &changed.hidden).map(Iterator::collect),
+            });
         }
-        Ok(report.exit())
+        report.lineage = Some(all);
+        Ok(check_lineage(layers, &standings).err().map(Failure::from))
     }
 }
 
@@ -97,11 +182,9 @@ fn failure(error: Error) -> Failure {
     }
 }
 
-impl Report {
-    fn new(filename: String, format: Format, checked: Checked) -> Self {
+impl From<Checked> for Metadata {
+    fn from(checked: Checked) -> Self {
         Self {
-            filename,
-            format,
             check_errors: checked.errors,
             image_end_offset: checked.end.bytes(),
             corruptions: checked.corruptions,
@@ -115,7 +198,50 @@ impl Report {
             findings: checked.findings,
         }
     }
+}
 
+impl Report {
+    fn metadata_exit(&self) -> Exit {
+        self.metadata.as_ref().map_or(Exit::Done, Metadata::exit)
+    }
+
+    fn exit(&self) -> Exit {
+        let data = self.data.as_ref();
+        match self.metadata_exit() {
+            Exit::Done | Exit::Leaks if data.is_some_and(Data::is_broken) => Exit::Corruptions,
+            Exit::Done | Exit::Leaks if data.is_some_and(Data::has_unread) => Exit::Failed,
+            metadata => metadata,
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        self.metadata.iter().try_for_each(|metadata| metadata.write(out))?;
+        for refused in self.lineage.iter().flatten() {
+            refused.write(out)?;
+        }
+        if self.is_data_skipped {
+            writeln!(out, "data: not looked at, because the metadata does not lead to it")?;
+        }
+        let mut lines = self.data.iter().flat_map(Data::lines);
+        lines.try_for_each(|line| writeln!(out, "{line}"))
+    }
+}
+
+impl Refused {
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let (Some(changed), Some(hidden)) = (&self.changed, &self.hidden) else {
+            return writeln!(out, "lineage: what changed below {} is not known", self.filename);
+        };
+        for (spans, how) in [(changed, "changed"), (hidden, "of that, hidden by the layers above")] {
+            for span in spans {
+                writeln!(out, "lineage: below {}, {how}: {span}", self.filename)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Metadata {
     const fn exit(&self) -> Exit {
         match (self.check_errors, self.corruptions, self.leaks) {
             (1.., _, _) => Exit::Failed,

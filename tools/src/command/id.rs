@@ -1,6 +1,7 @@
 //! `dchain id`: content IDs of layers.
 
 use crate::{
+    data::Data,
     failure::{Exit, Failure},
     options::{self, Reading, Source},
     output::Answer,
@@ -12,7 +13,10 @@ use deltachain::{
     chain::Chain,
     content::ContentId,
     io::Access,
-    job::seal::{self, How, Sealed},
+    job::{
+        seal::{self, How, Sealed},
+        verify::verify,
+    },
     store::Trust,
 };
 use serde::Serialize;
@@ -175,11 +179,11 @@ impl Seal {
 
 /// What an image shows, and what it says that it shows.
 #[derive(Serialize)]
-struct Verified {
+struct Shows {
     filename: String,
-    id: ContentId,
     recorded: Option<ContentId>,
-    matches: Option<bool>,
+    #[serde(flatten)]
+    data: Data,
 }
 
 impl Verify {
@@ -188,17 +192,29 @@ impl Verify {
         let mut opening = self.reading.opening(&host)?;
         let ledger = opening.ledger.take().unwrap_or_else(|| options::ledger(&host));
         let chain = Chain::open(&host, &self.image, &opening)?;
-        let layer = chain.head()?;
-        let recorded = ledger.look(layer.image.as_ref())?.layer.frozen.and_then(|r| r.sealed);
-        let hashed = self.watching.run(|progress| seal::full_tree(&chain.view(0), progress))?;
-        let id = hashed.tree.id();
-        let matches = recorded.map(|recorded| recorded == id);
-        let done = Verified { filename: layer.path.display().to_string(), id, recorded, matches };
-        answer.print(&done, |out| match (recorded, matches) {
-            (Some(_), Some(true)) => writeln!(out, "{}: shows {id}, as recorded", done.filename),
-            (Some(recorded), _) => writeln!(out, "{}: shows {id}, the record says {recorded}", done.filename),
-            (None, _) => writeln!(out, "{}: shows {id}; nothing is recorded", done.filename),
+        let verified = self.watching.run(|progress| verify(&ledger, &chain, progress))?;
+        let recorded = verified.promise.as_ref().filter(|promise| promise.is_own).map(|promise| promise.id);
+        let filename = chain.head()?.path.display().to_string();
+        let done = Shows { filename, recorded, data: Data::from(&verified) };
+        answer.print(&done, |out| {
+            match (verified.shown, recorded) {
+                (Some(id), Some(wanted)) if id == wanted => {
+                    return writeln!(out, "{}: shows {id}, as recorded", done.filename);
+                }
+                (Some(id), Some(wanted)) => {
+                    writeln!(out, "{}: shows {id}, the record says {wanted}", done.filename)?;
+                }
+                (Some(id), None) => {
+                    return writeln!(out, "{}: shows {id}; nothing is recorded", done.filename);
+                }
+                (None, _) => writeln!(out, "{}: cannot be read as a whole", done.filename)?,
+            }
+            done.data.lines().iter().try_for_each(|line| writeln!(out, "{line}"))
         })?;
-        Ok(if matches == Some(false) { Exit::Refused } else { Exit::Done })
+        Ok(match (verified.shown, recorded) {
+            (None, _) => Exit::Failed,
+            (Some(id), Some(wanted)) if id != wanted => Exit::Refused,
+            _ => Exit::Done,
+        })
     }
 }

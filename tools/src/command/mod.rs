@@ -17,6 +17,7 @@ pub mod map;
 pub mod measure;
 pub mod rebase;
 pub mod relink;
+pub mod repair;
 pub mod resize;
 pub mod revert;
 pub mod snapshot;

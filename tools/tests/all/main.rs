@@ -26,6 +26,8 @@ mod oracles;
 mod qcow2_create;
 mod qcow2_foreign;
 mod relink;
+mod repair;
 mod reshape;
 mod superset;
+mod verify;
 mod walk;
