@@ -5,7 +5,9 @@ use crate::{
     base::{Error, Result},
     content::ContentId,
     format::{self, Image},
-    store::{Child, Claim, Differs, Doubt, FoldMode, Known, Ledger, Lineage, Refusal, Trust, accept},
+    store::{
+        Child, Claim, Differs, Doubt, FoldMode, Journal, Known, Ledger, Lineage, Refusal, Trust, accept,
+    },
 };
 
 use std::path::Path;
@@ -136,20 +138,27 @@ pub(super) fn refuse_half_folded(ledger: &Ledger, head: &Layer) -> Result<()> {
     if !is_target || journal.is_at(top, &head.path)? {
         return Ok(());
     }
-    // A top that is gone or retired has given way: the target is the result, and whole.
-    if journal.top()?.map_or(Ok(true), |file| format::is_retired(file.as_ref()))? {
+    // A top that has gone or was retired has given way, if that was to be: the target is the result, and whole.
+    let may_go = fold.mode == FoldMode::TargetName && journal.position().is_ready;
+    if may_go && journal.top()?.map_or(Ok(true), |file| format::is_retired(file.as_ref()))? {
         return Ok(());
     }
-    let top = journal.place(top);
-    let what = format!("a consolidation of {} into it was cut off: end that first", top.display());
-    Err(Error::busy(what).subject(top).path(&head.path))
+    Err(cut_off(&journal, "a consolidation of TOP into it").path(&head.path))
 }
 
 /// Refuses to reshape around an image that a consolidation which was cut off names: the layers below may be half
 /// changed, and the job could not go on.
 pub fn refuse_cut_off(ledger: &Ledger, image: &Path) -> Result<()> {
     let Some(journal) = ledger.journal_of_layer(image)? else { return Ok(()) };
+    Err(cut_off(&journal, "a consolidation of TOP").path(image))
+}
+
+/// Says that the job of a journal was cut off, and how it is ended.
+fn cut_off(journal: &Journal, what: &str) -> Error {
     let top = journal.fold().layers.first().map(|top| journal.place(top)).unwrap_or_default();
-    let what = format!("a consolidation of {} was cut off: end it first", top.display());
-    Err(Error::busy(what).subject(top).path(image))
+    let what = what.replace("TOP", &top.display().to_string());
+    let (name, file) = (top.display(), journal.path().display());
+    let ends =
+        format!("`dchain consolidate {name}` ends it, `dchain consolidate --abandon {file}` gives it up");
+    Error::busy(format!("{what} was cut off: {ends}")).subject(top)
 }

@@ -10,30 +10,25 @@
 //! While it stands it binds the child's recorded parent epoch to the target's new one ([`Journal::binds`]), so
 //! that the chain opens. It lives here and not with the job, since the chain asks it.
 
+mod plan;
+
+pub use plan::{Fold, FoldMode, Held, HeldState, Removed};
+
 use super::{Draft, Epoch, Publish};
 use crate::{
-    base::{Error, ErrorKind, GuestOffset, HostOffset, Result, units::index},
-    io::{Access, File, Host, Witness},
+    base::{Error, ErrorKind, GuestOffset, HostOffset, Result},
+    io::{Access, File, Host},
     record,
 };
 use std::{
-    ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 const SLOT_MAGIC: [u8; 8] = *b"dchnmark";
-const PLAN_MAGIC: [u8; 8] = *b"dchnfold";
-const VERSION: u32 = 2;
 const SLOTS: [HostOffset; 2] = [HostOffset::new(0), HostOffset::new(4096)];
 const PLAN_AT: HostOffset = HostOffset::new(8192);
-
-/// No journal is longer: 1,024 layers, and as many files to remove, with names of 4,096 bytes fit.
-const BYTES_MAX: u64 = 16 << 20;
-
-/// Longest chain that a journal describes.
-const LAYERS_MAX: u32 = 1024;
 
 record! {
     /// One of the two places that tell how far the job is.
@@ -47,147 +42,6 @@ record! {
         /// CRC32C of the bytes before it.
         44 => checksum: u32,
     }
-}
-
-record! {
-    /// What stays the same while the job runs; the names follow, then a CRC32C of all.
-    struct Plan: LittleEndian, 240 bytes {
-        0 => magic: bytes 8,
-        8 => version: u32,
-        12 => mode: u32,
-        16 => job: bytes 16,
-        /// Zero if the target had no record.
-        32 => old_epoch: bytes 16,
-        48 => new_epoch: bytes 16,
-        64 => head_file_system: bytes 16,
-        80 => head_inode: u64,
-        88 => head_bytes: u64,
-        96 => head_modified_ns: bytes 16,
-        112 => head_boot: bytes 16,
-        /// Zero if the head had no record.
-        128 => head_epoch: bytes 16,
-        144 => list_digest: bytes 32,
-        /// Zero unless the whole view was hashed before.
-        176 => view_id: bytes 32,
-        208 => size: u64,
-        216 => list_bytes: u64,
-        /// Layers of the run and the target. Names: theirs, the result's, its format's, the draft's; for each of
-        /// the removed files its name and a [`FileMark`]; for each of the target's
-        /// bitmaps a letter, the granularity as a power of two, and its name.
-        224 => layers: u32,
-        228 => names_bytes: u32,
-        232 => removed: u32,
-        236 => reserved: u32,
-    }
-}
-
-record! {
-    /// Which file a name stood for: a name alone could be another file's by now.
-    struct FileMark: LittleEndian, 48 bytes {
-        0 => file_system: bytes 16,
-        16 => inode: u64,
-        24 => bytes: u64,
-        32 => modified_ns: bytes 16,
-    }
-}
-
-/// A file that goes once the record is durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed {
-    /// Its name, relative to TOP's folder.
-    pub name: PathBuf,
-    /// What it looked like from outside when the job was bound (its boot is not kept).
-    pub file: Witness,
-}
-
-/// A bitmap of the target's own, as it was before the job.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Its name.
-    pub name: String,
-    /// Guest bytes that one bit stands for.
-    pub granularity_bytes: u64,
-    /// What it did.
-    pub state: HeldState,
-}
-
-/// What a bitmap of the target's own did before the job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeldState {
-    /// It recorded writes.
-    Records,
-    /// It stood still.
-    Still,
-    /// Its bits were not to be trusted.
-    Stale,
-}
-
-impl HeldState {
-    const ALL: [(Self, u8); 3] = [(Self::Records, b'r'), (Self::Still, b's'), (Self::Stale, b'x')];
-}
-
-/// How a consolidation's record is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FoldMode {
-    /// The target is renamed over TOP's name.
-    TopName,
-    /// The target keeps its name; TOP is retired and removed.
-    TargetName,
-    /// TOP stays as an empty delta over the target, which has another format.
-    EmptyTop,
-    /// The result is a new image; nothing is removed.
-    NewImage,
-}
-
-impl FoldMode {
-    const ALL: [(Self, u32); 4] =
-        [(Self::TopName, 1), (Self::TargetName, 2), (Self::EmptyTop, 3), (Self::NewImage, 4)];
-
-    fn number(self) -> u32 {
-        Self::ALL.iter().find(|(mode, _)| *mode == self).map_or(0, |(_, number)| *number)
-    }
-
-    fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.iter().find(|(_, n)| *n == number).map(|(mode, _)| *mode)
-    }
-}
-
-/// What a consolidation is, as its journal tells it. Names are relative to TOP's folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fold {
-    /// The job's own number.
-    pub job: u128,
-    /// How the record is made.
-    pub mode: FoldMode,
-    /// The target's epoch before the job; `None` if it had no record.
-    pub old_epoch: Option<Epoch>,
-    /// The target's epoch since.
-    pub new_epoch: Epoch,
-    /// What TOP looked like from outside when the list was made.
-    pub head: Witness,
-    /// TOP's own epoch then, if it had a record.
-    pub head_epoch: Option<Epoch>,
-    /// Digest of the work list.
-    pub list_digest: [u8; 32],
-    /// Listed bytes.
-    pub list_bytes: u64,
-    /// Content ID of TOP's view before, if it was asked for.
-    pub view_id: Option<[u8; 32]>,
-    /// Size of TOP's view in bytes.
-    pub size: u64,
-    /// The run, TOP first, then the target (a new image: the draft).
-    pub layers: Vec<PathBuf>,
-    /// The name that opens the result.
-    pub result: PathBuf,
-    /// The result's format.
-    pub format: String,
-    /// The file that gets the result's name, if it is not the target.
-    pub draft: Option<PathBuf>,
-    /// Files that go once the record is durable.
-    pub removed: Vec<Removed>,
-    /// The target's bitmaps before the job.
-    pub bitmaps: Vec<Held>,
 }
 
 /// How far a consolidation is, as its journal tells it.
@@ -223,52 +77,104 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 impl Journal {
-    /// Writes the journal of a job on `top`, durably, in place of one that is there.
+    /// Writes the journal of a job on `top`, durably.
     pub fn create(host: &Arc<dyn Host>, top: &Path, fold: Fold) -> Result<Self> {
-        let path = path_of(top);
+        let mut path = path_of(top);
         let folder = folder_of(&path);
         if host.kind(folder)?.is_none() {
             host.make_folder(folder)?;
             host.sync_folder(folder_of(folder))?;
         }
-        let position = Position { mark: GuestOffset::new(0), is_ready: false };
+        if host.kind(&path)?.is_some() {
+            // That of a disk which was called so, and was given another name while its job stands.
+            path = path.with_extension(format!("{:016x}.journal", fold.job >> 64));
+        }
+        Self::write(host, path, fold, Position { mark: GuestOffset::new(0), is_ready: false })
+    }
+
+    /// Starts the job over, durably, in one step: `fold` stands in place of what this journal says.
+    pub fn restart(self, fold: Fold) -> Result<Self> {
+        let Self { host, path, file, .. } = self;
+        let begun = Self::write(&host, path, fold, Position { mark: GuestOffset::new(0), is_ready: false });
+        // Held until now: nobody else may go on with either.
+        drop(file);
+        begun
+    }
+
+    fn write(host: &Arc<dyn Host>, path: PathBuf, fold: Fold, position: Position) -> Result<Self> {
         let draft = Draft::new(host, &path)?;
         let file = draft.file();
         let journal = Self { host: Arc::clone(host), path, file, fold, position, sequence: 0 };
-        journal.file.write_at(PLAN_AT, &encode(&journal.fold)?)?;
+        journal.file.write_at(PLAN_AT, &plan::encode(&journal.fold)?)?;
         journal.write_slot()?;
         draft.publish(&journal.path, Publish::Replace)?;
         Ok(journal)
     }
 
-    /// Opens the journal of a job on `top` to look at it; `None` if there is none.
+    /// Opens the journal of a job on `top` to look at it; `None` if there is none. A disk that was given another
+    /// name in its folder since is known by its file.
     ///
     /// `Corrupt`, with the field, for one that cannot be relied on.
     pub fn find(host: &Arc<dyn Host>, top: &Path) -> Result<Option<Self>> {
-        Self::open(host, top, Access::ReadShared)
+        let is_tops = |journal: &Self| journal.fold.layers.first().map(|n| n.as_os_str()) == top.file_name();
+        let named = Self::open_at(host, path_of(top), Access::ReadShared)?;
+        if let Some(journal) = named.filter(is_tops) {
+            return Ok(if journal.is_disk_elsewhere(top)? { None } else { Some(journal) });
+        }
+        let mut others = Self::all(host, folder_of(top))?.into_iter().filter_map(|(_, found)| found.ok());
+        Ok(others.find_map(|found| {
+            let found = found.adopt(top).ok()?;
+            Some(found).filter(is_tops)
+        }))
     }
 
-    /// Opens the journal of a job on `top` to go on with it; `Busy` while another process does.
+    /// Opens the journal of a job on `top` to go on with it, under the name that the disk has now; `Busy` while
+    /// another process does.
     pub fn resume(host: &Arc<dyn Host>, top: &Path) -> Result<Option<Self>> {
-        Self::open(host, top, Access::Write)
+        let Some(found) = Self::find(host, top)? else { return Ok(None) };
+        let Some(journal) = Self::open_at(host, found.path, Access::Write)? else { return Ok(None) };
+        let then = journal.fold.clone();
+        let journal = journal.adopt(top)?;
+        if journal.fold == then {
+            return Ok(Some(journal));
+        }
+        let Self { host, path, file, fold, position, .. } = journal;
+        let renamed = Self::write(&host, path, fold, position)?;
+        drop(file);
+        Ok(Some(renamed))
+    }
+
+    /// Opens the journal that is the file at `path` itself, to end it; `NotFound` if there is none.
+    pub fn open_file(host: &Arc<dyn Host>, path: &Path, access: Access) -> Result<Self> {
+        let journal = Self::open_at(host, path.to_path_buf(), access)?;
+        journal.ok_or_else(|| Error::new(ErrorKind::NotFound, "is not there").path(path))
+    }
+
+    /// Returns whether a path is that of a journal, by its name.
+    pub fn is_name(path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("consolidate-") && name.ends_with(".journal")
+    }
+
+    /// Returns the journals of all jobs on disks in `folder`, each with its path, or why it cannot be relied on.
+    pub fn all(host: &Arc<dyn Host>, folder: &Path) -> Result<Vec<(PathBuf, Result<Self>)>> {
+        let entries = match host.list(&folder.join(super::FOLDER)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.into_iter().map(|entry| entry.path).filter(|path| Self::is_name(path));
+        let open = |path: PathBuf| {
+            let opened = Self::open_at(host, path.clone(), Access::ReadShared).transpose();
+            opened.map(|opened| (path, opened))
+        };
+        Ok(names.filter_map(open).collect())
     }
 
     /// Returns the journal of a job that was cut off and that names the image at `image` (a path without links),
     /// as its top or as a layer below it; `None` if there is none in the image's folder.
     pub fn of_layer(host: &Arc<dyn Host>, image: &Path) -> Result<Option<Self>> {
-        let folder = folder_of(image).join(super::FOLDER);
-        let entries = match host.list(&folder) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            entries => entries?,
-        };
-        for entry in entries {
-            let name = entry.path.file_name().unwrap_or_default().to_string_lossy();
-            if !(name.starts_with("consolidate-") && name.ends_with(".journal")) {
-                continue;
-            }
-            let Some(journal) = Self::open_at(host, entry.path.clone(), Access::ReadShared)? else {
-                continue;
-            };
+        for (_, journal) in Self::all(host, folder_of(image))? {
+            let journal = journal?.adopt(image)?;
             for layer in &journal.fold.layers {
                 if journal.is_at(layer, image)? {
                     return Ok(Some(journal));
@@ -278,8 +184,19 @@ impl Journal {
         Ok(None)
     }
 
-    fn open(host: &Arc<dyn Host>, top: &Path, access: Access) -> Result<Option<Self>> {
-        Self::open_at(host, path_of(top), access)
+    /// Takes note of the name that the job's disk was given since: nothing has the old one, `image` is its file.
+    fn adopt(mut self, image: &Path) -> Result<Self> {
+        let Some(old) = self.fold.layers.first().cloned() else { return Ok(self) };
+        let new = PathBuf::from(image.file_name().unwrap_or_default());
+        let place = self.place(&old);
+        let is_moved = old != new
+            && self.host.kind(image)?.is_some()
+            && self.host.witness(image)?.same_file(&self.fold.head)
+            && (self.host.kind(&place)?.is_none() || self.is_disk_elsewhere(&place)?);
+        let Fold { layers, result, removed, .. } = &mut self.fold;
+        let names = layers.iter_mut().chain([result]).chain(removed.iter_mut().map(|gone| &mut gone.name));
+        names.filter(|name| is_moved && **name == old).for_each(|name| name.clone_from(&new));
+        Ok(self)
     }
 
     fn open_at(host: &Arc<dyn Host>, path: PathBuf, access: Access) -> Result<Option<Self>> {
@@ -287,7 +204,7 @@ impl Journal {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
-        let fold = read_plan(file.as_ref()).map_err(|e| e.path(&path))?;
+        let fold = plan::read(file.as_ref()).map_err(|e| e.path(&path))?;
         let (position, sequence) = read_slots(file.as_ref(), fold.job).map_err(|e| e.path(&path))?;
         Ok(Some(Self { host: Arc::clone(host), path, file, fold, position, sequence }))
     }
@@ -354,6 +271,29 @@ impl Journal {
         Ok(self.host.kind(&place)?.is_some() && self.host.canonical(&place)? == self.host.canonical(path)?)
     }
 
+    /// Returns the name that the run's top has in its folder now; `None` if it is not there any more.
+    pub fn find_top(&self) -> Result<Option<PathBuf>> {
+        let Some(top) = self.fold.layers.first().map(|top| self.place(top)) else { return Ok(None) };
+        if self.host.kind(&top)?.is_some() && !self.is_disk_elsewhere(&top)? {
+            return Ok(Some(top));
+        }
+        self.find_head(folder_of(&top))
+    }
+
+    fn find_head(&self, folder: &Path) -> Result<Option<PathBuf>> {
+        let mut entries = self.host.list(folder)?.into_iter().map(|entry| entry.path);
+        let is_head = |path: &PathBuf| self.host.witness(path).is_ok_and(|w| w.same_file(&self.fold.head));
+        Ok(entries.find(is_head))
+    }
+
+    /// Returns whether `top` is another file than the job's disk, which has another name by now. Once the record
+    /// may have landed the disk is another file by rights, and what was its inode may be anybody's.
+    fn is_disk_elsewhere(&self, top: &Path) -> Result<bool> {
+        let is_other = |top: &Path| Ok(!self.host.witness(top)?.same_file(&self.fold.head));
+        let is_other = !self.position.is_ready && self.host.kind(top)?.is_some() && is_other(top)?;
+        Ok(is_other && self.find_head(folder_of(top))?.is_some())
+    }
+
     fn write_slot(&self) -> Result<()> {
         let mut slot = Slot {
             magic: SLOT_MAGIC,
@@ -393,163 +333,5 @@ fn read_slots(file: &dyn File, job: u128) -> Result<(Position, u64)> {
     let position = Position { mark: GuestOffset::new(slot.mark), is_ready: slot.phase == 1 };
     Ok((position, slot.sequence))
 }
-
-fn encode(fold: &Fold) -> Result<Vec<u8>> {
-    let mut names = Vec::new();
-    let draft = fold.draft.as_deref().unwrap_or(Path::new("")).as_os_str().as_bytes();
-    let layers = fold.layers.iter().map(|name| name.as_os_str().as_bytes().to_vec());
-    let result = [fold.result.as_os_str().as_bytes(), fold.format.as_bytes(), draft].map(<[u8]>::to_vec);
-    let mark = |file: &Witness| FileMark {
-        file_system: file.file_system.to_le_bytes(),
-        inode: file.inode,
-        bytes: file.bytes,
-        modified_ns: file.modified_ns.to_le_bytes(),
-    };
-    let removed = fold
-        .removed
-        .iter()
-        .flat_map(|gone| [gone.name.as_os_str().as_bytes().to_vec(), mark(&gone.file).to_bytes().to_vec()]);
-    let letter = |held: &Held| HeldState::ALL.iter().find(|(s, _)| *s == held.state).map_or(0, |(_, l)| *l);
-    let shift = |held: &Held| held.granularity_bytes.trailing_zeros().to_le_bytes()[0];
-    let bitmaps = fold.bitmaps.iter().map(|h| [&[letter(h), shift(h)], h.name.as_bytes()].concat());
-    for bytes in layers.chain(result).chain(removed).chain(bitmaps) {
-        let length = u16::try_from(bytes.len()).map_err(|_| Error::invalid("a name of 64 KiB or more"))?;
-        names.extend_from_slice(&length.to_le_bytes());
-        names.extend_from_slice(&bytes);
-    }
-    let layers = u32::try_from(fold.layers.len()).ok().filter(|n| *n <= LAYERS_MAX);
-    let epoch = |e: Option<Epoch>| e.map_or([0; 16], Epoch::to_bytes);
-    let plan = Plan {
-        magic: PLAN_MAGIC,
-        version: VERSION,
-        mode: fold.mode.number(),
-        job: fold.job.to_le_bytes(),
-        old_epoch: epoch(fold.old_epoch),
-        new_epoch: epoch(Some(fold.new_epoch)),
-        head_file_system: fold.head.file_system.to_le_bytes(),
-        head_inode: fold.head.inode,
-        head_bytes: fold.head.bytes,
-        head_modified_ns: fold.head.modified_ns.to_le_bytes(),
-        head_boot: fold.head.boot.to_le_bytes(),
-        head_epoch: epoch(fold.head_epoch),
-        list_digest: fold.list_digest,
-        view_id: fold.view_id.unwrap_or_default(),
-        size: fold.size,
-        list_bytes: fold.list_bytes,
-        layers: layers.ok_or_else(|| Error::unsupported("a run of more than 1024 layers"))?,
-        names_bytes: u32::try_from(names.len()).map_err(|_| Error::invalid("names of 4 GiB or more"))?,
-        removed: u32::try_from(fold.removed.len()).unwrap_or(u32::MAX),
-        reserved: 0,
-    };
-    let mut bytes = plan.to_bytes().to_vec();
-    bytes.append(&mut names);
-    let checksum = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&checksum.to_le_bytes());
-    Ok(bytes)
-}
-
-fn read_plan(file: &dyn File) -> Result<Fold> {
-    let bytes = file.bytes()?;
-    if bytes > BYTES_MAX {
-        return Err(Error::corrupt(format!("a journal of {bytes} bytes, more than any has")));
-    }
-    let mut all = vec![0; index(bytes.saturating_sub(PLAN_AT.bytes()))];
-    file.read_at(PLAN_AT, &mut all)?;
-    let cut = || Error::corrupt(format!("the plan at {PLAN_AT:#x} passes the file's end ({bytes:#x})"));
-    let plan = Plan::parse_start(&all).ok_or_else(cut)?;
-    if plan.magic != PLAN_MAGIC {
-        return Err(Error::corrupt(format!("no plan at {PLAN_AT:#x}: wrong magic")));
-    }
-    if plan.version != VERSION {
-        return Err(Error::unsupported(format!(
-            "journal version {}; this build knows {VERSION}",
-            plan.version
-        )));
-    }
-    let end = Plan::SIZE + index(u64::from(plan.names_bytes));
-    let (body, rest) = all.split_at_checked(end).ok_or_else(cut)?;
-    let checksum = rest.first_chunk().map(|b| u32::from_le_bytes(*b)).ok_or_else(cut)?;
-    if checksum != crc32c::crc32c(body) {
-        return Err(Error::corrupt(format!(
-            "the plan's checksum at {:#x} is wrong",
-            PLAN_AT.plus(end as u64)
-        )));
-    }
-    decode(&plan, &read_names(body.get(Plan::SIZE..).unwrap_or_default())?)
-}
-
-fn read_names(mut bytes: &[u8]) -> Result<Vec<&[u8]>> {
-    let mut names = Vec::new();
-    while !bytes.is_empty() {
-        let cut = || Error::corrupt(format!("name {} of the plan passes its end", names.len()));
-        let (length, rest) = bytes.split_first_chunk().ok_or_else(cut)?;
-        let (name, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length))).ok_or_else(cut)?;
-        names.push(name);
-        bytes = rest;
-    }
-    Ok(names)
-}
-
-fn path(bytes: &[u8]) -> PathBuf {
-    PathBuf::from(OsStr::from_bytes(bytes))
-}
-
-fn decode(plan: &Plan, names: &[&[u8]]) -> Result<Fold> {
-    let epoch = |bytes| Some(bytes).filter(|b| *b != [0; 16]).map(Epoch::from_bytes);
-    let layers = plan.layers.min(LAYERS_MAX);
-    let few = || Error::corrupt(format!("the plan has {} names for {layers} layers", names.len()));
-    let (layers, rest) = names.split_at_checked(index(u64::from(layers))).ok_or_else(few)?;
-    let ([result, format, draft], rest) = rest.split_first_chunk().ok_or_else(few)?;
-    let (removed, bitmaps) = rest.split_at_checked(index(u64::from(plan.removed) * 2)).ok_or_else(few)?;
-    Ok(Fold {
-        job: u128::from_le_bytes(plan.job),
-        mode: FoldMode::from_number(plan.mode)
-            .ok_or_else(|| Error::corrupt(format!("the plan's mode is {}, which is none", plan.mode)))?,
-        old_epoch: epoch(plan.old_epoch),
-        new_epoch: Epoch::from_bytes(plan.new_epoch),
-        head: Witness {
-            file_system: u128::from_le_bytes(plan.head_file_system),
-            inode: plan.head_inode,
-            bytes: plan.head_bytes,
-            modified_ns: i128::from_le_bytes(plan.head_modified_ns),
-            boot: u128::from_le_bytes(plan.head_boot),
-        },
-        head_epoch: epoch(plan.head_epoch),
-        list_digest: plan.list_digest,
-        list_bytes: plan.list_bytes,
-        view_id: Some(plan.view_id).filter(|id| *id != [0; 32]),
-        size: plan.size,
-        layers: layers.iter().map(|name| path(name)).collect(),
-        result: path(result),
-        format: String::from_utf8_lossy(format).into_owned(),
-        draft: Some(path(draft)).filter(|name| !name.as_os_str().is_empty()),
-        removed: removed.chunks(2).map(decode_removed).collect::<Result<_>>()?,
-        bitmaps: bitmaps.iter().map(|bytes| decode_held(bytes)).collect::<Result<_>>()?,
-    })
-}
-
-fn decode_removed(pair: &[&[u8]]) -> Result<Removed> {
-    let [name, mark] = pair else { return Err(Error::corrupt("a removed file without its mark")) };
-    let mark = FileMark::parse_start(mark).filter(|_| mark.len() == FileMark::SIZE);
-    let mark = mark.ok_or_else(|| Error::corrupt("a removed file's mark has another length"))?;
-    let file = Witness {
-        file_system: u128::from_le_bytes(mark.file_system),
-        inode: mark.inode,
-        bytes: mark.bytes,
-        modified_ns: i128::from_le_bytes(mark.modified_ns),
-        boot: 0,
-    };
-    Ok(Removed { name: path(name), file })
-}
-
-fn decode_held(bytes: &[u8]) -> Result<Held> {
-    let wrong = || Error::corrupt("a bitmap of the plan has no state, or no granularity, that is known");
-    let ([letter, shift], name) = bytes.split_first_chunk().ok_or_else(wrong)?;
-    let state = HeldState::ALL.iter().find(|(_, l)| l == letter).map(|(state, _)| *state);
-    let granularity_bytes = 1_u64.checked_shl((*shift).into()).ok_or_else(wrong)?;
-    let name = String::from_utf8_lossy(name).into_owned();
-    Ok(Held { name, granularity_bytes, state: state.ok_or_else(wrong)? })
-}
-
 #[cfg(test)]
 mod tests;

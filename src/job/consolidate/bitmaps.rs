@@ -44,6 +44,29 @@ pub(super) fn hold(target: &dyn Image) -> Result<()> {
     edits.try_for_each(|edit| target.edit_bitmap(&edit))
 }
 
+/// Gives the bitmaps of a target that a job leaves as it is back what they did; one that a change of size has
+/// spoilt calls everything dirty.
+pub(super) fn release(target: &dyn Image, held: &[Held]) -> Result<()> {
+    for bitmap in target.details()?.bitmaps {
+        let name = || bitmap.name.clone();
+        let before = held.iter().find(|held| held.name == bitmap.name);
+        let is_auto = before.is_some_and(|held| held.state == HeldState::Records);
+        let edit = match before.map(|held| held.state) {
+            // The job had merged it already: the layer that it came from still has it.
+            None => BitmapEdit::Remove { name: name() },
+            Some(HeldState::Stale) => continue,
+            Some(_) if bitmap.is_in_use => {
+                let mut bits = Bits::new(target.size(), bitmap.granularity_bytes);
+                bits.mark(GuestOffset::new(0).range(target.size()));
+                BitmapEdit::Put { name: name(), bits, is_auto }
+            }
+            Some(_) => BitmapEdit::Record { name: name(), is_auto },
+        };
+        target.edit_bitmap(&edit)?;
+    }
+    Ok(())
+}
+
 /// What the run and the target say about one name.
 #[derive(Clone, Debug)]
 struct Named {

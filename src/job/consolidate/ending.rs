@@ -5,9 +5,9 @@
 use super::plan::folder_of;
 use crate::{
     base::{Error, ErrorKind, Result},
-    chain::{Family, Member, Opening, open_layer, relative_name},
+    chain::{Family, Layer, Member, Opening, open_layer, relative_name},
     format::{self, Format, Image, ParentName},
-    io::{Access, Host},
+    io::{Access, File, Host, Witness},
     store::{Claim, FoldMode, Journal, Ledger},
 };
 use std::{
@@ -23,6 +23,13 @@ pub(super) struct Ending {
     pub(super) host: Arc<dyn Host>,
     pub(super) ledger: Ledger,
     pub(super) opening: Opening,
+}
+
+/// Whether it is the file of that witness, and nobody changed it since but the job, which retires a head.
+fn is_still(then: &Witness, file: &dyn File) -> Result<bool> {
+    let now = file.witness()?;
+    let is_untouched = (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns);
+    Ok(then.same_file(&now) && (is_untouched || format::is_retired(file)?))
 }
 
 fn is_retired(host: &dyn Host, path: &Path) -> Result<bool> {
@@ -86,13 +93,16 @@ impl Ending {
             let name = relative_name(folder_of(&layer.path), Path::new(OsStr::from_bytes(&parent.name)));
             self.name_parent(layer.image.as_ref(), name.as_os_str().as_bytes())?;
         }
-        let folder = folder_of(&layer.path).to_path_buf();
-        let family = Family::scan(self.host.as_ref(), &[folder])?;
-        let has_children = family.children_of(&self.host.witness(&layer.path)?).next().is_some();
+        let has_children = self.has_children(&layer)?;
         match journal.fold().head_epoch.filter(|_| has_children) {
             Some(epoch) => self.ledger.thaw(layer.image.as_ref(), epoch).map(drop),
             None => self.ledger.release(layer.image.as_ref()).map(drop),
         }
+    }
+
+    pub(super) fn has_children(&self, layer: &Layer) -> Result<bool> {
+        let family = Family::scan(self.host.as_ref(), &[folder_of(&layer.path).to_path_buf()])?;
+        Ok(family.children_of(&self.host.witness(&layer.path)?).next().is_some())
     }
 
     /// Names the same parent in another way; a claim that held goes on holding.
@@ -107,22 +117,27 @@ impl Ending {
         }
     }
 
-    /// Removes the file of that number; `Busy` if somebody still reads it.
-    pub(super) fn remove(&self, journal: &Journal, number: usize) -> Result<()> {
+    /// Removes the file of that number; `Busy` if somebody still reads it. Returns its place if another file has the
+    /// name by now, or if it was changed since the job began: that one stays.
+    pub(super) fn remove(&self, journal: &Journal, number: usize) -> Result<Option<PathBuf>> {
         let gone = journal.fold().removed.get(number);
         let gone = gone.ok_or_else(|| Error::invalid("no such file to remove"))?;
         let path = journal.place(&gone.name);
         if self.host.kind(&path)?.is_none() {
-            return Ok(());
+            return Ok(None);
         }
-        drop(self.host.open(&path, Access::Write)?);
+        let file = self.host.open(&path, Access::Write)?;
+        if !is_still(&gone.file, file.as_ref())? {
+            return Ok(Some(path));
+        }
+        drop(file);
         self.refuse_orphaning(journal, &path)?;
         // What is noted of it would be read as that of a later file in its place; not being able to read the
         // image is no reason to keep it.
         if let Ok(layer) = open_layer(&self.host, &path, &self.opening.clone().with_access(Access::Read)) {
             self.ledger.forget(layer.image.as_ref())?;
         }
-        self.remove_file(&path)
+        self.remove_file(&path).map(|()| None)
     }
 
     /// An image that was put on the file since the job was planned keeps it: it stands on its only copy.
@@ -142,7 +157,7 @@ impl Ending {
         }
     }
 
-    fn remove_file(&self, path: &Path) -> Result<()> {
+    pub(super) fn remove_file(&self, path: &Path) -> Result<()> {
         match self.host.remove(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             done => done,

@@ -12,6 +12,7 @@
 //! afterwards the target's is. The folded layers' own points in time are gone from the first byte written to
 //! the target; the plan names them.
 
+mod abandon;
 mod bitmaps;
 mod ending;
 mod images;
@@ -22,6 +23,7 @@ mod run;
 mod sides;
 mod work;
 
+pub use abandon::{Abandoned, Abandonment};
 pub use machine::{Found, Machine, Pace, Step};
 pub use plan::{Lost, NewImage, Plan, Request, Verify};
 pub use run::{Consolidation, Report};

@@ -42,6 +42,8 @@ pub struct Report {
     pub zeroed_bytes: u64,
     /// How the result was proved in this life of the job; `None` if it was not.
     pub verified: Option<Verify>,
+    /// Files that have the name of a folded layer, and are other files by now or were changed since: they stay.
+    pub left_alone: Vec<PathBuf>,
 }
 
 /// A consolidation that is planned: nothing is written yet.
@@ -117,7 +119,14 @@ impl Consolidation {
     pub fn run(self, pace: Pace, progress: &Progress) -> Result<Report> {
         let Self { host, ledger, opening, plan, stage } = self;
         let ending = Ending { host, ledger, opening };
-        let report = Report { plan, copied_bytes: 0, shared_bytes: 0, zeroed_bytes: 0, verified: None };
+        let report = Report {
+            plan,
+            copied_bytes: 0,
+            shared_bytes: 0,
+            zeroed_bytes: 0,
+            verified: None,
+            left_alone: Vec::new(),
+        };
         match stage {
             Stage::Copy(copy) => Runner::open(ending, report, *copy, pace)?.run(progress),
             Stage::End => {
@@ -132,12 +141,12 @@ impl Consolidation {
     }
 }
 
-fn gone(top: &Path) -> Error {
+pub(super) fn gone(top: &Path) -> Error {
     Error::busy("another process ended the job on it meanwhile").path(top)
 }
 
 /// Returns the path without links, also where the file itself is gone.
-fn resolve(host: &dyn Host, top: &Path) -> Result<PathBuf> {
+pub(super) fn resolve(host: &dyn Host, top: &Path) -> Result<PathBuf> {
     if host.kind(top)?.is_some() {
         return host.canonical(top);
     }
@@ -219,7 +228,11 @@ impl Runner {
                 progress.begin("finish", 0);
                 self.ending.settle(self.journal()?)
             }
-            Step::Drop(number) => self.ending.remove(self.journal()?, number),
+            Step::Drop(number) => {
+                let left = self.ending.remove(self.journal()?, number)?;
+                self.report.left_alone.extend(left);
+                Ok(())
+            }
             Step::Close => {
                 let journal = self.journal.take().ok_or_else(unbound)?;
                 self.ending.close(journal)
@@ -277,7 +290,11 @@ impl Runner {
             removed: names.removed(self.ending.host.as_ref(), &plan.removed)?,
             bitmaps: fold.held.clone(),
         };
-        self.journal = Some(Journal::create(&self.ending.host, &plan.top, journal)?);
+        let journal = match self.journal.take() {
+            Some(before) => before.restart(journal),
+            None => Journal::create(&self.ending.host, &plan.top, journal),
+        };
+        self.journal = Some(journal?);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::{
 };
 use std::{path::Path, sync::Arc};
 
+mod abandon;
 mod bitmaps;
 
 const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000 };

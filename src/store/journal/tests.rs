@@ -1,5 +1,5 @@
 use super::*;
-use crate::io::real::RealHost;
+use crate::io::{Witness, real::RealHost};
 
 fn fold() -> Fold {
     Fold {
@@ -117,7 +117,7 @@ fn a_broken_journal_is_refused_by_field() {
     assert!(error.to_string().contains(".journal: neither slot of the done-mark holds together"), "{error}");
     for (at, field) in [(8192, "magic"), (8192 + 9, "version"), (8192 + 40, "checksum"), (8192 + 228, "end")]
     {
-        let error = folder.broken(at).to_string();
+        let error = Folder::new().broken(at).to_string();
         assert!(error.contains(field) || error.contains("checksum"), "{at}: {error}");
     }
 }

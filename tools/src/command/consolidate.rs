@@ -10,11 +10,12 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use deltachain::{
+    chain::Opening,
     format::Format,
-    io::Access,
-    job::consolidate::{Consolidation, NewImage, Pace, Plan, Report, Request, Verify},
+    io::{Access, Host},
+    job::consolidate::{Abandonment, Consolidation, NewImage, Pace, Plan, Report, Request, Verify},
 };
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 /// How the result is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -29,7 +30,7 @@ enum Proof {
 
 /// Fold the layers of TOP into an older one, in one pass; TOP's name opens the result
 ///
-/// A job that was cut off goes on when the same command is given again.
+/// A job that was cut off goes on when the same command is given again; --abandon gives it up.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Fold into LAYER (by default down to the oldest layer that is this disk's own)
@@ -49,6 +50,9 @@ pub struct Arguments {
     /// How the result is proved
     #[arg(long, value_enum, default_value = "tree")]
     verify: Proof,
+    /// Give up a job that was cut off: TOP (or the journal's file) names it, and TOP goes on showing what it shows
+    #[arg(long, conflicts_with_all = ["into", "new", "keep_target_name"])]
+    abandon: bool,
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
@@ -64,12 +68,36 @@ impl Arguments {
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         let host = options::host();
         let opening = self.source.opening(&host, Access::Read)?;
+        if self.abandon {
+            return self.give_up(&host, &opening, answer);
+        }
         let job = Consolidation::prepare(&host, &self.top, &opening, &self.request())?;
         let lines = lines(job.plan());
         let grade = if job.plan().lost.is_empty() { Grade::Harmless } else { Grade::Destructive };
         if self.planned.agree(answer, job.plan(), &lines, grade)? {
             let report = self.watching.run(|progress| job.run(Pace::USUAL, progress))?;
-            answer.print(&report, |out| writeln!(out, "{}", outcome(&report)))?;
+            answer.print(&report, |out| {
+                let stays = |file: &PathBuf| {
+                    format!("{}: another file by now, or changed since: it stays", file.display())
+                };
+                let left = report.left_alone.iter().map(stays);
+                left.chain([outcome(&report)]).try_for_each(|line| writeln!(out, "{line}"))
+            })?;
+        }
+        Ok(Exit::Done)
+    }
+
+    fn give_up(&self, host: &Arc<dyn Host>, opening: &Opening, answer: &Answer) -> Result<Exit, Failure> {
+        let job = Abandonment::prepare(host, &self.top, opening)?;
+        let plan = job.plan();
+        let mut lines = vec![format!("{}: the job on it is given up", plan.top.display())];
+        let removed = plan.removed.iter().chain([&plan.journal]);
+        lines.extend(removed.map(|file| format!("removed: {}", file.display())));
+        lines.extend(plan.lost.iter().map(|layer| format!("can no longer be restored: {}", layer.display())));
+        // What is lost was lost when the job wrote its first byte.
+        if self.planned.agree(answer, plan, &lines, Grade::Harmless)? {
+            let done = job.run()?;
+            answer.print(&done, |out| writeln!(out, "{}: shows what it showed", done.top.display()))?;
         }
         Ok(Exit::Done)
     }

@@ -345,9 +345,22 @@ fn a_plan_says_what_is_lost_and_writes_nothing() {
     let plan = bench.prepare("top", &Request::default()).unwrap().plan().clone();
     let lost: Vec<PathBuf> = plan.lost.iter().map(|lost| lost.layer.clone()).collect();
     assert_eq!(lost, [bench.folder.file("middle"), bench.folder.file("base")]);
-    assert_eq!(plan.bitmaps_lost, [format!("{}: changes", bench.folder.file("top").display())]);
+    assert_eq!(plan.bitmaps_merged, [format!("{}: changes", bench.folder.file("top").display())]);
     assert_eq!(plan.looked_in, [bench.folder.path()]);
     assert!(serde_json::to_string(&plan).unwrap().contains("\"mode\":\"empty-top\""));
     assert_eq!(bench.names(), names);
     assert!(!bench.folder.file(".dchain").exists());
+}
+
+#[test]
+fn a_target_that_cannot_hold_bitmaps_loses_them_by_name() {
+    let bench = Bench::new();
+    let f = &bench.folder;
+    f.qemu_img("create -q -f qcow2 -o compat=0.10 base 4M");
+    f.qemu_img("create -q -f qcow2 -b base -F qcow2 top");
+    f.qemu_img("bitmap --add top changes");
+    f.qemu_io("qcow2", "top", &["write -P 1 1M 64k"]);
+    let report = bench.fold_and_compare("top", ("qcow2", "top"), &Request::default());
+    assert_eq!(report.plan.bitmaps_lost, [format!("{}: changes", f.file("top").display())]);
+    assert_eq!(report.plan.bitmaps_merged, [""; 0]);
 }

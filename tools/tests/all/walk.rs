@@ -4,6 +4,7 @@ use crate::{
     dchain::{command, dchain, done},
     foreign::{Scratch, assert_same},
 };
+use std::path::PathBuf;
 
 fn write(folder: &Scratch, image: &str, what: &str) {
     folder.qemu_io("qcow2", image, &[what]);
@@ -90,23 +91,52 @@ fn a_chain_that_was_moved_is_mended_and_one_that_was_changed_is_refused() {
     done(&here, &["map", "two"]);
 }
 
+/// Begins to fold the whole disk, and kills the job once its journal stands.
+fn cut_off(folder: &Scratch) {
+    let here = folder.path();
+    let mut job = command(&here, &["consolidate", "--yes", "--rate", "512K", "two"]).spawn().unwrap();
+    while journal(folder).is_none() {
+        assert!(job.try_wait().unwrap().is_none(), "the job ended before it was cut off");
+    }
+    job.kill().unwrap();
+    job.wait().unwrap();
+    assert!(journal(folder).is_some(), "the job ended before it was cut off");
+}
+
+fn journal(folder: &Scratch) -> Option<PathBuf> {
+    let notes = std::fs::read_dir(folder.file(".dchain")).into_iter().flatten();
+    let mut paths = notes.map(|entry| entry.unwrap().path());
+    paths.find(|path| path.file_name().unwrap().to_string_lossy().starts_with("consolidate-"))
+}
+
+#[test]
+fn a_fold_that_was_cut_off_is_given_up_under_whatever_name_its_disk_has() {
+    let folder = chain();
+    let here = folder.path();
+    let truth = folder.flat("qcow2", "two");
+    cut_off(&folder);
+    std::fs::rename(folder.file("two"), folder.file("renamed")).unwrap();
+    done(&here, &["map", "renamed"]);
+    let plan = done(&here, &["consolidate", "--abandon", "-n", "--output", "json", "renamed"]).json();
+    assert_eq!(plan["top"], folder.file("renamed").to_str().unwrap());
+    let file = journal(&folder).unwrap();
+    let refused = dchain(&here, &["map", "base"]);
+    assert!(refused.code == Some(69) && refused.err.contains(file.to_str().unwrap()), "{}", refused.err);
+    done(&here, &["consolidate", "--abandon", file.to_str().unwrap()]);
+    assert_eq!(journal(&folder), None);
+    shows(&folder, "renamed", &truth);
+    let none = dchain(&here, &["consolidate", "--abandon", "renamed"]);
+    assert!(none.code == Some(1) && none.err.contains("cut off"), "{}", none.err);
+    done(&here, &["consolidate", "--yes", "renamed"]);
+    shows(&folder, "renamed", &truth);
+}
+
 #[test]
 fn nothing_is_reshaped_around_a_fold_that_was_cut_off_until_it_is_ended() {
     let folder = chain();
     let here = folder.path();
     let truth = folder.flat("qcow2", "two");
-    let mut job = command(&here, &["consolidate", "--yes", "--rate", "512K", "two"]).spawn().unwrap();
-    let journal = || {
-        let notes = std::fs::read_dir(folder.file(".dchain")).into_iter().flatten();
-        let mut names = notes.map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
-        names.any(|name| name.starts_with("consolidate-"))
-    };
-    while !journal() {
-        assert!(job.try_wait().unwrap().is_none(), "the job ended before it was cut off");
-    }
-    job.kill().unwrap();
-    job.wait().unwrap();
-    assert!(journal(), "the job ended before it was cut off");
+    cut_off(&folder);
     for refused in [
         &["snapshot", "two", "three"][..],
         &["revert", "--yes", "two", "one"],
@@ -127,14 +157,7 @@ fn nothing_is_reshaped_around_a_fold_that_was_cut_off_until_it_is_ended() {
 fn a_folded_layer_that_got_another_child_meanwhile_is_not_removed() {
     let folder = chain();
     let here = folder.path();
-    let mut job = command(&here, &["consolidate", "--yes", "--rate", "512K", "two"]).spawn().unwrap();
-    while !folder.file(".dchain").read_dir().is_ok_and(|mut notes| {
-        notes.any(|e| e.unwrap().file_name().to_string_lossy().starts_with("consolidate-"))
-    }) {
-        assert!(job.try_wait().unwrap().is_none(), "the job ended before it was cut off");
-    }
-    job.kill().unwrap();
-    job.wait().unwrap();
+    cut_off(&folder);
     // qemu asks nobody.
     folder.qemu_img("create -q -f qcow2 -F qcow2 -b one stranger");
     let run = dchain(&here, &["consolidate", "--yes", "two"]);

@@ -1,0 +1,196 @@
+//! Giving up a consolidation that was cut off: the disk stays on the layers that it has, and the journal goes.
+//!
+//! Until the record TOP's view is right whatever the target holds, since the run hides all that was changed there:
+//! so a job can be given up at any point before it, and nothing that the guest wrote is lost. What cannot be
+//! brought back, once the target was changed, is what the layers below TOP showed by themselves: from then on
+//! their old IDs must not stand for it. After the record the name opens the result: such a job can only be ended.
+//!
+//! At each step TOP opens, with the journal or without, so that a crash leaves a job to be given up again, or to go
+//! on with: TOP is a head again, then no layer of the run claims anything of its parent, then the layers get new epochs and lose
+//! their seals, then they claim those, and then the journal goes.
+
+use super::{
+    bitmaps,
+    ending::Ending,
+    plan::folder_of,
+    run::{gone, resolve},
+};
+use crate::{
+    base::{Error, ErrorKind, Result},
+    chain::{Layer, Opening, join, open_layer},
+    io::{Access, Host},
+    store::{Epoch, FoldMode, Journal, Ledger},
+};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What giving a job up comes to.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Abandoned {
+    /// The disk whose job it is; it goes on showing what it shows.
+    pub top: PathBuf,
+    /// The journal, which goes.
+    pub journal: PathBuf,
+    /// Images in the making that go.
+    pub removed: Vec<PathBuf>,
+    /// Layers that can no longer be restored by themselves, since the target was changed.
+    pub lost: Vec<PathBuf>,
+}
+
+/// A consolidation that is going to be given up: nothing is changed yet.
+#[derive(Debug)]
+pub struct Abandonment {
+    ending: Ending,
+    plan: Abandoned,
+}
+
+impl Abandonment {
+    /// Looks at the job that was cut off and that names the image at `path`, or whose journal is that file.
+    ///
+    /// `NotFound` if there is none; `Busy` if its record has landed: then it can only be ended.
+    pub fn prepare(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
+        let path = resolve(host.as_ref(), path)?;
+        let journal = if Journal::is_name(&path) {
+            Journal::open_file(host, &path, Access::ReadShared)?
+        } else {
+            let found = Journal::find(host, &path)?;
+            let found = found.map_or_else(|| Journal::of_layer(host, &path), |found| Ok(Some(found)))?;
+            let none = || Error::new(ErrorKind::NotFound, "no consolidation that was cut off names it");
+            found.ok_or_else(|| none().path(&path))?
+        };
+        let journal = match journal.find_top()? {
+            Some(top) => Journal::find(host, &top)?.unwrap_or(journal),
+            None => journal,
+        };
+        refuse_begun(host.as_ref(), &journal)?;
+        let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
+        let ending = Ending { host: Arc::clone(host), ledger, opening: opening.clone() };
+        let plan = ending.foresee(&journal)?;
+        Ok(Self { ending, plan })
+    }
+
+    /// Returns what is going to be done.
+    pub const fn plan(&self) -> &Abandoned {
+        &self.plan
+    }
+
+    /// Does it. `Busy` while the job runs, or while somebody uses one of its layers; cut off at any moment, the disk
+    /// shows what it showed.
+    pub fn run(self) -> Result<Abandoned> {
+        let Self { ending, plan } = self;
+        let journal = match Journal::resume(&ending.host, &plan.top)? {
+            Some(journal) => journal,
+            None => Journal::open_file(&ending.host, &plan.journal, Access::Write)
+                .map_err(|e| if e.kind() == ErrorKind::NotFound { gone(&plan.top) } else { e })?,
+        };
+        refuse_begun(ending.host.as_ref(), &journal)?;
+        if journal.fold().mode != FoldMode::NewImage {
+            ending.let_go(&journal)?;
+        }
+        for draft in &plan.removed {
+            ending.remove_file(draft)?;
+        }
+        ending.close(journal)?;
+        Ok(plan)
+    }
+}
+
+fn refuse_begun(host: &dyn Host, journal: &Journal) -> Result<()> {
+    // A disk or a target that is gone altogether tells nothing: the journal can go.
+    if !Ending::has_begun(host, journal).unwrap_or(false) {
+        return Ok(());
+    }
+    let result = journal.place(&journal.fold().result);
+    let what = "opens the result of the consolidation already: it can only be ended, by `dchain consolidate`";
+    Err(Error::busy(what).path(result))
+}
+
+impl Ending {
+    fn foresee(&self, journal: &Journal) -> Result<Abandoned> {
+        let fold = journal.fold();
+        let places = || fold.layers.iter().map(|name| journal.place(name));
+        let is_there = |place: &PathBuf| self.host.kind(place).is_ok_and(|kind| kind.is_some());
+        let is_changed = self.renewed_target(journal)?.is_some();
+        let lost = if is_changed { places().skip(1).filter(is_there).collect() } else { Vec::new() };
+        let draft = fold.draft.iter().map(|draft| journal.place(draft));
+        Ok(Abandoned {
+            top: places().next().unwrap_or_default(),
+            journal: journal.path().to_path_buf(),
+            removed: draft.filter(is_there).collect(),
+            lost,
+        })
+    }
+
+    /// Opens the target if the job has given it its new epoch: only then can it have been changed.
+    fn renewed_target(&self, journal: &Journal) -> Result<Option<Layer>> {
+        let fold = journal.fold();
+        let Some(target) = fold.layers.last().filter(|_| fold.mode != FoldMode::NewImage) else {
+            return Ok(None);
+        };
+        let Some(target) = self.layer_at(&journal.place(target), Access::Read)? else { return Ok(None) };
+        let record = self.ledger.look(target.image.as_ref())?.layer.frozen;
+        Ok(Some(target).filter(|_| record.is_some_and(|record| record.epoch == fold.new_epoch)))
+    }
+
+    fn layer_at(&self, place: &Path, access: Access) -> Result<Option<Layer>> {
+        match open_layer(&self.host, place, &self.opening.clone().with_access(access).with_format(None)) {
+            Err(e) if e.kind() == ErrorKind::NotFound && self.host.kind(place)?.is_none() => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
+    fn lies_on(&self, child: &Layer, parent: &Layer) -> Result<bool> {
+        let Some(name) = child.image.parent() else { return Ok(false) };
+        let place = folder_of(&child.path).join(Path::new(OsStr::from_bytes(&name.name)));
+        Ok(self.host.kind(&place)?.is_some() && self.host.canonical(&place)? == parent.path)
+    }
+
+    /// Lets the run stand on the changed target, and nobody take its layers for what they were.
+    fn let_go(&self, journal: &Journal) -> Result<()> {
+        let fold = journal.fold();
+        let Some(target) = self.renewed_target(journal)? else { return Ok(()) };
+        let (path, format) = (target.path.clone(), target.format());
+        drop(target);
+        let opening = self.opening.clone().with_access(Access::Write).with_format(Some(format));
+        let target = open_layer(&self.host, &path, &opening)?;
+        bitmaps::release(target.image.as_ref(), &fold.bitmaps)?;
+        let mut run: Vec<Layer> = Vec::new();
+        for name in fold.layers.iter().rev().skip(1) {
+            let Some(layer) = self.layer_at(&journal.place(name), Access::Write)? else { break };
+            // What took the name of a layer that is gone is none of the job's.
+            if !self.lies_on(&layer, run.last().unwrap_or(&target))? {
+                break;
+            }
+            run.push(layer);
+        }
+        run.reverse();
+        let is_top = |at: usize| at == 0 && run.len() + 1 == fold.layers.len();
+        if let Some(top) = run.first().filter(|_| is_top(0))
+            && !self.has_children(top)?
+        {
+            // The job gave it a record, so that a write to it would be noticed. A head needs none.
+            self.ledger.release(top.image.as_ref())?;
+        }
+        let mut claiming = Vec::new();
+        for layer in &run {
+            let has_claim = self.ledger.look(layer.image.as_ref())?.layer.claim.is_some();
+            if has_claim {
+                self.ledger.claim(layer.image.as_ref(), None).map_err(|e| e.path(&layer.path))?;
+            }
+            claiming.push(has_claim);
+        }
+        let mut below = self.ledger.look(target.image.as_ref())?;
+        for (at, (layer, has_claim)) in run.iter().zip(claiming).enumerate().rev() {
+            let image = layer.image.as_ref();
+            if !is_top(at) && self.ledger.look(image)?.layer.frozen.is_some() {
+                self.ledger.thaw(image, Epoch::fresh())?;
+            }
+            below = if has_claim { join(&self.ledger, image, &below)? } else { self.ledger.look(image)? };
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! Jobs that are given up wherever they were cut off, disks that get another name meanwhile, and files that take
+//! a folded layer's name.
+
+use super::*;
+use crate::job::consolidate::ending::Ending;
+
+fn abandon(host: &SimHost, image: &str) -> Result<Abandoned> {
+    let opening = Opening::reading().with_ledger(ledger(host));
+    Abandonment::prepare(&arc(host), &path(image), &opening)?.run()
+}
+
+fn journal(host: &SimHost, top: &str) -> Option<Journal> {
+    Journal::find(&arc(host), &path(top)).unwrap()
+}
+
+/// A machine that has done a whole job, as a trace of all states between.
+fn folded(scene: Scene) -> (SimHost, Vec<u8>) {
+    let (host, expected) = scene.build();
+    let machine = crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    scene.fold(&machine).unwrap();
+    (machine, expected)
+}
+
+/// Gives up each job whose power was cut; again after cuts of that; and folds anew.
+fn abandon_everywhere(scene: Scene, every: usize) {
+    let (machine, expected) = folded(scene);
+    let (mut given_up, mut refused, mut cuts) = (0, 0, 0);
+    for (number, crash) in crash_states(&machine.trace(), 3, 1).enumerate() {
+        let story = format!("power cut after {} {:?}", crash.after, crash.landing);
+        let Some(standing) = journal(&crash.host, "top") else { continue };
+        let begun = Ending::has_begun(&crash.host, &standing).unwrap();
+        let outcome = abandon(&crash.host, "top");
+        if begun {
+            let error = outcome.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Busy, "{story}: {error}");
+            refused += 1;
+            scene.finish(&crash.host, &story);
+            scene.check_end(&crash.host, &expected, &story);
+            continue;
+        }
+        let abandoned = outcome.unwrap_or_else(|e| panic!("{story}: not given up: {e}"));
+        check_given_up(&crash.host, (&abandoned, scene), &expected, &story);
+        given_up += 1;
+        if number.is_multiple_of(every) {
+            for second in crash_states(&crash.host.trace(), 5, 1) {
+                let story = format!("{story}, then after {} {:?} of giving up", second.after, second.landing);
+                assert!(view(&second.host, "top").unwrap() == expected, "{story}");
+                if journal(&second.host, "top").is_some() {
+                    abandon(&second.host, "top").unwrap_or_else(|e| panic!("{story}: {e}"));
+                }
+                check_given_up(&second.host, (&abandoned, scene), &expected, &story);
+                cuts += 1;
+            }
+        }
+        scene.fold(&crash.host).unwrap_or_else(|e| panic!("{story}: not folded anew: {e}"));
+        scene.check_end(&crash.host, &expected, &story);
+    }
+    println!("{given_up} given up, {refused} refused, {cuts} cuts of giving up");
+    assert!(given_up > 50 && refused > 2 && cuts > 10, "{given_up} {refused} {cuts}");
+}
+
+fn check_given_up(host: &SimHost, (abandoned, scene): (&Abandoned, Scene), expected: &[u8], story: &str) {
+    assert!(view(host, "top").unwrap() == expected, "{story}: top shows something else");
+    assert!(journal(host, "top").is_none(), "{story}: the journal is left");
+    let names = host.list(Path::new("/vm")).unwrap();
+    let is_draft = |name: &str| name.contains("draft");
+    assert!(!names.iter().any(|e| is_draft(&e.path.display().to_string())), "{story}: a draft is left");
+    let chain = Chain::open(&arc(host), &path("top"), &Opening::reading().with_ledger(ledger(host))).unwrap();
+    assert_eq!(chain.layers().len(), 3, "{story}");
+    // No layer goes by an ID of a time that is gone.
+    for (depth, layer) in chain.layers().iter().enumerate().skip(1) {
+        let sealed = chain.standings()[depth].known.layer.frozen.and_then(|record| record.sealed);
+        assert!(abandoned.lost.is_empty() || sealed.is_none(), "{story}: {:?} has its seal", layer.path);
+    }
+    assert!(scene.is_new || !abandoned.lost.is_empty() || is_untouched(host, scene), "{story}");
+}
+
+/// The base is what it was: all ones.
+fn is_untouched(host: &SimHost, scene: Scene) -> bool {
+    let mut shown = vec![0; usize::try_from(scene.sizes[0]).unwrap()];
+    let base = Chain::open(&arc(host), &path("base"), &Opening::reading()).unwrap();
+    base.read(GuestOffset::new(0), &mut shown).unwrap();
+    shown.iter().all(|byte| *byte == 1)
+}
+
+#[test]
+fn con_10_a_job_is_given_up_wherever_it_was_cut_off_until_its_record() {
+    abandon_everywhere(PLAIN, 40);
+}
+
+#[test]
+fn con_10_a_job_over_a_raw_base_is_given_up() {
+    abandon_everywhere(Scene { base: Format::Raw, ..PLAIN }, 60);
+}
+
+#[test]
+fn con_10_a_job_that_makes_a_new_image_is_given_up_and_nothing_is_lost() {
+    abandon_everywhere(Scene { is_new: true, ..PLAIN }, 60);
+}
+
+#[test]
+fn con_10_a_job_whose_target_keeps_its_name_is_given_up() {
+    abandon_everywhere(Scene { keeps_target_name: true, sizes: [20 << 10, 24 << 10, 24 << 10], ..PLAIN }, 60);
+}
+
+/// Sealed layers between TOP and a changed target: their IDs must not outlive what they stood for.
+#[test]
+fn con_10_what_a_given_up_job_left_below_the_head_has_no_seal() {
+    let (host, expected) = PLAIN.build();
+    let opening = Opening::reading().with_ledger(ledger(&host));
+    let layers = crate::job::seal::open_layers(&arc(&host), &path("middle"), &opening).unwrap();
+    crate::job::seal::seal(&ledger(&host), &layers, &Progress::default()).unwrap();
+    drop(layers);
+    let seal = |host: &SimHost| {
+        let chain = Chain::open(&arc(host), &path("top"), &Opening::reading()).unwrap();
+        let known = ledger(host).look(chain.layers()[1].image.as_ref()).unwrap();
+        known.layer.frozen.and_then(|record| record.sealed)
+    };
+    assert!(seal(&host).is_some());
+    let again = || crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    drop(host.create(Path::new("/waits too")).unwrap());
+    let whole = again();
+    PLAIN.fold(&whole).unwrap();
+    let mut unsealed = 0;
+    for at in 0..whole.ios() {
+        let machine = again();
+        machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
+        drop(PLAIN.fold(&machine));
+        machine.fail(None);
+        let Some(abandoned) = journal(&machine, "top")
+            .and_then(|_| abandon(&machine, "top").ok())
+            .filter(|a| !a.lost.is_empty())
+        else {
+            continue;
+        };
+        assert!(seal(&machine).is_none(), "failed at I/O {at}: {abandoned:?}");
+        assert!(view(&machine, "top").unwrap() == expected, "failed at I/O {at}");
+        unsealed += 1;
+    }
+    println!("{unsealed} times");
+    assert!(unsealed > 10);
+}
+
+/// The disk gets another name while its job stands: it opens, goes on, and can be given up under it.
+#[test]
+fn a_disk_that_was_renamed_while_its_job_stands_keeps_it() {
+    for scene in [PLAIN, Scene { base: Format::Raw, ..PLAIN }, Scene { keeps_target_name: true, ..PLAIN }] {
+        let (machine, expected) = folded(scene);
+        let mut renamed = 0;
+        for (number, crash) in crash_states(&machine.trace(), 3, 0).enumerate() {
+            let story = format!("power cut after {} {:?}", crash.after, crash.landing);
+            let host = &crash.host;
+            let Some(standing) = journal(host, "top") else { continue };
+            if Ending::has_begun(host, &standing).unwrap() {
+                continue;
+            }
+            host.rename(&path("top"), &path("renamed")).unwrap();
+            assert!(view(host, "renamed").unwrap() == expected, "{story}");
+            // A target that is whole and to keep its name may stand for a head that has gone.
+            let may_stand = scene.keeps_target_name && standing.position().is_ready;
+            assert!(view(host, "base").is_err() || may_stand, "{story}: the target opens by itself");
+            // Whoever comes to have the old name has nothing to do with it.
+            if !standing.position().is_ready {
+                make(host, "top", Format::Qcow2, 1024, None);
+                assert!(journal(host, "top").is_none(), "{story}");
+                assert!(view(host, "renamed").unwrap() == expected, "{story}");
+            }
+            if number.is_multiple_of(2) {
+                let by_file = standing.path().strip_prefix("/vm").unwrap().to_str().unwrap().to_owned();
+                let named = if number.is_multiple_of(4) { "renamed".to_owned() } else { by_file };
+                abandon(host, &named).unwrap_or_else(|e| panic!("{story}: {e}"));
+                assert!(view(host, "renamed").unwrap() == expected, "{story}");
+            } else {
+                let opening = Opening::reading().with_ledger(ledger(host));
+                let job =
+                    Consolidation::prepare(&arc(host), &path("renamed"), &opening, &scene.request()).unwrap();
+                let report = job.run(PACE, &Progress::default()).unwrap();
+                let result = report.plan.result.file_name().unwrap().to_str().unwrap().to_owned();
+                assert_eq!(result, if scene.keeps_target_name { "base" } else { "renamed" }, "{story}");
+                assert!(view(host, &result).unwrap() == expected, "{story}");
+                assert!(host.kind(&path("middle")).unwrap().is_none(), "{story}");
+            }
+            assert!(journal(host, "renamed").is_none(), "{story}");
+            renamed += 1;
+        }
+        println!("{renamed} times");
+        assert!(renamed > 30, "{renamed}");
+    }
+}
+
+/// After the record a folded layer's name is another file's: that file is not the job's to remove.
+#[test]
+fn a_file_that_took_a_folded_layers_name_is_left_alone() {
+    let (machine, expected) = folded(PLAIN);
+    let mut left = 0;
+    for crash in crash_states(&machine.trace(), 3, 0) {
+        let story = format!("power cut after {} {:?}", crash.after, crash.landing);
+        let host = &crash.host;
+        let Some(standing) = journal(host, "top") else { continue };
+        if !Ending::has_begun(host, &standing).unwrap() {
+            continue;
+        }
+        if host.kind(&path("middle")).unwrap().is_some() {
+            host.rename(&path("middle"), &path("kept")).unwrap();
+        }
+        make(host, "middle", Format::Qcow2, 4096, None);
+        let report = PLAIN.fold(host).unwrap_or_else(|e| panic!("{story}: {e}"));
+        assert_eq!(report.left_alone, [path("middle")], "{story}");
+        assert!(view(host, "middle").is_ok() && view(host, "top").unwrap() == expected, "{story}");
+        assert!(journal(host, "top").is_none(), "{story}");
+        left += 1;
+    }
+    println!("{left} times");
+    assert!(left > 2, "{left}");
+}
