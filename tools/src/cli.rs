@@ -59,6 +59,9 @@ enum Command {
 
 impl Command {
     fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        if answer.output().is_drawing() && !matches!(self, Self::Tree(_)) {
+            return Err(Failure::usage("nothing to draw: --output dot and svg are for `dchain tree`"));
+        }
         match self {
             Self::Info(arguments) => arguments.run(answer),
             Self::Map(arguments) => arguments.run(answer),

@@ -11,6 +11,7 @@ mod output;
 mod plan;
 mod progress;
 mod size;
+mod svg;
 
 fn main() -> std::process::ExitCode {
     cli::run(std::env::args_os())

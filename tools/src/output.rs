@@ -17,6 +17,17 @@ pub enum Output {
     Human,
     /// For a program: one JSON value, with `"schema": 1`.
     Json,
+    /// For Graphviz (`tree` alone).
+    Dot,
+    /// A picture (`tree` alone).
+    Svg,
+}
+
+impl Output {
+    /// Returns whether the answer is a drawing, which only some commands can give.
+    pub const fn is_drawing(self) -> bool {
+        matches!(self, Self::Dot | Self::Svg)
+    }
 }
 
 /// Returns an answer's JSON: keys with hyphens, as qemu-img writes them, and the version of its shape.
@@ -52,6 +63,11 @@ impl Answer {
         Self { format, is_quiet }
     }
 
+    /// Returns for whom the answer is.
+    pub const fn output(&self) -> Output {
+        self.format
+    }
+
     /// Returns whether a program reads the answer.
     pub fn is_json(&self) -> bool {
         self.format == Output::Json
@@ -74,7 +90,7 @@ impl Answer {
                 writeln!(out)
             }
             Output::Human if self.is_quiet => Ok(()),
-            Output::Human => human(out),
+            Output::Human | Output::Dot | Output::Svg => human(out),
         })
     }
 
@@ -91,7 +107,7 @@ impl Answer {
                 writeln!(out)
             }
             Output::Human if self.is_quiet => Ok(()),
-            Output::Human => human(answers, out),
+            Output::Human | Output::Dot | Output::Svg => human(answers, out),
         })
     }
 }

@@ -3,10 +3,10 @@
 use crate::{
     failure::{Exit, Failure},
     options,
-    output::Answer,
-    size,
+    output::{Answer, Output},
+    size, svg,
 };
-use clap::{Args, ValueEnum};
+use clap::Args;
 use deltachain::{
     chain::{Family, Member},
     io::Host,
@@ -17,21 +17,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How the hierarchies are drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Drawing {
-    /// Lines of text.
-    Text,
-    /// Graphviz.
-    Dot,
-}
-
 /// Show every hierarchy in folders: children as well as parents
+///
+/// `--output svg` draws a picture, `--output dot` writes input for Graphviz.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// How it is drawn
-    #[arg(long, value_enum, default_value = "text")]
-    draw: Drawing,
     /// Folders, or images whose folders are meant
     #[arg(required = true)]
     paths: Vec<PathBuf>,
@@ -39,14 +29,19 @@ pub struct Arguments {
 
 /// An image and what stands on it.
 #[derive(Debug, Serialize)]
-struct Node {
-    filename: String,
-    format: &'static str,
-    virtual_size: u64,
-    actual_size: u64,
+pub struct Node {
+    /// Where the image is.
+    pub filename: String,
+    /// Its format's name.
+    pub format: &'static str,
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+    /// Space that it takes on the host, in bytes.
+    pub actual_size: u64,
     /// The parent as the header names it, where it is not the node above.
-    missing_parent: Option<String>,
-    children: Vec<Node>,
+    pub missing_parent: Option<String>,
+    /// The images that stand on it.
+    pub children: Vec<Node>,
 }
 
 impl Arguments {
@@ -58,15 +53,21 @@ impl Arguments {
         let family = Family::scan(host.as_ref(), &folders)?;
         let forest = Forest { host: host.as_ref(), family: &family };
         let roots = forest.grow()?;
-        let drawing = self.draw;
+        let unreadable: Vec<String> = family.unreadable.iter().map(|(_, error)| error.to_string()).collect();
         answer.print_list(&roots, |roots, out| {
-            let mut lines = Vec::new();
-            match drawing {
-                Drawing::Text => roots.iter().for_each(|root| text(root, "", "", &mut lines)),
-                Drawing::Dot => dot(roots, &mut lines),
-            }
-            lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
-            family.unreadable.iter().try_for_each(|(_, error)| writeln!(out, "unreadable: {error}"))
+            let lines = match answer.output() {
+                Output::Svg => svg::draw(roots, &unreadable),
+                Output::Dot => dot(roots, &unreadable),
+                Output::Human | Output::Json => {
+                    let mut lines = Vec::new();
+                    for root in roots {
+                        text(root, "", "", &mut lines);
+                    }
+                    lines.extend(unreadable.iter().map(|error| format!("unreadable: {error}")));
+                    lines
+                }
+            };
+            lines.iter().try_for_each(|line| writeln!(out, "{line}"))
         })?;
         Ok(Exit::Done)
     }
@@ -143,7 +144,7 @@ fn text(node: &Node, stem: &str, branch: &str, lines: &mut Vec<String>) {
     }
 }
 
-fn dot(roots: &[Node], lines: &mut Vec<String>) {
+fn dot(roots: &[Node], unreadable: &[String]) -> Vec<String> {
     fn walk(node: &Node, lines: &mut Vec<String>) {
         lines.push(format!("  {:?} [label={:?}];", node.filename, label(node)));
         for child in &node.children {
@@ -151,9 +152,11 @@ fn dot(roots: &[Node], lines: &mut Vec<String>) {
             walk(child, lines);
         }
     }
-    lines.push("digraph layers {".to_owned());
+    let mut lines = vec!["digraph layers {".to_owned()];
     for root in roots {
-        walk(root, lines);
+        walk(root, &mut lines);
     }
+    lines.extend(unreadable.iter().map(|error| format!("  // unreadable: {}", error.escape_debug())));
     lines.push("}".to_owned());
+    lines
 }

@@ -29,5 +29,6 @@ mod relink;
 mod repair;
 mod reshape;
 mod superset;
+mod tree;
 mod verify;
 mod walk;
