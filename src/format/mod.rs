@@ -329,7 +329,7 @@ pub fn measure(format: Format, creation: &Creation) -> Result<Measure> {
     }
 }
 
-/// Makes a new image in an empty file: durable when this returns. Unknown options are `Invalid`.
+/// Makes a new image in an empty file: durable after its [`Image::flush`]. Unknown options are `Invalid`.
 pub fn create(
     format: Format,
     file: Arc<dyn File>,

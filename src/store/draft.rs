@@ -73,6 +73,14 @@ impl Draft {
         &self.temporary
     }
 
+    /// Gives the file its name in place of what has it, in one step, whenever the host writes that out: a power
+    /// cut may leave what was there before, or the name with only a part of the bytes.
+    pub fn publish_sometime(mut self, target: &Path) -> Result<()> {
+        self.host.rename(&self.temporary, target)?;
+        self.is_over = true;
+        Ok(())
+    }
+
     /// Makes the file durable and gives it its name, durably.
     pub fn publish(mut self, target: &Path, how: Publish) -> Result<()> {
         self.file.flush()?;

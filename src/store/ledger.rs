@@ -3,7 +3,7 @@
 use super::{
     FOLDER, Journal, LayerRecord, Record,
     note::{self, Note},
-    place,
+    place::{self, Lasting},
     record::{Claim, Epoch},
     trust::{Evidence, Seen, Trust, trust},
 };
@@ -248,9 +248,11 @@ impl Ledger {
         note::remove(self.host.as_ref(), &found.folders, &found.header)
     }
 
+    /// A tree that a power cut takes away, or a part of it, is computed again.
     fn keep_tree(&self, folders: &[PathBuf], id: &ContentId, tree: &Tree) -> Result<()> {
         let name = Path::new("trees").join(id.hex());
-        place::replace_in_first(&self.host, folders, &name, &|out| tree.write_to(out)).map(drop)
+        let name = (name.as_path(), Lasting::Sometime);
+        place::replace_in_first(&self.host, folders, name, &|out| tree.write_to(out)).map(drop)
     }
 
     /// Returns the image's header file, and the folders in which something may be noted of it.

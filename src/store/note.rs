@@ -4,7 +4,10 @@
 //! written). Such a record stands in for what is inside the image only as long as that stays what it was
 //! when the note was made: the later of the two counts, without a clock.
 
-use super::{LayerRecord, Seen, StoredRecord, place};
+use super::{
+    LayerRecord, Seen, StoredRecord,
+    place::{self, Lasting},
+};
 use crate::{
     base::{Error, ErrorKind, HostOffset, Result, units::index},
     io::{Access, Host, Witness},
@@ -103,12 +106,15 @@ fn is_out_of_reach(error: &Error) -> bool {
     place::is_closed(error) || error.kind() == ErrorKind::NotFound
 }
 
-/// Stores a note durably in the first of `folders` that can be written, and removes it from the others.
+/// Stores a note in the first of `folders` that can be written, and removes it from the others: durably if the
+/// layer's record is in it. A witness alone proves nothing after a power cut, so that it may get lost there.
 pub(super) fn write(host: &Arc<dyn Host>, folders: &[PathBuf], header: &Witness, note: &Note) -> Result<()> {
     let bytes = serde_json::to_vec(note).map_err(|e| Error::invalid(format!("a note: {e}")))?;
     let write =
         |out: &mut dyn std::io::Write| out.write_all(&bytes).map_err(|e| Error::io("write a note", e));
-    let written = place::replace_in_first(host, folders, &Path::new("notes").join(name(header)), &write)?;
+    let lasting = if note.record.is_some() { Lasting::Now } else { Lasting::Sometime };
+    let name_of = Path::new("notes").join(name(header));
+    let written = place::replace_in_first(host, folders, (&name_of, lasting), &write)?;
     let others: Vec<PathBuf> = folders.iter().filter(|folder| **folder != written).cloned().collect();
     remove(host.as_ref(), &others, header)
 }

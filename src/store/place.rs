@@ -16,17 +16,26 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Writes the content of a file.
 pub(super) type Content<'a> = dyn Fn(&mut dyn Write) -> Result<()> + 'a;
 
-/// Replaces `name` (which may have folders in it) durably in the first of `folders` that can be written;
-/// returns that folder.
+/// Whether a power cut may take back what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lasting {
+    /// It is durable.
+    Now,
+    /// It is found again some time; whoever reads it tells a part from the whole, and does without it.
+    Sometime,
+}
+
+/// Replaces `name` (which may have folders in it) in the first of `folders` that can be written; returns that
+/// folder.
 pub(super) fn replace_in_first(
     host: &Arc<dyn Host>,
     folders: &[PathBuf],
-    name: &Path,
+    (name, lasting): (&Path, Lasting),
     content: &Content<'_>,
 ) -> Result<PathBuf> {
     let mut refused = None;
     for folder in folders {
-        match replace(host, &folder.join(name), content) {
+        match replace(host, (&folder.join(name), lasting), content) {
             Ok(()) => return Ok(folder.clone()),
             Err(error) if is_closed(&error) => refused = Some(error),
             Err(error) => return Err(error),
@@ -41,14 +50,21 @@ pub(super) fn is_closed(error: &Error) -> bool {
     error.os().is_some_and(|os| closed.contains(&os.kind()))
 }
 
-fn replace(host: &Arc<dyn Host>, path: &Path, content: &Content<'_>) -> Result<()> {
-    make_durable_folder(host.as_ref(), path.parent().unwrap_or(Path::new(".")))?;
+fn replace(host: &Arc<dyn Host>, (path, lasting): (&Path, Lasting), content: &Content<'_>) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    match lasting {
+        Lasting::Now => make_durable_folder(host.as_ref(), folder)?,
+        Lasting::Sometime => host.make_folder(folder)?,
+    }
     let draft = Draft::new(host, path)?;
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, Cursor { file: draft.file(), at: 0 });
     content(&mut out)?;
     out.flush().map_err(|e| Error::io("write", e).path(path))?;
     drop(out);
-    draft.publish(path, Publish::Replace)
+    match lasting {
+        Lasting::Now => draft.publish(path, Publish::Replace),
+        Lasting::Sometime => draft.publish_sometime(path),
+    }
 }
 
 /// Makes a folder and those above it, each durable before something is put into it.

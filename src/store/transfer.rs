@@ -2,7 +2,10 @@
 //!
 //! It is replaced whole, after the bytes that it speaks of are durable: it may promise too little, never too much.
 
-use super::{FOLDER, place};
+use super::{
+    FOLDER,
+    place::{self, Lasting},
+};
 use crate::{
     base::{Error, ErrorKind, HostOffset, Result, units::index},
     io::{Access, Host, Witness},
@@ -79,6 +82,11 @@ impl Transfer {
         self.content.parts.get(name).map(|part| part.temporary.as_path())
     }
 
+    /// Returns the temporary names of all that was begun.
+    pub fn temporaries(&self) -> impl Iterator<Item = &Path> {
+        self.content.parts.values().map(|part| part.temporary.as_path())
+    }
+
     /// Notes, durably, how far the file of that name is.
     pub fn note(&mut self, name: &Path, part: Part) -> Result<()> {
         self.content.parts.insert(name.to_path_buf(), part);
@@ -86,7 +94,7 @@ impl Transfer {
         let write =
             |out: &mut dyn std::io::Write| out.write_all(&bytes).map_err(|e| Error::io("write a note", e));
         let folders = std::slice::from_ref(&self.folder);
-        place::replace_in_first(&self.host, folders, &self.name, &write).map(drop)
+        place::replace_in_first(&self.host, folders, (&self.name, Lasting::Now), &write).map(drop)
     }
 
     /// Removes the note: the copy is whole.

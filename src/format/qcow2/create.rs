@@ -27,9 +27,9 @@ use std::sync::Arc;
 /// How much is written at once where zeros are asked for.
 const ZEROS_BYTES: u64 = 1 << 20;
 
-/// Makes a new image in an empty file (a device is overwritten); durable when this returns.
+/// Makes a new image in an empty file (a device is overwritten); durable once that file is flushed.
 ///
-/// The data file is opened, and sized, through `parts`. `Invalid` for options that are unknown or exclude
+/// The data file is opened, and sized durably, through `parts`. `Invalid` for options that are unknown or exclude
 /// each other, and for a disk or a name that does not fit.
 pub(super) fn create(file: &dyn File, creation: &Creation, parts: &dyn Parts) -> Result<Header> {
     let options = Options::parse(creation).in_file(file.path())?;
@@ -40,7 +40,6 @@ pub(super) fn create(file: &dyn File, creation: &Creation, parts: &dyn Parts) ->
     if let Some(data_file) = &data_file {
         size_data_file(data_file, &options, creation.size)?;
     }
-    file.flush()?;
     Ok(header)
 }
 

@@ -72,7 +72,8 @@ pub(super) struct Qcow2Image {
     pub(super) shape: Shape,
     pub(super) compression: Compression,
     is_writable: bool,
-    /// Whether the external data file must read as the disk does, at any time.
+    /// Whether the external data file must read as the disk does. After a power cut, what was not flushed may be
+    /// in the data file and not in the entries.
     pub(super) is_raw: bool,
     /// Whether stored bitmaps have been told that they miss writes from here on.
     is_begun: AtomicBool,

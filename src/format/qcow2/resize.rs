@@ -90,6 +90,8 @@ impl Qcow2Image {
                 self.zero_unchecked(new, Kept::Nothing, below)?;
             }
             if let Some(data) = &self.data_file {
+                // A shrinking that was cut off may have left bytes there.
+                data.set_bytes(old)?;
                 data.set_bytes(size)?;
             }
             self.flush_all()?;

@@ -97,7 +97,8 @@ impl Qcow2Image {
     /// Makes part of a unit read as zeros.
     fn zero_bytes(&self, range: GuestRange, below: &dyn Below) -> Result<()> {
         for piece in range.pieces(self.shape.unit()) {
-            if !self.shows_zeros(piece, below)? {
+            // A raw data file may hold what a power cut kept from the entries.
+            if self.is_raw || !self.shows_zeros(piece, below)? {
                 self.write_job(Job { range: piece, source: Source::Zeros, below })?;
             }
         }

@@ -75,7 +75,6 @@ pub fn create(file: Arc<dyn File>, creation: &Creation) -> Result<Arc<dyn Image>
             }
         }
     }
-    file.flush()?;
     open(file, true)
 }
 

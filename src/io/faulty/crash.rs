@@ -18,6 +18,7 @@ use std::{
 /// What a machine did since it was switched on.
 #[derive(Clone, Debug)]
 pub struct Trace {
+    pub(super) boot: u128,
     pub(super) start: Disk,
     pub(super) events: Vec<Event>,
 }
@@ -66,6 +67,23 @@ pub fn crash_states(trace: &Trace, seed: u64, samples: u64) -> impl Iterator<Ite
         samples,
         seed: Seeded::new(seed),
     }
+}
+
+/// Returns the machine as it goes on behind each event of `trace`, the start included, when the program was
+/// killed there: everything has landed, the boot is the same.
+pub fn kill_states(trace: &Trace) -> impl Iterator<Item = Crash> + '_ {
+    let mut disk = trace.start.clone();
+    (0..=trace.events.len()).map(move |after| {
+        match after.checked_sub(1).and_then(|last| trace.events.get(last)) {
+            Some(Event::Content { inode, change, time }) => {
+                disk.apply(*inode, change);
+                disk.set_modified(*inode, *time);
+            }
+            Some(Event::Name(change)) => disk.rename(change),
+            Some(Event::Flush { .. } | Event::Sync { .. }) | None => {}
+        }
+        Crash { host: SimHost::boot(disk.clone(), trace.boot), after, landing: Landing::Everything }
+    })
 }
 
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! What goes wrong, and when: failures at a counted I/O, barriers that do nothing.
 
 use rustix::io::Errno;
+use std::backtrace::Backtrace;
 
 /// How an I/O fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +56,10 @@ pub(super) struct Faults {
     pub(super) fault: Option<Fault>,
     /// Barriers since the operation under way began.
     pub(super) barriers: u64,
-    pub(super) dropped_barrier: Option<u64>,
+    /// Those among them that do nothing.
+    forgotten: Vec<u64>,
+    /// Who asked for each, if that is noted.
+    pub(super) names: Option<Vec<String>>,
 }
 
 impl Faults {
@@ -67,10 +71,29 @@ impl Faults {
         fault.failure.befalls(action).then_some(fault.failure)
     }
 
+    /// Begins to count barriers at 0.
+    pub(super) fn begin(&mut self, forgotten: Vec<u64>, is_named: bool) {
+        (self.barriers, self.forgotten, self.names) = (0, forgotten, is_named.then(Vec::new));
+    }
+
     /// Counts a barrier; returns whether it does its work.
     pub(super) fn barrier_works(&mut self) -> bool {
         let n = self.barriers;
         self.barriers += 1;
-        self.dropped_barrier != Some(n)
+        self.names.as_mut().into_iter().for_each(|names| names.push(caller()));
+        !self.forgotten.contains(&n)
     }
+}
+
+/// Returns from which lines of the library, above this room, a barrier was asked for, the innermost first.
+fn caller() -> String {
+    let stack = Backtrace::force_capture().to_string();
+    let places = stack.lines().filter_map(|line| line.trim().strip_prefix("at ")).filter_map(|place| {
+        let (root, place) = place.rsplit_once("/src/")?;
+        let is_foreign = ["tools", "rust", "registry"].iter().any(|part| root.contains(part));
+        // Without the column, and the folder of the build.
+        let line = place.rsplit_once(':').map_or(place, |(line, _)| line);
+        (!is_foreign && !place.starts_with("io/")).then_some(line)
+    });
+    places.collect::<Vec<_>>().join(" < ")
 }

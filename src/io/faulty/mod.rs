@@ -15,7 +15,7 @@ mod disk;
 mod fault;
 mod file;
 
-pub use crash::{Crash, Landing, Trace, crash_states};
+pub use crash::{Crash, Landing, Trace, crash_states, kill_states};
 pub use fault::{Failure, Fault};
 
 use super::{Access, Entry, EntryKind, File, Host, Witness};
@@ -68,7 +68,7 @@ impl SimHost {
     /// Returns what the machine did since it was switched on.
     pub fn trace(&self) -> Trace {
         let machine = self.machine.lock();
-        Trace { start: machine.start.clone(), events: machine.events.clone() }
+        Trace { boot: machine.boot, start: machine.start.clone(), events: machine.events.clone() }
     }
 
     /// Returns how many events the trace has now.
@@ -86,11 +86,28 @@ impl SimHost {
         self.machine.lock().faults.fault = fault;
     }
 
+    /// Returns another machine in the same state and of the same boot: everything is on its disk, nothing is
+    /// open, its trace is empty.
+    #[must_use]
+    pub fn twin(&self) -> Self {
+        let machine = self.machine.lock();
+        Self::boot(machine.disk.clone(), machine.boot)
+    }
+
     /// Begins to count the barriers of one operation (flushes of files and syncs of folders) at 0, and lets
-    /// number `dropped` report success and do nothing: what a program does that has forgotten it.
-    pub fn begin_operation(&self, dropped: Option<u64>) {
-        let faults = &mut self.machine.lock().faults;
-        (faults.barriers, faults.dropped_barrier) = (0, dropped);
+    /// those numbered in `forgotten` report success and do nothing: what a program does that has forgotten them.
+    pub fn begin_operation(&self, forgotten: impl IntoIterator<Item = u64>) {
+        self.machine.lock().faults.begin(forgotten.into_iter().collect(), false);
+    }
+
+    /// As [`SimHost::begin_operation`] with nothing forgotten; notes who asks for each barrier.
+    pub fn begin_named_operation(&self) {
+        self.machine.lock().faults.begin(Vec::new(), true);
+    }
+
+    /// Returns who asked for each barrier of a named operation, in order.
+    pub fn barrier_names(&self) -> Vec<String> {
+        self.machine.lock().faults.names.clone().unwrap_or_default()
     }
 
     /// Returns how many barriers the operation has had.
@@ -296,7 +313,12 @@ impl Host for SimHost {
     fn opened_as(&self, file: &dyn File) -> Result<PathBuf> {
         let inode = file.witness()?.inode;
         let machine = self.machine.lock();
-        let found = machine.disk.names.iter().find(|(_, node)| node.file() == Some(inode));
+        let is_it = |node: &Node| node.file() == Some(inode);
+        // Of several names the one that it was opened by.
+        if machine.node(file.path()).is_some_and(|node| is_it(&node)) {
+            return Ok(resolved(file.path()));
+        }
+        let found = machine.disk.names.iter().find(|(_, node)| is_it(node));
         found.map(|(path, _)| path.clone()).ok_or_else(|| not_found(file.path()))
     }
 

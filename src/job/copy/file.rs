@@ -60,6 +60,11 @@ pub(super) fn settle(host: &dyn Host, to: &Path, transfer: &Transfer) -> Result<
     host.sync_folder(to.parent().unwrap_or(Path::new("/")))
 }
 
+/// Removes what earlier runs left behind of files that were linked in the end, and not copied.
+pub(super) fn sweep(host: &dyn Host, folder: &Path, transfer: &Transfer) -> Result<()> {
+    transfer.temporaries().try_for_each(|temporary| remove_if_there(host, &folder.join(temporary)))
+}
+
 fn remove_if_there(host: &dyn Host, path: &Path) -> Result<()> {
     match host.remove(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),

@@ -187,6 +187,7 @@ impl Copy {
             self.verify(&report.head, progress)?;
             report.is_verified = true;
         }
+        file::sweep(self.host.as_ref(), &self.plan.folder, &self.transfer)?;
         self.transfer.close()?;
         Ok(report)
     }

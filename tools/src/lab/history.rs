@@ -1,22 +1,29 @@
 //! Histories: what is done to an image, step by step.
 
 use crate::{
+    foreign,
     log::{Kind, Log, Op},
     mark::{self, Mark, PARENT},
 };
 use deltachain::{
     base::{
-        GuestOffset, GuestRange, Result,
+        GuestOffset, GuestRange, HostOffset, Result,
         seed::Seeded,
         units::{SECTOR_BYTES, count, index},
     },
-    format::{self, Below, Creation, Format, Image, NoParts, ParentName},
+    format::{self, Below, BitmapEdit, Creation, Format, Image, ParentName, Parts},
     io::{
-        Access, Host, Kept,
+        Access, File, Host, Kept,
         faulty::{Fault, SimHost},
+        memory::MemoryFile,
     },
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// A kind of image, and the operations that it can be asked for.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +40,38 @@ pub struct History {
     pub parent: u64,
     /// Whether the size changes.
     pub is_resized: bool,
+    /// What there is before the first step.
+    pub before: Before,
+    /// Steps that it takes besides the usual ones.
+    pub deeds: &'static [Deed],
+}
+
+/// What there is before the first step; all of it is on the disk, and its making can no longer be cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing: making the image is the first step.
+    Nothing,
+    /// Clusters that an internal snapshot shares.
+    Snapshot,
+    /// Compressed clusters.
+    Packed,
+    /// Compressed clusters that an internal snapshot shares.
+    PackedSnapshot,
+    /// A persistent bitmap that says that nothing has changed.
+    Bitmap,
+}
+
+/// A kind of step beyond writes, zeros, flushes and changes of size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// Write a whole cluster compressed.
+    Pack,
+    /// Write from another file.
+    Move,
+    /// Give free space back to the host.
+    Release,
+    /// Add or remove a persistent bitmap.
+    Bitmap,
 }
 
 /// One step.
@@ -48,6 +87,8 @@ pub enum Step {
     Resize(u64),
     /// Flush, close, open again.
     Reopen,
+    /// Do this to the sectors from one on, as far as that concerns sectors.
+    Do(Deed, u64, u64),
 }
 
 /// What goes wrong during a history.
@@ -64,11 +105,16 @@ const fn qcow2(
     options: &'static [(&'static str, &'static str)],
     sectors: u64,
 ) -> History {
-    History { name, format: Format::Qcow2, options, sectors, parent: 0, is_resized: false }
+    let (before, deeds) = (Before::Nothing, &[]);
+    History { name, format: Format::Qcow2, options, sectors, parent: 0, is_resized: false, before, deeds }
 }
 
+const SMALL: &[(&str, &str)] = &[("cluster_size", "1k")];
+/// Sectors in such a cluster.
+const SMALL_SECTORS: u64 = 2;
+
 /// Every history. Sizes are small: a crash anywhere is then seen by reading the whole disk.
-pub const HISTORIES: [History; 8] = [
+pub const HISTORIES: [History; 17] = [
     History { format: Format::Raw, is_resized: true, ..qcow2("raw", &[], 256) },
     // Small clusters: many tables, refcount blocks and table clusters in a small disk.
     qcow2("qcow2-512", &[("cluster_size", "512")], 600),
@@ -81,10 +127,54 @@ pub const HISTORIES: [History; 8] = [
         ..qcow2("qcow2-subclusters", &[("cluster_size", "16k"), ("extended_l2", "on")], 1024)
     },
     History { parent: 900, is_resized: true, ..qcow2("qcow2-resize", &[("cluster_size", "512")], 400) },
+    History { before: Before::Snapshot, parent: 300, ..qcow2("qcow2-snapshot", SMALL, 400) },
+    History { before: Before::Snapshot, is_resized: true, ..qcow2("qcow2-snapshot-resize", SMALL, 300) },
+    History { before: Before::PackedSnapshot, ..qcow2("qcow2-snapshot-packed", SMALL, 400) },
+    History {
+        before: Before::Packed,
+        deeds: &[Deed::Pack],
+        parent: 200,
+        ..qcow2("qcow2-packed", SMALL, 400)
+    },
+    History {
+        is_resized: true,
+        parent: 200,
+        ..qcow2("qcow2-data", &[("cluster_size", "1k"), ("data_file", "data")], 400)
+    },
+    History {
+        is_resized: true,
+        ..qcow2(
+            "qcow2-data-raw",
+            &[("cluster_size", "1k"), ("data_file", "data"), ("data_file_raw", "on")],
+            400,
+        )
+    },
+    History { deeds: &[Deed::Move], parent: 200, ..qcow2("qcow2-move", &[("cluster_size", "4k")], 700) },
+    History { before: Before::Bitmap, deeds: &[Deed::Bitmap], ..qcow2("qcow2-bitmap", SMALL, 400) },
+    History { deeds: &[Deed::Release, Deed::Pack], parent: 300, ..qcow2("qcow2-release", SMALL, 400) },
 ];
 
 /// The image's name on the machine.
 pub(crate) const DISK: &str = "/disk";
+/// The name of its external data file, if it has one.
+pub(crate) const DATA: &str = "/data";
+/// The bitmap that is there before; it records writes.
+pub(crate) const BITMAP: &str = "before";
+/// Who wrote what is there before, and those after it.
+const BEFORE: Mark = 1 << 21;
+
+/// Opens, or makes, an image's further files.
+pub(crate) struct Beside<'a>(pub(crate) &'a SimHost);
+
+impl Parts for Beside<'_> {
+    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
+        let path: PathBuf = Path::new("/").join(OsStr::from_bytes(name));
+        match self.0.kind(&path)? {
+            None => self.0.create(&path),
+            Some(_) => self.0.open(&path, Access::Write),
+        }
+    }
+}
 
 impl Below for History {
     fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
@@ -122,6 +212,10 @@ impl History {
             let at = seed.below(size);
             let most = [1, 8, 40, 200].get(usize::try_from(seed.below(4)).unwrap_or_default());
             let sectors = (1 + seed.below(most.copied().unwrap_or(8))).min(size - at);
+            if !self.deeds.is_empty() && seed.chance(1, 4) {
+                let deed = self.deeds.get(index(seed.below(count(self.deeds.len()))));
+                return Step::Do(*deed.unwrap_or(&Deed::Release), at, sectors);
+            }
             match seed.below(20) {
                 0..10 => Step::Write(at, sectors),
                 10..12 => Step::Zero(at, sectors, Kept::Space),
@@ -137,18 +231,67 @@ impl History {
         (0..length).map(|_| step()).collect()
     }
 
-    /// Makes the image on a new machine and performs the steps.
+    /// Makes the image on a new machine, unless it is there before, and performs the steps.
     pub fn run(&self, steps: &[Step], setup: Setup) -> (SimHost, Log, Option<Arc<dyn Image>>) {
-        let host = SimHost::new();
+        let found = (self.before != Before::Nothing).then(|| self.prepare().ok()).flatten();
+        let (host, log) = match &found {
+            Some(host) => (host.clone(), Log::on(self.shown_before(), self.sectors)),
+            None => (SimHost::new(), Log::on_nothing(self.parent, self.sectors)),
+        };
         host.fail(setup.fault);
-        let log = Log::on_nothing(self.parent, self.sectors);
-        let mut hand = Hand { history: self, host: &host, log, setup, image: None, next: 1 };
-        hand.create();
+        let image = found.and_then(|_| self.open(&host).ok());
+        let mut hand = Hand { history: self, host: &host, log, setup, image, next: 1 };
+        if self.before == Before::Nothing {
+            hand.create();
+        }
         for step in steps {
             hand.take(step);
         }
         let (log, image) = (hand.log, hand.image);
         (host, log, image)
+    }
+
+    /// Makes the machine that the history starts from.
+    fn prepare(&self) -> Result<SimHost> {
+        let host = SimHost::new();
+        let file = host.create(Path::new(DISK))?;
+        let image = format::create(self.format, file, &self.creation(), &Beside(&host))?;
+        let is_packed = matches!(self.before, Before::Packed | Before::PackedSnapshot);
+        for (mark, sectors) in self.written_before() {
+            let bytes = mark::sectors(mark, sectors.start, sectors.end - sectors.start);
+            let place = range(sectors.start, 0).start;
+            match image.pack(&bytes).filter(|_| is_packed) {
+                Some(packed) => image.write_packed(place, &packed)?,
+                None => image.write(place, &bytes, self)?,
+            }
+        }
+        if self.before == Before::Bitmap {
+            image.edit_bitmap(&add(BITMAP))?;
+        }
+        image.flush()?;
+        drop(image);
+        if matches!(self.before, Before::Snapshot | Before::PackedSnapshot) {
+            foreign::take_snapshot(&*host.open(Path::new(DISK), Access::Write)?)?;
+        }
+        Ok(host.twin())
+    }
+
+    /// The clusters that are written before the first step; every fourth one, and the last ones, are not.
+    fn written_before(&self) -> impl Iterator<Item = (Mark, std::ops::Range<u64>)> {
+        let starts = (0..self.sectors * 3 / 4).step_by(index(SMALL_SECTORS));
+        let all = (BEFORE..).zip(starts.map(|at| at..at + SMALL_SECTORS));
+        all.filter(|(mark, _)| !mark.is_multiple_of(4))
+    }
+
+    /// Who wrote what is shown before the first step.
+    pub(crate) fn shown_before(&self) -> Vec<Mark> {
+        let mut shown = vec![PARENT; index(self.parent.min(self.sectors))];
+        shown.resize(index(self.sectors), 0);
+        for (mark, sectors) in self.written_before() {
+            let place = index(sectors.start)..index(sectors.end);
+            shown.get_mut(place).into_iter().for_each(|sectors| sectors.fill(mark));
+        }
+        shown
     }
 
     /// Performs steps on an image that is there; `start` is what it shows, `next` the first mark.
@@ -165,7 +308,7 @@ impl History {
 
     /// Opens the image for writing.
     pub(crate) fn open(&self, host: &SimHost) -> Result<Arc<dyn Image>> {
-        format::open(self.format, host.open(Path::new(DISK), Access::Write)?, true, &NoParts)
+        format::open(self.format, host.open(Path::new(DISK), Access::Write)?, true, &Beside(host))
     }
 
     fn creation(&self) -> Creation {
@@ -174,6 +317,10 @@ impl History {
         let options = self.options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         Creation { size: self.sectors * SECTOR_BYTES, parent, options: options.collect() }
     }
+}
+
+fn add(name: &str) -> BitmapEdit {
+    BitmapEdit::Add { name: name.to_owned(), granularity_bytes: Some(1024) }
 }
 
 /// Who performs the steps and writes them down.
@@ -205,7 +352,9 @@ impl Hand<'_> {
         let op = self.op(Kind::Create, 0..0, 0);
         self.note(op, |hand| {
             let file = hand.host.create(Path::new(DISK))?;
-            let made = format::create(hand.history.format, file, &hand.history.creation(), &NoParts)?;
+            let parts = Beside(hand.host);
+            let made = format::create(hand.history.format, file, &hand.history.creation(), &parts)?;
+            made.flush()?;
             hand.image = Some(made);
             hand.host.sync_folder(Path::new("/"))
         });
@@ -243,6 +392,7 @@ impl Hand<'_> {
                 let op = Op { size, ..self.op(Kind::Resize, cut, 0) };
                 self.note(op, |_| image.resize(size * SECTOR_BYTES, below));
             }
+            Step::Do(deed, at, sectors) => self.do_deed(deed, inside(at, sectors), &image),
             Step::Reopen => {
                 let op = self.op(Kind::Flush, 0..0, 0);
                 self.note(op, |_| image.flush());
@@ -252,6 +402,44 @@ impl Hand<'_> {
                 self.note(op, |hand| {
                     hand.image = Some(hand.history.open(hand.host)?);
                     Ok(())
+                });
+            }
+        }
+    }
+
+    fn do_deed(&mut self, deed: Deed, sectors: std::ops::Range<u64>, image: &Arc<dyn Image>) {
+        let (below, mark) = (self.history, self.next);
+        self.next += 1;
+        match deed {
+            Deed::Pack => {
+                let unit = image.unit() / SECTOR_BYTES;
+                let start = sectors.start / unit * unit;
+                let sectors = start..(start + unit).min(self.size());
+                let bytes = mark::sectors(mark, start, sectors.end - start);
+                let Some(packed) = image.pack(&bytes) else { return };
+                let op = self.op(Kind::Pack, sectors, mark);
+                self.note(op, |_| image.write_packed(range(start, 0).start, &packed));
+            }
+            Deed::Move => {
+                let source = MemoryFile::new("source");
+                let bytes = mark::sectors(mark, sectors.start, sectors.end - sectors.start);
+                let to = range(sectors.start, sectors.end - sectors.start);
+                let op = self.op(Kind::Move, sectors, mark);
+                self.note(op, |_| {
+                    source.write_at(HostOffset::new(0), &bytes)?;
+                    image.write_from(to, &source, HostOffset::new(0), below).map(drop)
+                });
+            }
+            Deed::Release => {
+                let op = self.op(Kind::Release, 0..0, 0);
+                self.note(op, |_| image.release().map(drop));
+            }
+            Deed::Bitmap => {
+                let op = self.op(Kind::Bitmap, 0..0, 0);
+                let name = format!("new{}", sectors.start % 3);
+                self.note(op, |_| {
+                    let is_there = image.details()?.bitmaps.iter().any(|bitmap| bitmap.name == name);
+                    image.edit_bitmap(&if is_there { BitmapEdit::Remove { name } } else { add(&name) })
                 });
             }
         }

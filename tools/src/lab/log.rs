@@ -22,6 +22,14 @@ pub enum Kind {
     Resize,
     /// Closes the image and opens it again.
     Reopen,
+    /// Writes a compressed cluster.
+    Pack,
+    /// Writes from another file.
+    Move,
+    /// Makes all before it durable and gives free space back to the host.
+    Release,
+    /// Adds or removes a bitmap.
+    Bitmap,
 }
 
 /// One operation of a history.
@@ -97,7 +105,9 @@ impl Log {
             .rev()
             .map(|op| {
                 match op.kind {
-                    Kind::Flush if op.end.is_some_and(|end| end <= events) => is_covered = true,
+                    Kind::Flush | Kind::Release if op.end.is_some_and(|end| end <= events) => {
+                        is_covered = true;
+                    }
                     Kind::Reopen => is_covered = false,
                     _ => {}
                 }
@@ -131,6 +141,16 @@ impl Log {
             }
         }
         Expected { durable, later, sizes }
+    }
+
+    /// Returns whether the log begins with the image's making.
+    pub(crate) fn is_first_life(&self) -> bool {
+        self.ops.first().is_some_and(|op| op.kind == Kind::Create)
+    }
+
+    /// Returns whether `found` is what was there when the log began.
+    pub(crate) fn shows_start(&self, found: &[Mark]) -> bool {
+        self.start == found
     }
 
     /// Returns the events after which the image is there; `None` if making it failed.
@@ -172,6 +192,12 @@ impl Expected<'_> {
         let is_newer =
             |(n, op): &(usize, &Op)| *n >= since && op.sectors.contains(&sector) && op.mark == mark;
         mark == durable || self.later.iter().any(is_newer)
+    }
+
+    /// Returns whether the log durably changed `sector`.
+    pub(crate) fn was_written(&self, sector: u64) -> bool {
+        let place = usize::try_from(sector).unwrap_or(usize::MAX);
+        self.durable.get(place).is_some_and(|(_, since)| *since > 0)
     }
 
     /// Says what `sector` may show, for people.

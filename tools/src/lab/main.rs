@@ -2,7 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use dchain_lab::{
-    HISTORIES, History, crash, errors, fold, fuzz,
+    HISTORIES, History, crash, errors, fuzz,
+    jobs::{self, By, JOBS},
     kill::{self, Job},
     mutants,
 };
@@ -22,10 +23,10 @@ enum Search {
     Crash(Campaign),
     /// Let every I/O of seeded histories fail in turn.
     Errors(Campaign),
-    /// Forget each barrier in turn: a power cut must show it.
-    Mutants(Campaign),
-    /// Do the same to whole consolidations of seeded chains.
-    Fold(Folds),
+    /// Forget each barrier and take away each guard in turn: something must show it.
+    Mutants(Mutants),
+    /// Do the same to whole jobs on seeded chains.
+    Jobs(Jobs),
     /// Feed damaged files to every parser.
     Fuzz(Malformed),
     /// Kill `dchain` in the middle of jobs, give the same command again, and compare.
@@ -37,7 +38,7 @@ struct Campaign {
     /// The first seed; the same seed finds the same.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Cuts or failures to judge, for each history (mutants: seeds to try).
+    /// Cuts or failures to judge, for each history.
     #[arg(long, default_value_t = 1000)]
     points: u64,
     /// Only this history (default: all).
@@ -46,13 +47,29 @@ struct Campaign {
 }
 
 #[derive(Args)]
-struct Folds {
+struct Mutants {
     /// The first seed; the same seed finds the same.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Cuts to judge, and failures.
+    /// Seeds to try, for each history and job.
+    #[arg(long, default_value_t = 8)]
+    seeds: u64,
+    /// Tell the barriers of jobs apart by what needs them, too: some are there for the sake of others.
+    #[arg(long = "fine")]
+    is_fine: bool,
+}
+
+#[derive(Args)]
+struct Jobs {
+    /// The first seed; the same seed finds the same.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Cuts to judge, and failures, for each job.
     #[arg(long, default_value_t = 1000)]
     points: u64,
+    /// Only this job (default: all).
+    #[arg(long, value_parser = jobs::Job::find)]
+    job: Option<&'static jobs::Job>,
 }
 
 #[derive(Args)]
@@ -90,10 +107,8 @@ fn main() -> ExitCode {
             let done = errors::search(history, campaign.seed, campaign.points);
             done.map(|n| format!("{n} failed I/Os, nothing lost"))
         }),
-        Search::Mutants(campaign) => {
-            run(&campaign, |history| forget(history, campaign.seed, campaign.points))
-        }
-        Search::Fold(Folds { seed, points }) => say(&folds(seed, points)),
+        Search::Mutants(wanted) => forget_all(&wanted),
+        Search::Jobs(chosen) => run_jobs(&chosen),
         Search::Fuzz(malformed) => say(&feed(&malformed)),
         Search::Kill(kills) => kill_jobs(&kills),
     };
@@ -145,24 +160,48 @@ fn kill_jobs(kills: &Kills) -> bool {
     is_sound
 }
 
-fn forget(history: &History, seed: u64, seeds: u64) -> Result<String, String> {
-    let found = mutants::search(history, seed, seeds);
-    let missed: Vec<String> =
-        found.iter().filter(|m| m.noticed.is_none()).map(|m| format!("{:?} {}", m.kind, m.barrier)).collect();
-    if missed.is_empty() {
-        Ok(format!("{} forgotten barriers, each noticed", found.len()))
-    } else {
-        Err(format!("{}: not noticed: {}", history.name, missed.join(", ")))
+/// Forgets barriers of histories and of jobs; returns whether each was noticed.
+fn forget_all(wanted: &Mutants) -> bool {
+    let Mutants { seed, seeds, is_fine } = *wanted;
+    let mut is_sound = true;
+    for history in &HISTORIES {
+        let found = mutants::search(history, seed, seeds);
+        let missed: Vec<String> = found
+            .iter()
+            .filter(|m| m.noticed.is_none())
+            .map(|m| format!("{:?} {}", m.kind, m.barrier))
+            .collect();
+        is_sound &= say_missed(history.name, found.len(), &missed);
+    }
+    let by = if is_fine { By::Need } else { By::Line };
+    let jobs: Vec<_> = JOBS.iter().collect();
+    match jobs::forget(&jobs, seed..seed + seeds, by) {
+        Ok(found) => {
+            let missed = found.iter().filter(|one| one.noticed.is_none()).map(|one| one.barrier.clone());
+            is_sound & say_missed("jobs", found.len(), &missed.collect::<Vec<_>>())
+        }
+        Err(wrong) => say(&Err(wrong)),
     }
 }
 
-fn folds(seed: u64, points: u64) -> Result<String, String> {
-    let (cuts, second) = fold::crash(seed, points)?;
-    let failures = fold::errors(seed, points)?;
-    let (missed, barriers) = fold::mutants(seed)?;
-    Ok(format!(
-        "consolidate: seeds from {seed}: {cuts} power cuts ({second} of them during a resume), {failures} failed \
-         I/Os, nothing lost; {} of {barriers} barriers are missed when they are forgotten",
-        missed.len()
-    ))
+fn say_missed(what: &str, all: usize, missed: &[String]) -> bool {
+    let done = format!("{what}: {all} forgotten barriers");
+    say(&match missed {
+        [] => Ok(format!("{done}, each noticed")),
+        missed => Err(format!("{done}, not noticed: {}", missed.join(", "))),
+    })
+}
+
+fn run_jobs(chosen: &Jobs) -> bool {
+    let wanted = JOBS.iter().filter(|job| chosen.job.is_none_or(|one| one.name == job.name));
+    wanted.fold(true, |is_sound, job| {
+        let done = search_job(job, chosen);
+        say(&done.map(|said| format!("{}: seeds from {}: {said}", job.name, chosen.seed))) && is_sound
+    })
+}
+
+fn search_job(job: &jobs::Job, Jobs { seed, points, .. }: &Jobs) -> Result<String, String> {
+    let cuts = job.crash(*seed, *points)?;
+    let failures = job.errors(*seed, *points)?;
+    Ok(format!("{cuts}; {failures} failed I/Os"))
 }

@@ -1,12 +1,16 @@
 //! Whether a machine shows what it must.
 
 use crate::{
-    history::{DISK, History, range},
+    foreign,
+    history::{BITMAP, Before, Beside, DATA, DISK, History, range},
     log::{Expected, Log},
     mark::{self, Mark, SECTOR},
 };
 use deltachain::{
-    base::units::SECTOR_BYTES,
+    base::{
+        HostOffset,
+        units::{SECTOR_BYTES, count, index},
+    },
     format::{self, Format, Image, NoParts, Repair},
     io::{Access, Host, faulty::SimHost},
 };
@@ -25,9 +29,75 @@ impl History {
         }
         let image = opened.map_err(|error| format!("does not open: {error}"))?;
         let found = self.compare(&*image, &log.expected(events))?;
+        self.judge_bitmap(&*image, log, &found)?;
         drop(image);
+        self.judge_data(host, log, (&log.expected(events), count(found.len())))?;
+        self.judge_snapshot(host)?;
         self.check(host)?;
         Ok(found)
+    }
+
+    /// A bitmap that is not said to be stale tells of every change: it was made when nothing had changed.
+    fn judge_bitmap(&self, image: &dyn Image, log: &Log, found: &[Mark]) -> Result<(), String> {
+        if self.before != Before::Bitmap {
+            return Ok(());
+        }
+        let details = image.details().map_err(|e| e.to_string())?;
+        let bitmap = details.bitmaps.iter().find(|bitmap| bitmap.name == BITMAP);
+        match bitmap {
+            None => Err("its bitmap is gone".to_owned()),
+            Some(bitmap) if !bitmap.is_in_use && !log.shows_start(found) => {
+                Err("was written, and its bitmap says nothing of it".to_owned())
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// A raw data file reads as the disk does, without the image. What was under way when the power went may be
+    /// in the one and not in the other, until it is written again.
+    fn judge_data(
+        &self,
+        host: &SimHost,
+        log: &Log,
+        (expected, size): (&Expected, u64),
+    ) -> Result<(), String> {
+        if !self.options.contains(&("data_file_raw", "on")) {
+            return Ok(());
+        }
+        let file = host.open(Path::new(DATA), Access::Read).map_err(|e| e.to_string())?;
+        let mut bytes = vec![0; index(file.bytes().map_err(|e| e.to_string())?)];
+        file.read_at(HostOffset::new(0), &mut bytes).map_err(|e| e.to_string())?;
+        let mut sectors = (0..size).zip(bytes.chunks(SECTOR));
+        let wrong = |(sector, found): &(u64, &[u8])| {
+            (log.is_first_life() || expected.was_written(*sector))
+                && !mark::read(*sector, found).is_some_and(|mark| expected.allows(*sector, mark))
+        };
+        match sectors.find(wrong) {
+            Some((sector, found)) => {
+                let (found, expected) = (mark::read(sector, found), expected.describe(sector));
+                Err(format!("its data file shows {found:#x?} in sector {sector} instead of {expected}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What an internal snapshot shows does not change, whatever is written.
+    fn judge_snapshot(&self, host: &SimHost) -> Result<(), String> {
+        if !matches!(self.before, Before::Snapshot | Before::PackedSnapshot) {
+            return Ok(());
+        }
+        let expected = self.shown_before();
+        let apart = host.twin();
+        let file = apart.open(Path::new(DISK), Access::Write).map_err(|e| e.to_string())?;
+        foreign::go_to_snapshot(&*file).map_err(|e| e.to_string())?;
+        let image =
+            format::open(self.format, file, false, &NoParts).map_err(|e| format!("its snapshot: {e}"))?;
+        let mut bytes = vec![0xee; index(image.size())];
+        image.read(range(0, 0).start, &mut bytes, self).map_err(|e| format!("its snapshot: {e}"))?;
+        let shown: Vec<_> = (0..).zip(bytes.chunks(SECTOR)).map(|(n, found)| mark::read(n, found)).collect();
+        let is_same =
+            shown.len() == expected.len() && shown.iter().zip(&expected).all(|(a, b)| *a == Some(*b));
+        if is_same { Ok(()) } else { Err("its snapshot shows something else".to_owned()) }
     }
 
     /// Compares what an open image shows with what it may show.
@@ -60,7 +130,7 @@ impl History {
             return Ok(());
         }
         let file = host.open(Path::new(DISK), Access::Read).map_err(|error| error.to_string())?;
-        match format::check(self.format, file, Repair::Nothing, &NoParts) {
+        match format::check(self.format, file, Repair::Nothing, &Beside(host)) {
             Ok(checked) if checked.corruptions == 0 && checked.errors == 0 => Ok(()),
             Ok(checked) => Err(format!("check: {:?}", checked.findings)),
             Err(error) => Err(format!("cannot be checked: {error}")),

@@ -43,6 +43,7 @@ fn a_cut_leaves_the_old_bitmaps_or_the_new_ones() {
     let options = vec![("cluster_size".to_owned(), "512".to_owned())];
     let creation = Creation { size: DISK, parent: None, options };
     let image = qcow2::create(host.create(path).unwrap(), &creation, &NoParts).unwrap();
+    image.flush().unwrap();
     host.sync_folder(Path::new("/")).unwrap();
     // How many events had happened when each state was reached.
     let mut states = vec![(host.events(), seen(&*image))];

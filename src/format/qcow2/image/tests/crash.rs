@@ -41,6 +41,7 @@ impl Lab {
         let file = host.create(name()).unwrap();
         let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let image = create(file, &Creation { size: DISK, parent: None, options }, &NoParts).unwrap();
+        image.flush().unwrap();
         host.sync_folder(Path::new("/")).unwrap();
         // A parent that is shorter than its child, whose sectors are each of one byte.
         let below: Vec<u8> =

@@ -1,0 +1,126 @@
+//! Copies to another folder: no name there stands for something that is not whole.
+
+use super::{
+    Scene,
+    world::{World, arc, check, judge_seals, ledger, names, path, reading, shows},
+};
+use deltachain::{
+    base::{self, seed::Seeded, units::index},
+    chain::{Chain, Opening},
+    format::Format,
+    io::{Host, faulty::SimHost},
+    job::{
+        Progress,
+        convert::convert,
+        copy::{Copy, Request, Share},
+        seal::{open_layers, seal},
+    },
+};
+use std::path::{Path, PathBuf};
+
+const TARGET: &str = "/there";
+
+/// What the target folder has before, sealed: something that shows what a layer of the chain does.
+const MATCH: &str = "match";
+
+/// A chain, and what the target has of it.
+#[derive(Debug)]
+struct Carrying {
+    world: World,
+    /// The layer that the target has, counted from the base.
+    held: Option<usize>,
+    share: Share,
+}
+
+/// Makes up the scene that belongs to `seed`.
+pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
+    let mut random = Seeded::new(seed);
+    let world = World::new(&mut random, seed).map_err(|e| e.to_string())?;
+    let below_top = world.layers.len() as u64 - 1;
+    let held = random.chance(2, 3).then(|| index(random.below(below_top)));
+    let share = if random.chance(1, 4) { Share::Deny } else { Share::Allow };
+    let mut scene = Carrying { world, held, share };
+    scene.prepare().map_err(|e| e.to_string())?;
+    Ok(Box::new(scene))
+}
+
+fn there(name: &str) -> PathBuf {
+    Path::new(TARGET).join(name)
+}
+
+impl Carrying {
+    fn prepare(&mut self) -> base::Result<()> {
+        let host = &self.world.host;
+        host.make_folder(Path::new(TARGET))?;
+        if let Some(layer) = self.held {
+            let chain = Chain::open(&arc(host), &self.world.path(layer), &reading(host))?;
+            let new = (Format::Qcow2, [].as_slice(), false);
+            convert(&arc(host), &chain.view(0), &there(MATCH), new, &Progress::default())?;
+            let layers = open_layers(&arc(host), &there(MATCH), &Opening::reading())?;
+            seal(&ledger(host), &layers, &Progress::default())?;
+        }
+        self.world.host = host.twin();
+        Ok(())
+    }
+
+    /// The first layer that has to be copied, counted from the base.
+    fn copied(&self) -> usize {
+        let linked = self.held.filter(|_| self.share == Share::Allow);
+        linked.map_or(0, |held| held + 1)
+    }
+}
+
+impl Scene for Carrying {
+    fn start(&self) -> &SimHost {
+        &self.world.host
+    }
+
+    fn perform(&self, host: &SimHost) -> base::Result<()> {
+        let request = Request { share: self.share, verify: false };
+        let (top, folder) = (path("top"), Path::new(TARGET));
+        let opening = Opening::reading();
+        let job = Copy::prepare(&arc(host), &ledger(host), (&top, folder), &opening, request)?;
+        job.run(&Progress::default()).map(drop)
+    }
+
+    fn judge(&self, host: &SimHost, is_done: bool) -> Result<(), String> {
+        self.world.judge_layers(host, usize::MAX)?;
+        for name in names(host, Path::new(TARGET))? {
+            let layers = &self.world.layers;
+            let number = layers.iter().position(|layer| layer.name == name).or(self.held);
+            let view = number.and_then(|number| self.world.views.get(number));
+            let view = view.ok_or_else(|| format!("{name} appeared at the target"))?;
+            shows(host, &there(&name), view)?;
+        }
+        judge_seals(host, Path::new(TARGET))?;
+        if is_done { shows(host, &there("top"), self.world.top()) } else { Ok(()) }
+    }
+
+    fn finish(&self, host: &SimHost) -> Result<(), String> {
+        let found = names(host, Path::new(TARGET))?;
+        // A copy that is over and whose note is gone would find its own names taken.
+        let is_over = found.contains(&"top".to_owned()) && !has_note(host);
+        if !is_over {
+            self.perform(host).map_err(|e| format!("the resume failed: {e}"))?;
+        }
+        self.judge(host, true)?;
+        // A match that could not be read is none: then more is copied than had to be.
+        let found = names(host, Path::new(TARGET))?;
+        let wanted = self.world.layers.iter().skip(self.copied()).map(|layer| layer.name.as_str());
+        if let Some(missing) =
+            wanted.chain(self.held.map(|_| MATCH)).find(|name| !found.iter().any(|f| f == name))
+        {
+            return Err(format!("{missing} is not at the target: {found:?}"));
+        }
+        let entries = host.list(Path::new(TARGET)).map_err(|e| e.to_string())?;
+        if let Some(draft) = entries.iter().find(|e| deltachain::store::Draft::is_left_over(&e.path)) {
+            return Err(format!("{} is left", draft.path.display()));
+        }
+        found.iter().try_for_each(|name| check(host, &there(name)))
+    }
+}
+
+fn has_note(host: &SimHost) -> bool {
+    let entries = host.list(&there(".dchain")).unwrap_or_default();
+    entries.iter().any(|e| e.path.to_string_lossy().ends_with(".json"))
+}

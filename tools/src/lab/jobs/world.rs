@@ -1,0 +1,218 @@
+//! Seeded chains on a simulated machine, and what is to be read of them.
+
+use deltachain::{
+    base::{self, GuestOffset, seed::Seeded, units::index},
+    chain::{Chain, Opening, freeze, join},
+    disk::Disk,
+    format::{self, Creation, Format, NoParts, ParentName, Repair},
+    io::{Access, Host, Kept, faulty::SimHost},
+    job::{
+        Progress,
+        seal::{full_tree, open_layers, seal},
+    },
+    store::{Ledger, Trust},
+};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Where the chain is.
+pub(super) const FOLDER: &str = "/vm";
+
+/// One layer.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    pub(super) name: String,
+    pub(super) format: Format,
+    cluster: u64,
+    size: u64,
+    /// Where, how many bytes, which byte; zero is marked as such.
+    writes: Vec<(u64, u64, u8)>,
+}
+
+/// A chain as it was made, on the machine that has it.
+pub(super) struct World {
+    /// The base first; the last is `top`.
+    pub(super) layers: Vec<Made>,
+    pub(super) host: SimHost,
+    /// What each layer shows, in the order of `layers`.
+    pub(super) views: Vec<Vec<u8>>,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.layers.fmt(f)
+    }
+}
+
+impl World {
+    /// Makes the chain that belongs to `seed`; the same numbers of `random` decide on what else there is.
+    pub(super) fn new(random: &mut Seeded, seed: u64) -> base::Result<Self> {
+        let depth = 2 + index(random.below(3));
+        let usual = 1024 * (12 + random.below(16));
+        let layers: Vec<Made> = (0..depth).map(|number| layer(number, depth, usual, random)).collect();
+        let host = SimHost::new();
+        host.make_folder(Path::new(FOLDER))?;
+        for (number, layer) in layers.iter().enumerate() {
+            let parent = number.checked_sub(1).and_then(|below| layers.get(below));
+            layer.make(&host, parent)?;
+        }
+        // Every other world has frozen layers that are sealed.
+        if seed.is_multiple_of(2)
+            && let Some(frozen) = layers.iter().rev().nth(1)
+        {
+            let open = open_layers(&arc(&host), &path(&frozen.name), &Opening::reading())?;
+            seal(&ledger(&host), &open, &Progress::default())?;
+        }
+        let views =
+            layers.iter().map(|layer| view(&host, &path(&layer.name))).collect::<base::Result<_>>()?;
+        Ok(Self { layers, host: host.twin(), views })
+    }
+
+    /// What the topmost layer shows.
+    pub(super) fn top(&self) -> &[u8] {
+        self.views.last().map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The name of the layer of that number, counted from the base.
+    pub(super) fn path(&self, number: usize) -> PathBuf {
+        self.layers.get(number).map(|layer| path(&layer.name)).unwrap_or_default()
+    }
+
+    /// Says so if one of the first `count` layers shows something else than before.
+    pub(super) fn judge_layers(&self, host: &SimHost, count: usize) -> Result<(), String> {
+        for (layer, view) in self.layers.iter().zip(&self.views).take(count) {
+            shows(host, &path(&layer.name), view)?;
+        }
+        Ok(())
+    }
+}
+
+fn layer(number: usize, depth: usize, usual: u64, random: &mut Seeded) -> Made {
+    let is_base = number == 0;
+    let size = if random.chance(1, 3) { 512 * (16 + random.below(48)) } else { usual };
+    let format = if is_base && random.chance(1, 3) { Format::Raw } else { Format::Qcow2 };
+    let cluster = 512 << random.below(3);
+    let name = if number + 1 == depth { "top".to_owned() } else { format!("layer{number}") };
+    let mut writes = if is_base { vec![(0, size, 200)] } else { vec![] };
+    for _ in 0..=random.below(4) {
+        let at = random.below(size);
+        let bytes = (1 + random.below(3000)).min(size - at);
+        let byte = if random.chance(1, 4) { 0 } else { 1 + u8::try_from(random.below(199)).unwrap_or(1) };
+        writes.push((at, bytes, byte));
+    }
+    Made { name, format, cluster, size, writes }
+}
+
+impl Made {
+    fn make(&self, host: &SimHost, parent: Option<&Self>) -> base::Result<()> {
+        let link = parent.map(|parent| ParentName {
+            name: parent.name.as_bytes().to_vec(),
+            format: Some(parent.format.name().to_owned()),
+        });
+        let is_qcow2 = self.format == Format::Qcow2;
+        let options = is_qcow2.then(|| ("cluster_size".to_owned(), self.cluster.to_string()));
+        let creation = Creation { size: self.size, parent: link, options: options.into_iter().collect() };
+        let image = format::create(self.format, host.create(&path(&self.name))?, &creation, &NoParts)?;
+        if let Some(parent) = parent {
+            let below = Chain::open(&arc(host), &path(&parent.name), &Opening::writing())?;
+            if let Some(known) = freeze(&ledger(host), below.layers())? {
+                join(&ledger(host), image.as_ref(), &known)?;
+            }
+        }
+        image.flush()?;
+        drop(image);
+        let chain = Chain::open(&arc(host), &path(&self.name), &Opening::writing())?;
+        for (at, bytes, byte) in &self.writes {
+            let at = GuestOffset::new(*at);
+            if *byte == 0 {
+                chain.zero(at.range(*bytes), Kept::Nothing)?;
+            } else {
+                chain.write(at, &vec![*byte; index(*bytes)])?;
+            }
+        }
+        chain.flush()
+    }
+}
+
+pub(super) fn path(name: &str) -> PathBuf {
+    Path::new(FOLDER).join(name)
+}
+
+pub(super) fn arc(host: &SimHost) -> Arc<dyn Host> {
+    Arc::new(host.clone())
+}
+
+pub(super) fn ledger(host: &SimHost) -> Ledger {
+    Ledger::new(arc(host), None)
+}
+
+/// Opens for reading, holding children to what they claim of their parents.
+pub(super) fn reading(host: &SimHost) -> Opening {
+    Opening::reading().with_ledger(ledger(host))
+}
+
+/// Opens for writing, in the same way.
+pub(super) fn writing(host: &SimHost) -> Opening {
+    Opening::writing().with_ledger(ledger(host))
+}
+
+/// What a name shows.
+pub(super) fn view(host: &SimHost, path: &Path) -> base::Result<Vec<u8>> {
+    read(&Chain::open(&arc(host), path, &reading(host))?)
+}
+
+fn read(chain: &Chain) -> base::Result<Vec<u8>> {
+    let mut bytes = vec![0xee; index(chain.size())];
+    chain.read(GuestOffset::new(0), &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Says so unless a name opens and shows `expected`.
+pub(super) fn shows(host: &SimHost, path: &Path, expected: &[u8]) -> Result<(), String> {
+    let place = path.display();
+    let shown = view(host, path).map_err(|e| format!("{place} does not open: {e}"))?;
+    if shown == expected { Ok(()) } else { Err(format!("{place} shows something else")) }
+}
+
+/// The names in a folder that are not hidden, sorted.
+pub(super) fn names(host: &SimHost, folder: &Path) -> Result<Vec<String>, String> {
+    let entries = host.list(folder).map_err(|e| e.to_string())?;
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(entries.iter().map(|e| name(&e.path)).filter(|name| !name.starts_with('.')).collect())
+}
+
+/// Says so if the metadata of an image contradict themselves.
+pub(super) fn check(host: &SimHost, path: &Path) -> Result<(), String> {
+    let file = host.open(path, Access::Read).map_err(|e| e.to_string())?;
+    if Format::recognise(file.as_ref()).map_err(|e| e.to_string())? == Format::Raw {
+        return Ok(());
+    }
+    let checked = format::check(Format::Qcow2, file, Repair::Nothing, &NoParts).map_err(|e| e.to_string())?;
+    let is_sound = checked.corruptions == 0 && checked.errors == 0;
+    if is_sound { Ok(()) } else { Err(format!("{}: {:?}", path.display(), checked.findings)) }
+}
+
+/// Says so if an image in the folder opens whose record tells the content ID of something else.
+pub(super) fn judge_seals(host: &SimHost, folder: &Path) -> Result<(), String> {
+    for name in names(host, folder)? {
+        let place = folder.join(&name);
+        let Ok(chain) = Chain::open(&arc(host), &place, &reading(host)) else { continue };
+        let Some(known) = chain.standings().first().map(|standing| &standing.known) else { continue };
+        let sealed = known.layer.frozen.and_then(|record| record.sealed);
+        let Some(sealed) = sealed.filter(|_| matches!(known.trust, Trust::Trusted | Trust::Claimed)) else {
+            continue;
+        };
+        let shown = full_tree(&chain.view(0), &Progress::default()).map_err(|e| e.to_string())?.tree.id();
+        if shown != sealed {
+            return Err(format!(
+                "{} is sealed as something else than it shows ({:?})",
+                place.display(),
+                known.trust
+            ));
+        }
+    }
+    Ok(())
+}
