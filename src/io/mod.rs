@@ -8,16 +8,18 @@ pub mod faulty;
 pub mod memory;
 pub mod real;
 
+mod blocks;
 mod file;
 mod host;
 mod mode;
 mod moved;
 mod pages;
 
+pub use blocks::Blocks;
 pub use file::{Access, Descriptor, File, Kept, Run, Witness};
 pub use host::{Entry, EntryKind, Host};
 pub use mode::is_marked_read_only;
-pub use moved::{Moved, begin_flush, copy};
+pub use moved::{Moved, begin_flush, copy, is_helped};
 
 #[cfg(test)]
 mod tests;

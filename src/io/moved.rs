@@ -46,6 +46,16 @@ pub fn copy(
     Ok(Moved { shared_bytes: shared.bytes, copied_bytes: bytes - shared.bytes })
 }
 
+/// Returns whether the host may move bytes between the files without passing them through memory, as far as is
+/// known before it is asked to: sharing blocks, or copying on a file server.
+pub fn is_helped(from: &dyn File, to: &dyn File) -> bool {
+    let route = Route { from, from_at: HostOffset::new(0), to, to_at: HostOffset::new(0) };
+    route.descriptors().is_some_and(|(from, to)| {
+        let may_share = from.file_system == to.file_system && is_able(Way::Share, &from, &to);
+        may_share || (is_remote(&from) && is_able(Way::Server, &from, &to))
+    })
+}
+
 /// Lets the host begin to write back what was written to `file`, and does not wait for it: a hint for jobs that
 /// write much and flush at the end, so that the device works meanwhile. Makes nothing durable.
 pub fn begin_flush(file: &dyn File) {

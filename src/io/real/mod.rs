@@ -10,7 +10,7 @@ mod pool;
 mod sys;
 mod witness;
 
-pub(super) use sys::{begin_flush, clone_range};
+pub(super) use sys::{BlockExtent, begin_flush, blocks, clone_range};
 
 use super::{Access, Entry, EntryKind, File, Host, Witness};
 use crate::base::{Error, ErrorKind, Result, error::InFile};

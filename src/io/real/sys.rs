@@ -1,9 +1,12 @@
-//! System calls that need `unsafe`: locks on open file descriptions, sharing a range between files, and
-//! early write-back.
+//! System calls that need `unsafe`: locks on open file descriptions, sharing a range between files, asking where
+//! a file's blocks are, and early write-back.
 
 use crate::base::{HostOffset, HostRange};
 use rustix::io::{Errno, Result};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::{
+    ffi::c_void,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
 
 /// A question or request about one byte's lock.
 fn one_byte(kind: libc::c_int, at: i64) -> libc::flock {
@@ -73,4 +76,69 @@ pub(in crate::io) fn clone_range(
 pub(in crate::io) fn begin_flush(fd: &OwnedFd) {
     // SAFETY: the descriptor is open while it is borrowed; the call takes no pointer.
     unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Extents that one question is answered with.
+const BLOCKS_AT_ONCE: usize = 256;
+
+/// Where some bytes of a file are on its device (`struct fiemap_extent`, Documentation/filesystems/fiemap.rst).
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(in crate::io) struct BlockExtent {
+    pub(in crate::io) logical: u64,
+    pub(in crate::io) physical: u64,
+    pub(in crate::io) bytes: u64,
+    reserved_wide: [u64; 2],
+    pub(in crate::io) flags: u32,
+    reserved: [u32; 3],
+}
+
+/// A question about a file's blocks, and its answer (`struct fiemap`).
+#[repr(C)]
+struct BlockQuestion {
+    start: u64,
+    bytes: u64,
+    flags: u32,
+    answered: u32,
+    room: u32,
+    reserved: u32,
+    extents: [BlockExtent; BLOCKS_AT_ONCE],
+}
+
+/// Appends where the bytes of `range` are, as many extents as one question is answered with; they may begin
+/// before the range and end after it. Returns whether nothing was left out.
+pub(in crate::io) fn blocks(fd: &OwnedFd, range: HostRange, out: &mut Vec<BlockExtent>) -> Result<bool> {
+    /// The opcode names the length of the question without room for an answer.
+    const FIEMAP: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<[u64; 4]>(b'f', 11);
+    struct Ask<'a>(&'a mut BlockQuestion);
+    // SAFETY: FS_IOC_FIEMAP reads and writes one `struct fiemap` with `room` extents behind it, which
+    // BlockQuestion mirrors field by field; the kernel keeps no pointer.
+    unsafe impl rustix::ioctl::Ioctl for Ask<'_> {
+        type Output = ();
+        const IS_MUTATING: bool = true;
+        fn opcode(&self) -> rustix::ioctl::Opcode {
+            FIEMAP
+        }
+        fn as_ptr(&mut self) -> *mut c_void {
+            std::ptr::from_mut(self.0).cast()
+        }
+        unsafe fn output_from_ptr(_: rustix::ioctl::IoctlOutput, _: *mut c_void) -> Result<()> {
+            Ok(())
+        }
+    }
+    let room = u32::try_from(BLOCKS_AT_ONCE).unwrap_or(0);
+    let mut question = Box::new(BlockQuestion {
+        start: range.start.bytes(),
+        bytes: range.bytes,
+        flags: 0,
+        answered: 0,
+        room,
+        reserved: 0,
+        extents: [BlockExtent::default(); BLOCKS_AT_ONCE],
+    });
+    // SAFETY: the descriptor is open while it is borrowed, and Ask describes the call truly (see there).
+    unsafe { rustix::ioctl::ioctl(fd.as_fd(), Ask(&mut question)) }?;
+    let answered = usize::try_from(question.answered).unwrap_or(0).min(BLOCKS_AT_ONCE);
+    out.extend(question.extents.iter().take(answered));
+    Ok(question.answered < room)
 }

@@ -14,6 +14,7 @@
 
 mod abandon;
 mod bitmaps;
+mod carry;
 mod ending;
 mod images;
 mod machine;

@@ -1,126 +1,149 @@
-//! Proof that the target shows what TOP showed: every leaf of the content tree that a move touches is hashed
-//! as TOP showed it before the move, and again in the target when all is done.
+//! Proof that the target shows what TOP showed.
 //!
-//! A leaf that the run decides every byte of is hashed beside the move: nothing that is written changes what TOP
-//! shows there. Whole leaves, not only the moved bytes: a write that spoils its neighbours is noticed. What an earlier life of
-//! the job moved has no hashes left: there, TOP's bytes (still intact) are compared with the target's.
+//! What passes through memory is compared as it passes ([`super::carry`]); here is what remains to be looked at
+//! when all is done and flushed:
+//!
+//! - what was compared is still where it was: the target's map of each move is the one that was right then;
+//! - what the host shared is the same blocks in both files: certain without reading a byte;
+//! - anything else (what an earlier life of the job moved, what a file server copied) is read on both sides: TOP's
+//!   bytes are still intact.
 
 use super::{
     sides::{Side, Sides},
     work::decided,
 };
 use crate::{
-    base::{Error, GuestOffset, GuestRange, Result},
-    content::{Digest, LEAF_BYTES},
-    map::RangeSet,
+    base::{Error, GuestRange, Result, units::index},
+    content::LEAF_BYTES,
+    io::Blocks,
+    map::{Extent, RangeSet, State},
 };
 use rayon::prelude::*;
+use std::collections::HashMap;
 
-/// Hashes of what has been moved, one a move.
+/// Bytes that one thread reads on both sides and compares in one go.
+const PIECE_BYTES: u64 = 8 * LEAF_BYTES;
+
+/// Pieces that are compared side by side.
+const PIECES_AT_ONCE: usize = 64;
+
+/// What is known of the moves of this life of the job.
 #[derive(Debug, Default)]
 pub(super) struct Proof {
-    moves: Vec<(GuestRange, Sum)>,
-    /// Leaves before this place have been hashed.
-    passed: GuestOffset,
-}
-
-/// Moves that are checked side by side.
-const MOVES_AT_ONCE: usize = 64;
-
-/// Hash of the hashes of some leaves.
-pub(super) type Sum = [u8; 32];
-
-/// A move about to happen: what is known before it, and what can be hashed beside it.
-#[derive(Debug)]
-pub(super) struct Passing {
-    range: GuestRange,
-    /// Leaves that show bytes of the target too: hashed, since the move may spoil those.
-    known: Vec<(u64, Digest)>,
-    /// Leaves that the run decides every byte of: the move cannot change them.
-    whole: RangeSet,
-}
-
-impl Passing {
-    /// Hashes what the move cannot change, and returns the hash of all that it touches.
-    pub(super) fn sum(&self, sides: &Sides) -> Result<Sum> {
-        let mut leaves = self.known.clone();
-        leaves.extend(sides.leaves(Side::Top, &self.whole)?);
-        Ok(combine(leaves))
-    }
+    /// Where the target held each move when it was compared.
+    maps: Vec<(GuestRange, [u8; 32])>,
+    /// What was compared as it passed.
+    compared: RangeSet,
+    /// What the host shared between a folded layer and the target.
+    shared: RangeSet,
 }
 
 impl Proof {
-    /// Goes before the move of `range`: hashes the leaves that it may change. [`Passing::sum`] may run beside the
-    /// move; its result goes to [`Proof::end`].
-    pub(super) fn begin(&self, sides: &Sides, range: GuestRange) -> Result<Passing> {
-        let range = GuestRange::between(range.start.max(self.passed), range.end());
-        let Touched { whole, partial } = touched(sides, range)?;
-        Ok(Passing { range, known: sides.leaves(Side::Top, &partial)?, whole })
+    /// Takes note that the host shared `range`.
+    pub(super) fn share(&mut self, range: GuestRange) {
+        self.shared.insert(range);
     }
 
-    /// Keeps the hash of a move until the check.
-    pub(super) fn end(&mut self, passing: &Passing, sum: Sum) {
-        self.passed = self.passed.max(passing.range.end().ceil(LEAF_BYTES));
-        self.moves.push((passing.range, sum));
+    /// Takes note that the move of `range` is over, and that `compared` of it was found right in the target.
+    pub(super) fn passed(&mut self, sides: &Sides, range: GuestRange, compared: &RangeSet) -> Result<()> {
+        self.maps.push((range, map_digest(sides, range)?));
+        for range in compared.iter() {
+            self.compared.insert(range);
+        }
+        Ok(())
     }
 
-    /// Compares all of `list` with the target; `Corrupt`, with the place, if it differs.
+    /// Looks at all of `list`, which has been flushed; `Corrupt`, with the place, if the target differs.
     pub(super) fn check(&self, sides: &Sides, list: &RangeSet, moved: &(dyn Fn(u64) + Sync)) -> Result<()> {
-        let hashed: RangeSet = self.moves.iter().map(|(range, _)| *range).collect();
-        for some in self.moves.chunks(MOVES_AT_ONCE) {
-            let now = some.par_iter().map(|(range, _)| sum(sides, Side::Target, *range));
-            let now: Vec<Result<Sum>> = now.collect();
-            for ((range, before), now) in some.iter().zip(now) {
-                if now? != *before {
-                    return Err(differs(sides, *range));
-                }
-                moved(range.bytes);
+        for (range, before) in &self.maps {
+            if map_digest(sides, *range)? != *before {
+                return Err(differs(sides, *range));
             }
         }
+        let mut open = RangeSet::new();
         for range in list.iter() {
-            for gap in hashed.gaps(range).into_iter().flat_map(|gap| gap.pieces(16 << 20).collect::<Vec<_>>())
-            {
-                let is_same = sum(sides, Side::Top, gap)? == sum(sides, Side::Target, gap)?;
-                if !is_same {
-                    return Err(differs(sides, gap));
+            let gaps = self.compared.gaps(range);
+            moved(range.bytes - gaps.iter().map(|gap| gap.bytes).sum::<u64>());
+            for gap in gaps {
+                open.insert(gap);
+            }
+        }
+        self.check_shared(sides, &mut open, moved)?;
+        let pieces: Vec<GuestRange> =
+            open.iter().flat_map(|range| range.pieces(PIECE_BYTES).collect::<Vec<_>>()).collect();
+        for some in pieces.chunks(PIECES_AT_ONCE) {
+            some.par_iter().try_for_each_init(<[Vec<u8>; 2]>::default, |buffers, piece| {
+                is_same(sides, *piece, buffers)?.then_some(()).ok_or_else(|| differs(sides, *piece))?;
+                moved(piece.bytes);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Takes from `open` what certainly is the same blocks.
+    fn check_shared(&self, sides: &Sides, open: &mut RangeSet, moved: &dyn Fn(u64)) -> Result<()> {
+        let files: Vec<_> = sides.run.images().iter().map(|image| image.data_file()).collect();
+        let target = sides.target.data_file();
+        let mut theirs = Blocks::new(target.as_ref());
+        let mut ours: HashMap<usize, Blocks<'_>> = HashMap::new();
+        for range in self.shared.iter() {
+            let mut extents = Vec::new();
+            sides.target.map(range, &mut extents)?;
+            for run in decided(&sides.run, range)? {
+                let Some((layer, file)) = run.layer.and_then(|n| Some((n, files.get(n)?))) else { continue };
+                let blocks = ours.entry(layer).or_insert_with(|| Blocks::new(file.as_ref()));
+                for extent in covering(&extents, run.range) {
+                    let (held, place) = (run.clip(extent.range), extent.clip(run.range));
+                    let (State::Data { host: at }, State::Data { host: other_at }) =
+                        (held.state, place.state)
+                    else {
+                        continue;
+                    };
+                    if blocks.are_shared(at, &mut theirs, other_at, held.range.bytes) {
+                        open.remove(held.range);
+                        moved(held.range.bytes);
+                    }
                 }
-                moved(gap.bytes);
             }
         }
         Ok(())
     }
 }
 
-/// The leaves that the run decides a byte of, in some range.
-struct Touched {
-    /// Those that it decides every byte of.
-    whole: RangeSet,
-    partial: RangeSet,
+/// Returns the extents (in order, without overlap) that share a byte with `range`.
+fn covering(extents: &[Extent], range: GuestRange) -> impl Iterator<Item = &Extent> {
+    let first = extents.partition_point(|extent| extent.range.end() <= range.start);
+    extents.iter().skip(first).take_while(move |extent| extent.range.start < range.end())
 }
 
-fn touched(sides: &Sides, range: GuestRange) -> Result<Touched> {
-    let listed: RangeSet = decided(&sides.run, range)?.into_iter().map(|run| run.range).collect();
-    let whole: RangeSet = listed.iter().map(|range| range.inner(LEAF_BYTES)).collect();
-    let all: RangeSet = listed.iter().map(|range| range.outer(LEAF_BYTES)).collect();
-    let partial = all.iter().flat_map(|range| whole.gaps(range)).collect();
-    Ok(Touched { whole, partial })
-}
-
-/// Hashes the leaves that the run decides a byte of, in `range`.
-fn sum(sides: &Sides, side: Side, range: GuestRange) -> Result<Sum> {
-    let Touched { whole, partial } = touched(sides, range)?;
-    let mut leaves = sides.leaves(side, &whole)?;
-    leaves.extend(sides.leaves(side, &partial)?);
-    Ok(combine(leaves))
-}
-
-fn combine(mut leaves: Vec<(u64, Digest)>) -> Sum {
-    leaves.sort_unstable_by_key(|(number, _)| *number);
+/// Returns a digest of where the target holds `range`.
+fn map_digest(sides: &Sides, range: GuestRange) -> Result<[u8; 32]> {
+    let mut extents = Vec::new();
+    sides.target.map(range, &mut extents)?;
     let mut hasher = blake3::Hasher::new();
-    for (number, digest) in leaves {
-        hasher.update(&number.to_le_bytes()).update(digest.bytes());
+    for Extent { range, state } in extents {
+        let (kind, host) = match state {
+            State::Absent => (0, None),
+            State::Zero { host } => (1, host),
+            State::Data { host } => (2, Some(host)),
+            State::Packed => (3, None),
+        };
+        let place = host.map_or(u64::MAX, crate::base::HostOffset::bytes);
+        for word in [range.start.bytes(), range.bytes, kind, place] {
+            hasher.update(&word.to_le_bytes());
+        }
     }
-    *hasher.finalize().as_bytes()
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// Returns whether both sides show the same at `range`.
+fn is_same(sides: &Sides, range: GuestRange, [ours, theirs]: &mut [Vec<u8>; 2]) -> Result<bool> {
+    for (side, buf) in [(Side::Top, &mut *ours), (Side::Target, &mut *theirs)] {
+        buf.resize(index(range.bytes), 0);
+        sides.read(side, range.start, buf)?;
+    }
+    Ok(ours == theirs)
 }
 
 pub(super) fn differs(sides: &Sides, range: GuestRange) -> Error {
@@ -131,6 +154,3 @@ pub(super) fn differs(sides: &Sides, range: GuestRange) -> Error {
     );
     Error::corrupt(what).path(sides.target.data_file().path())
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,18 +4,19 @@
 //! are only read. What follows the record needs the journal alone, so that it can be done by whoever comes later.
 
 use super::{
+    carry::Carrier,
     ending::Ending,
     images::{Images, Setup},
     machine::{Found, Machine, Pace, Step},
     plan::{self, Plan, Request, Verify},
     proof::{self, Proof},
-    sides::{Side, Sides},
-    work::{Work, decided},
+    sides::Side,
+    work::Work,
 };
 use crate::{
     base::{Error, ErrorKind, GuestOffset, GuestRange, Result, seed},
     chain::{Chain, Opening, relative_name},
-    io::{self, Access, Host},
+    io::{Access, Host},
     job::Progress,
     store::{Epoch, Fold, Held, Journal, Ledger, Position, Removed},
 };
@@ -170,10 +171,8 @@ struct Folding {
     work: Work,
     /// The target's bitmaps before the job.
     held: Vec<Held>,
-    proof: Proof,
+    carrier: Carrier,
     verify: Verify,
-    /// An earlier life brought what lies before this place, but its word is no proof: it is compared first.
-    doubted_until: GuestOffset,
 }
 
 impl Runner {
@@ -198,8 +197,10 @@ impl Runner {
         };
         let doubted = journal.as_ref().filter(|_| found == Some(Found::HeadChanged));
         let doubted_until = doubted.map_or(GuestOffset::new(0), |journal| journal.position().mark);
-        let (proof, verify) = (Proof::default(), request.verify);
-        let fold = Some(Folding { images, work, held, proof, verify, doubted_until });
+        let verify = request.verify;
+        let proof = (verify != Verify::Nothing).then(Proof::default);
+        let carrier = Carrier::new(proof, doubted_until, pace.move_bytes);
+        let fold = Some(Folding { images, work, held, carrier, verify });
         Ok(Self { ending, report, machine, journal, fold })
     }
 
@@ -298,46 +299,37 @@ impl Runner {
         Ok(())
     }
 
-    /// Copies on this thread; hashing and the device work beside it.
     fn move_range(&mut self, range: GuestRange, progress: &Progress) -> Result<()> {
-        let Self { fold, report, .. } = self;
-        let fold = fold.as_mut().ok_or_else(unbound)?;
-        let sides = &fold.images.sides;
-        let is_proved = fold.verify != Verify::Nothing;
-        let passing = is_proved.then(|| fold.proof.begin(sides, range)).transpose()?;
-        let mut sum = None;
-        rayon::in_place_scope(|scope| {
-            scope.spawn(|_| {
-                // What earlier moves brought: a mark then waits for little.
-                io::begin_flush(sides.target.data_file().as_ref());
-                sum = passing.as_ref().map(|passing| passing.sum(sides));
-            });
-            carry(sides, range, fold.doubted_until, (report, progress))
-        })?;
-        if let (Some(passing), Some(sum)) = (passing, sum) {
-            fold.proof.end(&passing, sum?);
-        }
+        let fold = self.fold.as_mut().ok_or_else(unbound)?;
+        let carried = fold.carrier.carry(&fold.images.sides, range, progress);
+        let carried = carried.or_else(|error| self.doubt(error))?;
+        self.report.copied_bytes += carried.copied;
+        self.report.shared_bytes += carried.shared;
+        self.report.zeroed_bytes += carried.zeroed;
         Ok(())
     }
 
-    /// Proves the target; one that differs is copied again from the start by the next life of the job.
+    /// A target that differs is copied again from the start by the next life of the job.
+    fn doubt<T>(&mut self, error: Error) -> Result<T> {
+        if error.kind() == ErrorKind::Corrupt {
+            self.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
+        }
+        Err(error)
+    }
+
+    /// Proves the target.
     fn check(&mut self, progress: &Progress) -> Result<()> {
         let fold = self.fold()?;
-        if fold.verify == Verify::Nothing {
-            return Ok(());
-        }
+        let Some(proof) = &fold.carrier.proof else { return Ok(()) };
         progress.begin("verify", fold.work.list.bytes());
-        let mut checked =
-            fold.proof.check(&fold.images.sides, &fold.work.list, &|bytes| progress.moved(bytes));
+        let mut checked = proof.check(&fold.images.sides, &fold.work.list, &|bytes| progress.moved(bytes));
         if let (Ok(()), Verify::Bytes) = (&checked, fold.verify) {
             checked = self.check_bytes(fold);
         }
         let verify = fold.verify;
-        if checked.is_err() {
-            self.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
-        }
-        self.report.verified = checked.is_ok().then_some(verify);
-        checked
+        checked.or_else(|error| self.doubt(error))?;
+        self.report.verified = Some(verify);
+        Ok(())
     }
 
     fn check_bytes(&self, fold: &Folding) -> Result<()> {
@@ -361,30 +353,6 @@ impl Runner {
         let mark = GuestOffset::new(self.report.plan.size);
         self.note(Position { mark, is_ready: true })
     }
-}
-
-/// Brings the bytes of `range` that the run holds to the target.
-fn carry(
-    sides: &Sides,
-    range: GuestRange,
-    doubted_until: GuestOffset,
-    (report, progress): (&mut Report, &Progress),
-) -> Result<()> {
-    for run in decided(&sides.run, range)? {
-        if run.range.start < doubted_until && sides.is_there(&run)? {
-            progress.moved(run.range.bytes);
-            continue;
-        }
-        let shared = sides.carry(&run)?;
-        if run.is_zero() {
-            report.zeroed_bytes += run.range.bytes;
-        } else {
-            report.shared_bytes += shared;
-            report.copied_bytes += run.range.bytes - shared.min(run.range.bytes);
-        }
-        progress.moved(run.range.bytes);
-    }
-    Ok(())
 }
 
 fn unbound() -> Error {

@@ -6,10 +6,9 @@
 use super::work::decided;
 use crate::{
     base::{Error, GuestOffset, GuestRange, Result, units::index},
-    chain::{Run, View},
+    chain::View,
     content::{Digest, LEAF_BYTES, Tree, leaf},
     format::Image,
-    map::RangeSet,
 };
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -62,16 +61,20 @@ impl Sides {
         if held.is_empty() { Ok(()) } else { self.target.read(at, held, &self.below) }
     }
 
-    /// Returns the hashes of the leaves that `ranges` touch, by number, as that side shows them.
-    pub(super) fn leaves(&self, side: Side, ranges: &RangeSet) -> Result<Vec<(u64, Digest)>> {
-        let disk = GuestOffset::new(0).range(self.size);
-        let outer = ranges.iter().map(|range| range.outer(LEAF_BYTES).clip(disk));
-        let pieces: Vec<GuestRange> = outer.flat_map(|range| range.pieces(PIECE_BYTES)).collect();
-        let hashed: Result<Vec<_>> = pieces
-            .into_par_iter()
-            .map_init(Vec::new, |buf, piece| self.hash_piece(side, piece, buf))
-            .collect();
-        Ok(hashed?.concat())
+    /// Returns the content ID of what that side shows of TOP's disk, having read every byte of it.
+    pub(super) fn view_id(&self, side: Side) -> Result<[u8; 32]> {
+        let mut tree = Tree::new(self.size);
+        for stride in GuestOffset::new(0).range(self.size).pieces(64 * PIECE_BYTES) {
+            let pieces: Vec<GuestRange> = stride.pieces(PIECE_BYTES).collect();
+            let hashed: Result<Vec<_>> = pieces
+                .into_par_iter()
+                .map_init(Vec::new, |buf, piece| self.hash_piece(side, piece, buf))
+                .collect();
+            for (at, digest) in hashed?.concat() {
+                tree.set(at, digest)?;
+            }
+        }
+        Ok(*tree.id().bytes())
     }
 
     fn hash_piece(&self, side: Side, piece: GuestRange, buf: &mut Vec<u8>) -> Result<Vec<(u64, Digest)>> {
@@ -79,55 +82,5 @@ impl Sides {
         self.read(side, piece.start, buf)?;
         let first = piece.start.bytes() / LEAF_BYTES;
         Ok((first..).zip(buf.chunks(index(LEAF_BYTES)).map(leaf)).collect())
-    }
-
-    /// Returns the content ID of what that side shows of TOP's disk, having read every byte of it.
-    pub(super) fn view_id(&self, side: Side) -> Result<[u8; 32]> {
-        let mut tree = Tree::new(self.size);
-        for stride in GuestOffset::new(0).range(self.size).pieces(64 * PIECE_BYTES) {
-            for (at, digest) in self.leaves(side, &[stride].into_iter().collect())? {
-                tree.set(at, digest)?;
-            }
-        }
-        Ok(*tree.id().bytes())
-    }
-
-    /// Returns whether the target shows a run's bytes already.
-    pub(super) fn is_there(&self, run: &Run) -> Result<bool> {
-        for range in run.range.pieces(PIECE_BYTES) {
-            let (mut ours, mut theirs) = (vec![0; index(range.bytes)], vec![0; index(range.bytes)]);
-            self.run.read_run(&run.clip(range), &mut ours)?;
-            self.read_target(range.start, &mut theirs)?;
-            if ours != theirs {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Brings a run to the target; returns how many of its bytes are shared with the host's help.
-    pub(super) fn carry(&self, run: &Run) -> Result<u64> {
-        use crate::{io::Kept, map::State};
-        match run.state {
-            State::Absent | State::Zero { .. } => {
-                self.target.zero(run.range, Kept::Nothing, &self.below).map(|()| 0)
-            }
-            State::Data { host } => {
-                let source = run.layer.and_then(|layer| self.run.images().get(layer));
-                let source = source.ok_or_else(|| Error::invalid("a run of data without a layer"))?;
-                let file = source.data_file();
-                self.target.write_from(run.range, file.as_ref(), host, &self.below).map(|m| m.shared_bytes)
-            }
-            State::Packed => self.unpack(run).map(|()| 0),
-        }
-    }
-
-    fn unpack(&self, run: &Run) -> Result<()> {
-        for range in run.range.pieces(PIECE_BYTES) {
-            let mut bytes = vec![0; index(range.bytes)];
-            self.run.read_run(&run.clip(range), &mut bytes)?;
-            self.target.write(range.start, &bytes, &self.below)?;
-        }
-        Ok(())
     }
 }

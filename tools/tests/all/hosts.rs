@@ -6,7 +6,7 @@ use crate::foreign::{Scratch, assert_same};
 use deltachain::{
     base::{ErrorKind, GuestOffset, HostOffset},
     format::{Creation, Format, NoParts, Nothing, raw},
-    io::{Access, File, Host, Kept, copy, real::RealHost},
+    io::{Access, Blocks, File, Host, Kept, copy, real::RealHost},
 };
 use std::{
     path::{Path, PathBuf},
@@ -106,6 +106,27 @@ fn whole_blocks_are_shared_where_the_file_system_can_and_the_edges_copied() {
         &bytes[1000..1000 + (2 << 20)],
         "copied to another place in a block",
     );
+}
+
+#[test]
+fn what_was_shared_is_known_to_be_the_same_blocks_until_it_is_written() {
+    let Some(xfs) = Loop::xfs() else { return };
+    let from = filled(&xfs.place, "from", &pattern(1 << 20));
+    let to = filled(&xfs.place, "to", &pattern(4096));
+    let shared = |at: u64, bytes| {
+        let (mut ours, mut theirs) = (Blocks::new(&*from), Blocks::new(&*to));
+        ours.are_shared(HostOffset::new(at), &mut theirs, HostOffset::new(65536 + at), bytes)
+    };
+    assert!(!shared(0, MIB));
+    copy(&*from, HostOffset::new(0), &*to, HostOffset::new(65536), MIB).unwrap();
+    to.flush().unwrap();
+    assert!(shared(0, MIB));
+    to.write_at(HostOffset::new(65536 + 4096), &[1; 4096]).unwrap();
+    to.flush().unwrap();
+    assert!(!shared(0, MIB) && shared(0, 4096) && !shared(4096, 4096) && shared(8192, MIB - 8192));
+    from.write_at(HostOffset::new(8192), &[1; 4096]).unwrap();
+    from.flush().unwrap();
+    assert!(!shared(8192, 4096) && shared(12288, 4096));
 }
 
 #[test]
