@@ -94,8 +94,10 @@ impl<'a> Blocks<'a> {
     fn ask(&self, window: HostRange) -> Option<Vec<Block>> {
         let descriptor = self.file.descriptor()?;
         let (mut extents, mut at) = (Vec::new(), window.start);
-        while !real::blocks(&descriptor.fd, HostRange::between(at, window.end()), &mut extents).ok()? {
-            let end = extents.last().map(end_of)?;
+        while at < window.end() {
+            let range = HostRange::between(at, window.end());
+            let is_all = real::blocks(&descriptor.fd, range, &mut extents).ok()?;
+            let end = if is_all { window.end() } else { extents.last().map(end_of)? };
             if end <= at {
                 return None;
             }
