@@ -95,7 +95,7 @@ fn con_10_a_job_over_a_raw_base_is_given_up() {
 
 #[test]
 fn con_10_a_job_that_makes_a_new_image_is_given_up_and_nothing_is_lost() {
-    abandon_everywhere(Scene { is_new: true, ..PLAIN }, 60);
+    abandon_everywhere(Scene { is_new: true, ..PLAIN }, 40);
 }
 
 #[test]
