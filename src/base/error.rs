@@ -138,6 +138,11 @@ impl Error {
         self.0.kind
     }
 
+    /// Returns what is wrong, as a phrase that can follow the file's name.
+    pub fn what(&self) -> &str {
+        &self.0.what
+    }
+
     /// Returns the file that the error is about.
     pub fn file(&self) -> Option<&Path> {
         self.0.path.as_deref()

@@ -11,6 +11,7 @@ use crate::{
 };
 use serde_json::Value;
 use std::{
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -52,6 +53,17 @@ pub struct Family {
     pub members: Vec<Member>,
     /// Files that have an image's header but could not be read, with the reason.
     pub unreadable: Vec<(PathBuf, Error)>,
+    /// Where in `members` each file is.
+    by_file: BTreeMap<FileKey, usize>,
+    /// Where in `members` the children of each file are.
+    by_parent: BTreeMap<FileKey, Vec<usize>>,
+}
+
+/// File system and inode.
+type FileKey = (u128, u64);
+
+const fn key(file: &Witness) -> FileKey {
+    (file.file_system, file.inode)
 }
 
 impl Family {
@@ -73,6 +85,12 @@ impl Family {
         }
         family.add_raw(plain);
         family.members.sort_by(|a, b| a.path.cmp(&b.path));
+        for (at, member) in family.members.iter().enumerate() {
+            family.by_file.entry(key(&member.witness)).or_insert(at);
+            if let Some(parent) = member.link.as_ref().and_then(|link| link.witness) {
+                family.by_parent.entry(key(&parent)).or_default().push(at);
+            }
+        }
         Ok(family)
     }
 
@@ -86,7 +104,9 @@ impl Family {
     }
 
     fn add_raw(&mut self, plain: Vec<Member>) {
-        let named = |file: &Member| self.children_of(&file.witness).next().is_some();
+        let parents = self.members.iter().filter_map(|m| m.link.as_ref().and_then(|link| link.witness));
+        let parents: BTreeSet<FileKey> = parents.map(|parent| key(&parent)).collect();
+        let named = |file: &Member| parents.contains(&key(&file.witness));
         let called = |file: &Member| file.path.extension().is_some_and(|e| e == "raw" || e == "img");
         let raw: Vec<_> = plain.into_iter().filter(|file| named(file) || called(file)).collect();
         self.members.extend(raw);
@@ -94,19 +114,13 @@ impl Family {
 
     /// Returns the images whose parent is that file, whatever name they call it by.
     pub fn children_of(&self, parent: &Witness) -> impl Iterator<Item = &Member> {
-        let parent = *parent;
-        self.members.iter().filter(move |m| m.link.as_ref().is_some_and(|l| l.leads_to(&parent)))
+        let children = self.by_parent.get(&key(parent)).map(Vec::as_slice).unwrap_or_default();
+        children.iter().filter_map(|at| self.members.get(*at))
     }
 
     /// Returns the image at that file.
     pub fn member(&self, file: &Witness) -> Option<&Member> {
-        self.members.iter().find(|m| m.witness.same_file(file))
-    }
-}
-
-impl Link {
-    fn leads_to(&self, file: &Witness) -> bool {
-        self.witness.is_some_and(|w| w.same_file(file))
+        self.by_file.get(&key(file)).and_then(|at| self.members.get(*at))
     }
 }
 

@@ -9,6 +9,7 @@ pub mod convert;
 pub mod copy;
 pub mod create;
 pub mod diff;
+pub mod lint;
 pub mod measure;
 mod progress;
 pub mod rebase;

@@ -26,7 +26,7 @@ mod work;
 
 pub use abandon::{Abandoned, Abandonment};
 pub use machine::{Found, Machine, Pace, Step};
-pub use plan::{Lost, NewImage, Plan, Request, Verify};
+pub use plan::{Cost, Lost, NewImage, Plan, Request, Verify, estimate};
 pub use run::{Consolidation, Report};
 
 #[cfg(test)]

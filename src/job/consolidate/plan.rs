@@ -367,6 +367,26 @@ fn needed_bytes(target: &dyn Image, work: &Work) -> Result<u64> {
     Ok(if bytes == 0 { 0 } else { bytes.saturating_add(bytes / 512).saturating_add(4 * unit) })
 }
 
+/// What folding a run into a layer would cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Cost {
+    /// Bytes that would be copied.
+    pub copy_bytes: u64,
+    /// Bytes that would be marked as zero.
+    pub zero_bytes: u64,
+    /// Space that the target may need, in its own units, in bytes.
+    pub need_bytes: u64,
+}
+
+/// Returns what folding all `layers` but the last into that one would cost. What lies below is not asked.
+pub fn estimate(layers: &[Layer]) -> Result<Cost> {
+    let none = || Error::invalid("a run without layers");
+    let (target, run) = layers.split_last().ok_or_else(none)?;
+    let work = Work::find(&View::new(run), run.first().map_or(0, Layer::size))?;
+    let need_bytes = needed_bytes(target.image.as_ref(), &work)?;
+    Ok(Cost { copy_bytes: work.copy_bytes, zero_bytes: work.zero_bytes, need_bytes })
+}
+
 /// Returns the name of an image in the making, which tells what it is if it is left behind.
 pub(super) fn draft_name(result: &Path) -> PathBuf {
     let name = result.file_name().unwrap_or_default().to_string_lossy();

@@ -12,6 +12,7 @@ pub mod create;
 pub mod diff;
 pub mod id;
 pub mod info;
+pub mod lint;
 pub mod man;
 pub mod map;
 pub mod measure;

@@ -19,6 +19,7 @@ mod help;
 mod hosts;
 mod kill;
 mod lineage;
+mod lint;
 mod locks;
 mod manners;
 mod matrix;

@@ -1,0 +1,157 @@
+//! Folders with one of each fault, and the work of looking at many images.
+
+use super::{Request as Asked, *};
+use crate::{
+    base::GuestOffset,
+    chain::Chain,
+    disk::Disk,
+    format::{self, Creation, Format, NoParts, ParentName},
+    io::faulty::{Failure, Fault, SimHost},
+    job::{
+        Progress,
+        consolidate::{Consolidation, Pace, Request},
+        snapshot::snapshot,
+    },
+};
+
+const FOLDER_PATH: &str = "/vm";
+
+fn path(name: &str) -> PathBuf {
+    Path::new(FOLDER_PATH).join(name)
+}
+
+fn folder() -> (SimHost, Arc<dyn Host>, Ledger) {
+    let sim = SimHost::new();
+    sim.make_folder(Path::new(FOLDER_PATH)).unwrap();
+    let host: Arc<dyn Host> = Arc::new(sim.clone());
+    let ledger = Ledger::new(Arc::clone(&host), None);
+    (sim, host, ledger)
+}
+
+fn small() -> Vec<(String, String)> {
+    vec![("cluster_size".to_owned(), "512".to_owned())]
+}
+
+fn make(host: &Arc<dyn Host>, name: &str, parent: Option<&str>) {
+    let parent =
+        parent.map(|name| ParentName { name: name.as_bytes().to_vec(), format: Some("qcow2".to_owned()) });
+    let creation = Creation { size: 32 << 10, parent, options: small() };
+    format::create(Format::Qcow2, host.create(&path(name)).unwrap(), &creation, &NoParts).unwrap();
+}
+
+fn put(host: &Arc<dyn Host>, name: &str, at: u64, bytes: usize) {
+    let chain = Chain::open(host, &path(name), &Opening::writing()).unwrap();
+    chain.write(GuestOffset::new(at), &vec![7; bytes]).unwrap();
+    chain.flush().unwrap();
+}
+
+fn look(host: &Arc<dyn Host>, ledger: &Ledger) -> Report {
+    let request = Asked { folders: vec![FOLDER_PATH.into()], depth_max: 3, rate: Some(1000) };
+    lint(host, ledger, &request).unwrap()
+}
+
+fn found(report: &Report) -> Vec<(Kind, &str)> {
+    let name =
+        |finding: &Finding| (finding.kind, finding.image.strip_prefix(FOLDER_PATH).unwrap().to_owned());
+    let all: Vec<(Kind, PathBuf)> = report.findings.iter().map(name).collect();
+    all.into_iter().map(|(kind, path)| (kind, &*path.display().to_string().leak())).collect()
+}
+
+#[test]
+fn links_that_lead_nowhere_in_a_ring_or_too_deep_are_found() {
+    let (_, host, ledger) = folder();
+    make(&host, "one", Some("two"));
+    make(&host, "two", Some("three"));
+    make(&host, "three", Some("two"));
+    make(&host, "lost", Some("gone"));
+    make(&host, "far", Some("json:{}"));
+    for (name, parent) in [("a", None), ("b", Some("a")), ("c", Some("b")), ("d", Some("c"))] {
+        make(&host, name, parent);
+    }
+    let report = look(&host, &ledger);
+    let expected = [
+        (Kind::MissingParent, "lost"),
+        (Kind::Cycle, "three"),
+        (Kind::ForeignReference, "far"),
+        (Kind::LongChain, "d"),
+    ];
+    let all = found(&report);
+    for wanted in expected {
+        assert!(all.contains(&wanted), "{wanted:?} is not among {all:?}");
+    }
+    let graded = all.iter().filter(|(kind, _)| kind.grade() > Grade::Note && *kind != Kind::SiblingsAtRisk);
+    assert_eq!(graded.count(), expected.len(), "{all:?}");
+    let ring = report.findings.iter().find(|finding| finding.kind == Kind::Cycle).unwrap();
+    assert_eq!(ring.about, [path("two"), path("three")]);
+    assert!(report.has_errors());
+}
+
+#[test]
+fn a_parent_written_under_its_children_is_an_error_and_a_healthy_chain_is_not() {
+    let (_, host, ledger) = folder();
+    make(&host, "base", None);
+    put(&host, "base", 0, 4096);
+    let opening = Opening::reading().with_ledger(ledger.clone());
+    snapshot(&host, &path("base"), &path("child"), &small(), &opening).unwrap();
+    put(&host, "child", 512, 1024);
+    let healthy = look(&host, &ledger);
+    assert_eq!(found(&healthy), [(Kind::Unsealed, "base")]);
+    assert!(!healthy.has_errors());
+    let [chain] = healthy.foldable.as_slice() else { panic!("{:?}", healthy.foldable) };
+    assert_eq!((&chain.top, &chain.into), (&path("child"), &path("base")));
+    // At 1000 bytes a second; the clusters are the base's already.
+    assert_eq!((chain.copy_bytes, chain.need_bytes, chain.milliseconds), (1024, 0, 1024));
+    assert!(chain.gives_back_bytes > 1024 && healthy.gives_back_bytes == chain.gives_back_bytes);
+    put(&host, "base", 0, 512);
+    let changed = look(&host, &ledger);
+    assert!(changed.has_errors());
+    let all = found(&changed);
+    assert!(
+        all.contains(&(Kind::ChangedParent, "child")) && all.contains(&(Kind::ChangedParent, "base")),
+        "{all:?}"
+    );
+}
+
+#[test]
+fn a_job_that_was_cut_off_is_found_and_its_layers_are_not_weighed() {
+    let (sim, host, ledger) = folder();
+    make(&host, "base", None);
+    let opening = Opening::reading().with_ledger(ledger.clone());
+    snapshot(&host, &path("base"), &path("top"), &small(), &opening).unwrap();
+    put(&host, "top", 512, 1024);
+    host.create(&path(".x.dchain-draft-0123456789abcdef")).unwrap();
+    for more in 0..500 {
+        let at = sim.ios() + more;
+        sim.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
+        let job = Consolidation::prepare(&host, &path("top"), &opening, &Request::default());
+        job.and_then(|job| job.run(Pace::USUAL, &Progress::default())).unwrap_err();
+        sim.fail(None);
+        if Journal::find(&host, &path("top")).unwrap().is_some() {
+            break;
+        }
+    }
+    let report = look(&host, &ledger);
+    let all = found(&report);
+    assert!(all.contains(&(Kind::InterruptedJob, "top")), "{all:?}");
+    assert!(all.contains(&(Kind::LeftOver, ".x.dchain-draft-0123456789abcdef")), "{all:?}");
+    assert!(all.iter().all(|(kind, _)| *kind != Kind::ChangedParent), "{all:?}");
+    assert_eq!(report.foldable, []);
+}
+
+/// Twice as many images are twice the work, also where all lie on one.
+#[test]
+fn the_work_grows_with_the_number_of_images() {
+    let work = |images: usize| {
+        let (sim, host, ledger) = folder();
+        make(&host, "base", None);
+        for number in 0..images {
+            make(&host, &format!("child{number}"), Some("base"));
+        }
+        let before = sim.ios();
+        let report = look(&host, &ledger);
+        assert_eq!(report.images, images + 1);
+        sim.ios() - before
+    };
+    let (some, more) = (work(40), work(80));
+    assert!(more < some * 2 + some / 4, "{some}, then {more}");
+}
