@@ -128,7 +128,7 @@ const SEAL: Row = Row {
     name: "seal, 4 GiB disk, a third holes",
     command: "id",
     warm: "base.raw",
-    setup: "[ $W != ours ] || cp base.qcow2 $W.q",
+    setup: "[ $W != ours ] || { cp base.qcow2 $W.q && sync $W.q && cat $W.q; }",
     ours: "exec $DCHAIN id seal $W.q",
     theirs: &["exec b3sum --num-threads $(nproc) base.raw"],
     against: "b3sum of the raw bytes, all cores",
@@ -307,7 +307,7 @@ pub(crate) const ROWS: &[Row] = &[
         name: "seal again, 1 % changed",
         setup: "[ $W != ours ] || { cp base.qcow2 $W.base && $DCHAIN id seal $W.base && \
                 $DCHAIN create -f qcow2 -F qcow2 -b $W.base $W.q && \
-                seq 0 100 $((MIB - 1)) | sed 's/.*/write -q -P 7 &M 1M/' | qemu-io -f qcow2 $W.q; }",
+                seq 0 100 $((MIB - 1)) | sed 's/.*/write -q -P 7 &M 1M/' | qemu-io -f qcow2 $W.q && sync $W.q && cat $W.q; }",
         reach: &[Reach::wall(0.05)],
         ..SEAL
     },

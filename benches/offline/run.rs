@@ -22,7 +22,7 @@ pub(crate) struct Row {
     pub(crate) command: &'static str,
     pub(crate) place: Place,
     pub(crate) pieces: &'static [Piece],
-    /// Files that are read into the page cache first (and, with reflink, brought to the volume).
+    /// Files that are read into the page cache before each run (and, with reflink, brought to the volume).
     pub(crate) warm: &'static str,
     /// Run once, untimed.
     pub(crate) prepare: &'static str,
@@ -119,9 +119,6 @@ impl Bench {
             ];
             measure::run(script, folder, &names)
         };
-        if !row.warm.is_empty() {
-            script(&format!("cat {}", row.warm), "")?;
-        }
         script(row.prepare, "")?;
         let sides: Vec<(String, &str)> = std::iter::once(("ours".to_owned(), row.ours))
             .chain(row.theirs.iter().enumerate().map(|(n, s)| (format!("theirs{n}"), *s)))
@@ -131,6 +128,10 @@ impl Bench {
             for ((side, command), samples) in sides.iter().zip(&mut samples) {
                 remove_side(folder, side);
                 script(&format!("{}\nsync -f .", row.setup), side)?;
+                // What was read once may have left the cache since, and what was copied may not be in it.
+                if !row.warm.is_empty() {
+                    script(&format!("cat {}", row.warm), side)?;
+                }
                 samples.push(script(command, side).map_err(|e| format!("{side}: {e}"))?);
             }
         }
