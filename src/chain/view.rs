@@ -8,7 +8,7 @@ use super::Layer;
 use crate::{
     base::{Error, GuestOffset, GuestRange, Result, units::index},
     format::{Below, Image, Nothing},
-    map::{Extent, State},
+    map::{self, Extent, State},
 };
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -17,9 +17,15 @@ use std::{collections::HashMap, fmt, sync::Arc};
 /// Guest bytes that one page of the map describes: what one L2 table of a default qcow2 image covers.
 const PAGE_BYTES: u64 = 512 << 20;
 
-/// Layers whose maps are read at once: enough for all cores, few enough that a layer that hides all below it
-/// saves reading those.
-const ASKED_AT_ONCE: usize = 16;
+/// Layers whose maps are read at once at first: enough for all cores, few enough that a layer that hides all
+/// below it saves reading those. What they leave open is asked of twice as many, and so on.
+const ASKED_FIRST: usize = 16;
+
+/// Fewer layers than this are asked sooner than other threads are woken.
+const FEW: usize = 4;
+
+/// The most layers whose maps are read at once: bounds the memory that they take.
+const ASKED_AT_ONCE: usize = 64;
 
 /// Runs kept in memory unless the caller says otherwise: about 128 MiB.
 const KEPT_RUNS: usize = (128 << 20) / size_of::<Run>();
@@ -222,25 +228,25 @@ impl View {
         Ok(page)
     }
 
-    /// Asks the layers from the top down, some at a time, about what those above them left open.
+    /// Merges what the layers say about `range`.
     fn merge(&self, range: GuestRange) -> Result<Vec<Run>> {
-        let (mut found, mut open) = (Vec::new(), vec![range]);
-        for (batch, first_layer) in self.images.chunks(ASKED_AT_ONCE).zip((0..).step_by(ASKED_AT_ONCE)) {
-            let (Some(first), Some(last)) = (open.first(), open.last()) else { break };
-            let asked = GuestRange::between(first.start, last.end());
-            for (extents, layer) in describe_all(batch, asked)?.iter().zip(first_layer..) {
-                open = settle(&open, extents, layer, &mut found);
-            }
+        // Whoever waits for another thread is woken late: a long chain is handed over once, not at each step.
+        if self.images.len() < FEW {
+            self.merge_here(range)
+        } else {
+            rayon::scope(|_| self.merge_here(range))
         }
-        let nobody = |gap: &GuestRange| Run { range: *gap, state: State::Zero { host: None }, layer: None };
-        found.extend(open.iter().map(nobody));
-        // The stable sort is the faster one here: each layer's runs are in order already.
-        found.sort_by_key(|run| run.range.start);
-        let mut joined = Vec::with_capacity(found.len());
-        for run in found {
-            push(&mut joined, run);
+    }
+
+    /// Asks the layers from the top down, some at a time, about what those above them left open.
+    fn merge_here(&self, range: GuestRange) -> Result<Vec<Run>> {
+        let (mut seen, mut rest, mut at_once) = (Vec::new(), self.images.as_slice(), ASKED_FIRST);
+        while let Some(asked) = still_open(&seen, range).filter(|_| !rest.is_empty()) {
+            let (batch, below) = rest.split_at(at_once.min(rest.len()));
+            seen = over(seen, describe_all(batch, self.images.len() - rest.len(), asked)?);
+            (rest, at_once) = (below, (at_once * 2).min(ASKED_AT_ONCE));
         }
-        Ok(joined)
+        Ok(over(seen, vec![Run { range, state: State::Zero { host: None }, layer: None }]))
     }
 }
 
@@ -256,15 +262,21 @@ impl Below for View {
     }
 }
 
-/// Returns what each image says about `range`, asking them on all cores.
-fn describe_all(images: &[Arc<dyn Image>], range: GuestRange) -> Result<Vec<Vec<Extent>>> {
-    let ask = |image: &Arc<dyn Image>| {
+/// Returns what is seen of `range` in `images`, of which the topmost is layer `first`, asking them on all cores.
+fn describe_all(images: &[Arc<dyn Image>], first: usize, range: GuestRange) -> Result<Vec<Run>> {
+    let ask = |(nth, image): (usize, &Arc<dyn Image>)| {
         let mut extents = Vec::new();
         describe(image.as_ref(), range, &mut extents).map_err(|e| e.doing("reading the map"))?;
-        Ok(extents)
+        let present = extents.iter().filter(|extent| extent.state.is_present());
+        let layer = Some(first + nth);
+        Ok(present.map(|extent| Run { range: extent.range, state: extent.state, layer }).collect())
     };
-    // A short chain is asked sooner than other threads are woken.
-    if images.len() < 4 { images.iter().map(ask).collect() } else { images.par_iter().map(ask).collect() }
+    if images.len() < FEW {
+        images.iter().enumerate().map(ask).try_fold(Vec::new(), |top, below| Ok(over(top, below?)))
+    } else {
+        let images = images.par_iter().enumerate().with_max_len(FEW);
+        images.map(ask).try_reduce(Vec::new, |top, below| Ok(over(top, below)))
+    }
 }
 
 /// Appends what an image says about `range`; past its end it makes zeros.
@@ -277,7 +289,7 @@ fn describe(image: &dyn Image, range: GuestRange, out: &mut Vec<Extent>) -> Resu
     }
     let beyond = GuestRange::between(range.start.max(end), range.end());
     if !beyond.is_empty() {
-        out.push(Extent::new(beyond, State::Zero { host: None }));
+        map::push(out, Extent::new(beyond, State::Zero { host: None }));
     }
     Ok(())
 }
@@ -297,28 +309,43 @@ fn check_cover(image: &dyn Image, range: GuestRange, map: &[Extent]) -> Result<(
     Err(error.path(image.data_file().path()))
 }
 
-/// Gives each part of `open` that `extents` say something about to `layer`; returns what is left open.
-///
-/// Both lists are in order without overlap, and `extents` cover all of `open`.
-fn settle(open: &[GuestRange], extents: &[Extent], layer: usize, found: &mut Vec<Run>) -> Vec<GuestRange> {
-    let mut left: Vec<GuestRange> = Vec::new();
-    let mut from = 0;
-    for gap in open {
-        while extents.get(from).is_some_and(|e| e.range.end() <= gap.start) {
-            from += 1;
-        }
-        for extent in extents.iter().skip(from).take_while(|e| e.range.start < gap.end()) {
-            let part = extent.clip(*gap);
-            if part.state.is_present() {
-                found.push(Run { range: part.range, state: part.state, layer: Some(layer) });
-            } else if let Some(last) = left.last_mut().filter(|l| l.end() == part.range.start) {
-                last.bytes += part.range.bytes;
-            } else {
-                left.push(part.range);
-            }
-        }
+/// Returns the part of `range` outside which `seen` (in order, without overlap) leaves nothing open.
+fn still_open(seen: &[Run], range: GuestRange) -> Option<GuestRange> {
+    let follows = |at: &mut GuestOffset, run: &Run| (run.range.start == *at).then(|| *at = run.range.end());
+    let precedes = |at: &mut GuestOffset, run: &Run| (run.range.end() == *at).then(|| *at = run.range.start);
+    let (mut start, mut end) = (range.start, range.end());
+    seen.iter().map_while(|run| follows(&mut start, run)).for_each(drop);
+    (start < end).then(|| {
+        seen.iter().rev().map_while(|run| precedes(&mut end, run)).for_each(drop);
+        GuestRange::between(start, end)
+    })
+}
+
+/// Returns what is seen when `top` lies over `below`; both, and the result, are in order without overlap.
+fn over(top: Vec<Run>, below: Vec<Run>) -> Vec<Run> {
+    if top.is_empty() || below.is_empty() {
+        return if top.is_empty() { below } else { top };
     }
-    left
+    let mut out = Vec::with_capacity(top.len() + below.len());
+    let mut below = below.into_iter();
+    // What is left of the run of `below` that `top` has come to.
+    let mut next = below.next();
+    for run in top {
+        while let Some(lower) = next.filter(|lower| lower.range.start < run.range.end()) {
+            let end = lower.range.end();
+            if end <= run.range.start {
+                out.push(lower);
+            } else if lower.range.start < run.range.start {
+                out.push(lower.clip(GuestRange::between(lower.range.start, run.range.start)));
+            }
+            let rest = GuestRange::between(run.range.end().min(end), end);
+            next = if rest.is_empty() { below.next() } else { Some(lower.clip(rest)) };
+        }
+        out.push(run);
+    }
+    out.extend(next);
+    out.extend(below);
+    out
 }
 
 /// Adds a run to a list in guest order, joining it to the last one where it goes on from there.
@@ -329,3 +356,6 @@ fn push(list: &mut Vec<Run>, run: Run) {
         _ => list.push(run),
     }
 }
+
+#[cfg(test)]
+mod tests;

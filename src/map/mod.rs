@@ -5,7 +5,7 @@ mod set;
 
 pub use set::RangeSet;
 
-use crate::base::{GuestOffset, GuestRange, HostOffset};
+use crate::base::{GuestRange, HostOffset};
 
 /// What one layer says about a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +76,7 @@ impl Extent {
     }
 
     /// Returns whether `next` goes on where this ends, in the same state and place.
+    #[inline]
     pub fn joins(&self, next: &Self) -> bool {
         self.range.end() == next.range.start && self.state.after(self.range.bytes) == next.state
     }
@@ -84,6 +85,7 @@ impl Extent {
 /// Adds `extent` to a list in guest order, joining it to the last one where it goes on from there.
 ///
 /// Empty extents are dropped.
+#[inline]
 pub fn push(list: &mut Vec<Extent>, extent: Extent) {
     if extent.range.is_empty() {
         return;
@@ -92,28 +94,6 @@ pub fn push(list: &mut Vec<Extent>, extent: Extent) {
         Some(last) if last.joins(&extent) => last.range.bytes += extent.range.bytes,
         _ => list.push(extent),
     }
-}
-
-/// Returns what is seen when `top` lies over `below`: `below` shows where `top` is silent.
-///
-/// Both are in guest order without overlap; where neither says anything, nothing is in the result.
-pub fn over(top: &[Extent], below: &[Extent]) -> Vec<Extent> {
-    let mut out = Vec::with_capacity(top.len() + below.len());
-    let mut at = GuestOffset::new(0);
-    for extent in top.iter().filter(|e| e.state.is_present()) {
-        clip_into(below, GuestRange::between(at, extent.range.start), &mut out);
-        push(&mut out, *extent);
-        at = extent.range.end();
-    }
-    clip_into(below, GuestRange::between(at, GuestOffset::new(u64::MAX)), &mut out);
-    out
-}
-
-/// Appends the parts of `list` (in guest order, without overlap) that lie in `range`.
-pub fn clip_into(list: &[Extent], range: GuestRange, out: &mut Vec<Extent>) {
-    let first = list.partition_point(|e| e.range.end() <= range.start);
-    let parts = list.iter().skip(first).take_while(|e| e.range.start < range.end());
-    parts.for_each(|e| push(out, e.clip(range)));
 }
 
 #[cfg(test)]

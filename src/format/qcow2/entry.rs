@@ -97,6 +97,16 @@ pub(super) struct Entry {
     pub(super) bits: u64,
 }
 
+impl Entry {
+    /// Returns the host cluster of an entry that says no more than that: a whole cluster held as it is, in the
+    /// image file. `None` says nothing: the entry must be decoded.
+    pub(super) fn plain(self, shape: Shape) -> Option<HostOffset> {
+        let host = self.word & OFFSET;
+        let is_plain = self.word & (PACKED | ZERO) == 0 && host != 0 && host.is_multiple_of(shape.cluster());
+        (is_plain && !shape.geometry.is_extended && !shape.is_external).then_some(HostOffset::new(host))
+    }
+}
+
 /// Where a cluster's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {

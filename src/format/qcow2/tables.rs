@@ -44,6 +44,7 @@ impl Target {
     }
 
     /// Returns the file's length if `at` lies past it.
+    #[inline]
     pub(super) fn ends_before(&self, at: HostOffset) -> Result<Option<u64>> {
         if at.bytes() < self.bytes.load(Ordering::Relaxed) {
             return Ok(None);
@@ -228,16 +229,36 @@ impl Tables {
                 let word = bytes.get(..8).map_or(0, BigEndian::read_u64);
                 let bits = bytes.get(8..16).map_or(0, BigEndian::read_u64);
                 if word | bits != 0 {
-                    map::push(out, silent(told, nth));
+                    if told < nth {
+                        map::push(out, silent(told, nth));
+                    }
                     told = nth + 1;
-                    let guest = run(nth, told);
-                    let decoded = self.decode(Entry { word, bits }, guest.start)?;
-                    push_cluster(self.shape, decoded, guest.clip(range), out);
+                    self.push_entry(Entry { word, bits }, run(nth, told), range, out)?;
                 }
                 nth += 1;
             }
         }
         map::push(out, silent(told, nth));
+        Ok(())
+    }
+
+    /// Appends what the entry of the cluster at `guest` says about the part of it in `range`.
+    fn push_entry(
+        &self,
+        entry: Entry,
+        guest: GuestRange,
+        range: GuestRange,
+        out: &mut Vec<Extent>,
+    ) -> Result<()> {
+        // Nearly all entries are of this kind; the longer way says the same of them.
+        if let Some(host) = entry.plain(self.shape)
+            && self.data().ends_before(host)?.is_none()
+        {
+            map::push(out, Extent::new(guest, map::State::Data { host }).clip(range));
+            return Ok(());
+        }
+        let decoded = self.decode(entry, guest.start)?;
+        push_cluster(self.shape, decoded, guest.clip(range), out);
         Ok(())
     }
 
