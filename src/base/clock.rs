@@ -1,5 +1,6 @@
 //! The only time: everything that asks what time it is asks here.
 
+use rustix::time::ClockId;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Returns the time since 1970 (wall clock); zero if the clock stands before that.
@@ -7,9 +8,20 @@ pub fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Returns the time by the clock that the kernel stamps files with, in nanoseconds since 1970.
+/// Returns the time by the clock that the kernel stamps files with, in nanoseconds since 1970: it stands still
+/// for a tick.
 pub fn coarse_ns() -> i128 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    ns(ClockId::RealtimeCoarse)
+}
+
+/// Returns the time in nanoseconds since 1970, as finely as the kernel knows it; at most a tick after
+/// [`coarse_ns`].
+pub fn fine_ns() -> i128 {
+    ns(ClockId::Realtime)
+}
+
+fn ns(clock: ClockId) -> i128 {
+    let now = rustix::time::clock_gettime(clock);
     i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
 }
 

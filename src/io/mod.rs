@@ -14,12 +14,14 @@ mod host;
 mod mode;
 mod moved;
 mod pages;
+mod stamp;
 
 pub use blocks::Blocks;
 pub use file::{Access, Descriptor, File, Kept, Run, Witness};
 pub use host::{Entry, EntryKind, Host};
 pub use mode::is_marked_read_only;
 pub use moved::{Moved, begin_flush, copy, is_helped};
+pub use stamp::settle;
 
 #[cfg(test)]
 mod tests;

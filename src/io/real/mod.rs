@@ -11,6 +11,7 @@ mod sys;
 mod witness;
 
 pub(super) use sys::{BlockExtent, begin_flush, blocks, clone_range};
+pub(super) use witness::is_multigrain;
 
 use super::{Access, Entry, EntryKind, File, Host, Witness};
 use crate::base::{Error, ErrorKind, Result, error::InFile};

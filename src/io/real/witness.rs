@@ -2,7 +2,11 @@
 
 use crate::{base::seed, io::Witness};
 use rustix::fs::{FileType, Stat};
-use std::{fs, os::fd::AsFd, sync::OnceLock};
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    sync::OnceLock,
+};
 
 /// Returns the host's boot ID; where there is none to read, a number that no other process has, so that no
 /// witness outlives this one.
@@ -12,6 +16,28 @@ fn boot() -> u128 {
         let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         uuid::Uuid::parse_str(text.trim_end()).map_or_else(|_| seed::fresh(), |id| id.as_u128())
     })
+}
+
+/// Magic numbers (`statfs(2)`) of the file systems with multigrain time stamps: ext4 (ext2 and ext3 share its
+/// number; their own drivers keep whole seconds), XFS, btrfs, tmpfs.
+const MULTIGRAIN: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+
+/// Returns whether the kernel that runs has multigrain time stamps: 6.13 or later.
+fn has_multigrain() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| is_since_multigrain(&rustix::system::uname().release().to_string_lossy()))
+}
+
+/// Returns whether a kernel's release (`6.18.44-arch1`) is 6.13 or later.
+fn is_since_multigrain(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().ok());
+    (numbers.next().flatten(), numbers.next().flatten()) >= (Some(6), Some(13))
+}
+
+/// Returns whether a file that was looked at gets a time stamp of its own with its next write.
+pub(in crate::io) fn is_multigrain(fd: &OwnedFd) -> bool {
+    let kind = rustix::fs::fstatfs(fd).map_or(0, |system| system.f_type);
+    has_multigrain() && u64::try_from(kind).is_ok_and(|kind| MULTIGRAIN.contains(&kind))
 }
 
 /// Returns whether both describe the same object.
@@ -39,4 +65,19 @@ pub(super) fn of(fd: impl AsFd) -> rustix::io::Result<Witness> {
         modified_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
         boot: if is_file { boot() } else { seed::fresh() },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_before_6_13_are_waited_for() {
+        for release in ["6.13.0", "6.13-rc1", "6.18.44-arch1-1", "7.0.0"] {
+            assert!(is_since_multigrain(release), "{release}");
+        }
+        for release in ["6.12.99", "5.15.0-91-generic", "4.4.0", "6", "", "six"] {
+            assert!(!is_since_multigrain(release), "{release}");
+        }
+    }
 }
