@@ -51,11 +51,8 @@ pub(super) fn is_closed(error: &Error) -> bool {
 }
 
 fn replace(host: &Arc<dyn Host>, (path, lasting): (&Path, Lasting), content: &Content<'_>) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    match lasting {
-        Lasting::Now => make_durable_folder(host.as_ref(), folder)?,
-        Lasting::Sometime => host.make_folder(folder)?,
-    }
+    // A folder that is there is taken for durable, so that it has to be, whatever it was made for.
+    make_durable_folder(host.as_ref(), path.parent().unwrap_or(Path::new(".")))?;
     let draft = Draft::new(host, path)?;
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, Cursor { file: draft.file(), at: 0 });
     content(&mut out)?;
