@@ -8,11 +8,15 @@ use crate::base::{
     Error, GuestOffset, GuestRange, Result,
     units::{SECTOR_BYTES, count, index},
 };
+use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Leaves in a page, and the height of the tree over them.
 pub(super) const PAGE_LEAVES: u64 = 64;
 const PAGE_HEIGHT: u32 = 6;
+
+/// The hashes over fewer pages than this are computed sooner than other threads are woken.
+const FEW_PAGES: usize = 32;
 
 /// 64 neighbouring leaves, of which at least one is not zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,8 +184,12 @@ impl Tree {
     pub fn root(&self) -> Digest {
         let height = self.leaves().next_power_of_two().trailing_zeros();
         let page_height = height.min(PAGE_HEIGHT);
-        let mut level: Vec<(u64, Digest)> =
-            self.pages.iter().map(|(at, page)| (*at, page_root(page, page_height))).collect();
+        let root = |(at, page): (&u64, &Page)| (*at, page_root(page, page_height));
+        let mut level: Vec<(u64, Digest)> = if self.pages.len() < FEW_PAGES {
+            self.pages.iter().map(root).collect()
+        } else {
+            self.pages.par_iter().map(root).collect()
+        };
         for _ in page_height..height {
             level = nodes_over(&level);
         }

@@ -8,9 +8,9 @@ use super::{
     trust::{Evidence, Seen, Trust, trust},
 };
 use crate::{
-    base::{Error, Result, clock},
+    base::{Error, Result},
     content::{ContentId, Tree},
-    io::{Access, File, Host, Witness},
+    io::{self, Access, File, Host, Witness},
 };
 use std::{
     path::{Path, PathBuf},
@@ -186,21 +186,20 @@ impl Ledger {
         self.put(image, &LayerRecord { claim, ..known.layer }, vouch)
     }
 
-    /// Seals the layer: `tree` was computed from its view after `before` was known, and everything below is
-    /// trusted. The layer is trusted afterwards, also if it was in doubt: the tree has proved its seal.
+    /// Seals the layer: `tree` was computed from its view after `before` was known and its times had settled
+    /// ([`io::settle`]), and everything below is trusted. The layer is trusted afterwards, also if it was in doubt: the tree has proved its seal. A head is
+    /// frozen with it.
     ///
-    /// `Busy` if the layer was written, or got another epoch, since `before`; `Invalid` if it is not frozen;
-    /// `Policy` if it shows something else than its record says.
+    /// `Busy` if the layer was written, or got another epoch, since `before`; `Policy` if it shows something else
+    /// than its record says.
     pub fn seal(&self, image: &(impl Carrier + ?Sized), tree: &Tree, before: &Known) -> Result<Known> {
         let path = header_path(image)?;
         let found = self.find(image)?;
-        let Some(record) = before.layer.frozen else {
-            return Err(Error::invalid("is a head: only a frozen layer can be sealed").path(path));
-        };
         let (layer, _) = found.layer();
-        if !is_as_before(&before.now, &found.now) || layer.frozen != Some(record) {
+        if !is_as_before(&before.now, &found.now) || layer.frozen != before.layer.frozen {
             return Err(Error::busy("was written while its content ID was computed").path(path));
         }
+        let record = layer.frozen.unwrap_or_else(|| Record { epoch: Epoch::fresh(), sealed: None });
         let id = tree.id();
         match (record.sealed, before.trust) {
             (Some(sealed), _) if sealed != id => {
@@ -292,8 +291,8 @@ impl Ledger {
                 image.flush()?;
                 image.files().iter().try_for_each(|file| file.flush_with_time())?;
                 let files = witnesses(image)?;
-                let last = files.iter().map(|file| file.modified_ns).max().unwrap_or_default();
-                Some(Seen { epoch: record.epoch, files, noted_ns: clock::wait_past_ns(last) })
+                let noted_ns = io::settle(&image.files(), &files);
+                Some(Seen { epoch: record.epoch, files, noted_ns })
             }
             _ => None,
         };

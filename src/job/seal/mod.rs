@@ -14,10 +14,10 @@ pub use losses::Unread;
 
 use super::Progress;
 use crate::{
-    base::{Error, ErrorKind, GuestOffset, GuestRange, Result, clock, units::index},
+    base::{Error, ErrorKind, GuestOffset, GuestRange, Result, units::index},
     chain::{Chain, Layer, Opening, Standing, View, check_lineage, join, lineage, open_layer},
     content::{ContentId, Digest, LEAF_BYTES, Tree, leaf},
-    io::{Access, Host, Witness},
+    io::{self, Access, Host, Witness},
     map::{Extent, RangeSet},
     store::{Known, Ledger, is_as_before},
 };
@@ -277,22 +277,22 @@ impl Done<'_> {
     }
 }
 
-/// Makes sure that a layer has an epoch that a seal can be given for.
+/// Returns what is known of a layer before its first byte is read. A head gets its epoch together with its seal.
 ///
-/// One in doubt that no child stands on is as good as a head: it gets a new one.
+/// One in doubt that no child stands on is as good as a head, and gets another epoch now: its seal is void.
 fn begin(ledger: &Ledger, layer: &Layer, above: Above<'_>) -> Result<Known> {
     let image = layer.image.as_ref();
     let known = ledger.look(image)?;
     let epoch = known.layer.frozen.map(|record| record.epoch);
     let is_needed = match above {
         Above::Nothing => false,
-        Above::Somebody => epoch.is_some(),
+        Above::Somebody => true,
         Above::Child(child) => {
             let claim = ledger.look(child.image.as_ref())?.layer.claim;
-            epoch.is_some() && claim.is_some_and(|claim| Some(claim.parent_epoch) == epoch)
+            claim.is_some_and(|claim| Some(claim.parent_epoch) == epoch)
         }
     };
-    if is_needed { Ok(known) } else { ledger.freeze(image) }
+    if is_needed || epoch.is_none() { Ok(known) } else { ledger.freeze(image) }
 }
 
 /// Seals a layer, of which so much is known, above those that are `done` (the base first).
@@ -312,7 +312,7 @@ fn seal_one<'a>(
         });
     }
     // A write from here on gets another time stamp than the files have now.
-    clock::wait_past_ns(before.now.iter().map(|file| file.modified_ns).max().unwrap_or_default());
+    io::settle(&image.files(), &before.now);
     let (hashed, how) = hash_over(ledger, layer, done, progress)?;
     for below in done {
         if !below.is_unchanged()? {
@@ -320,12 +320,13 @@ fn seal_one<'a>(
             return Err(Error::busy(what).path(&below.layer.path));
         }
     }
-    ledger.seal(image, &hashed.tree, &before)?;
+    let known = ledger.seal(image, &hashed.tree, &before)?;
+    let id = known.layer.frozen.and_then(|record| record.sealed).unwrap_or_else(|| hashed.tree.id());
     let known = match parent {
         Some(parent) => join(ledger, image, &parent.known)?,
-        None => ledger.look(image)?,
+        None => known,
     };
-    let sealed = Sealed { id: hashed.tree.id(), how, read_bytes: hashed.read_bytes };
+    let sealed = Sealed { id, how, read_bytes: hashed.read_bytes };
     Ok(Done { layer, sealed, known: stand(layer, known, parent)?.known })
 }
 
