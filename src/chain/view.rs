@@ -6,26 +6,27 @@
 
 use super::Layer;
 use crate::{
-    base::{Error, GuestOffset, GuestRange, Result, units::index},
+    base::{
+        Error, GuestOffset, GuestRange, Result,
+        units::{count, index},
+    },
     format::{Below, Image, Nothing},
     map::{self, Extent, State},
 };
 use parking_lot::Mutex;
-use rayon::prelude::*;
 use std::{collections::HashMap, fmt, sync::Arc};
 
 /// Guest bytes that one page of the map describes: what one L2 table of a default qcow2 image covers.
 const PAGE_BYTES: u64 = 512 << 20;
 
-/// Layers whose maps are read at once at first: enough for all cores, few enough that a layer that hides all
-/// below it saves reading those. What they leave open is asked of twice as many, and so on.
-const ASKED_FIRST: usize = 16;
+/// Layers that are asked first: few enough that one that hides all below it saves reading those.
+const ASKED_FIRST: usize = 8;
 
-/// Fewer layers than this are asked sooner than other threads are woken.
-const FEW: usize = 4;
-
-/// The most layers whose maps are read at once: bounds the memory that they take.
+/// The most layers that are asked at once after that: bounds the memory that their maps take.
 const ASKED_AT_ONCE: usize = 64;
+
+/// A layer's map of this many pages is read sooner than another thread is woken.
+const FEW_PAGES: u64 = 8;
 
 /// Runs kept in memory unless the caller says otherwise: about 128 MiB.
 const KEPT_RUNS: usize = (128 << 20) / size_of::<Run>();
@@ -228,23 +229,13 @@ impl View {
         Ok(page)
     }
 
-    /// Merges what the layers say about `range`.
-    fn merge(&self, range: GuestRange) -> Result<Vec<Run>> {
-        // Whoever waits for another thread is woken late: a long chain is handed over once, not at each step.
-        if self.images.len() < FEW {
-            self.merge_here(range)
-        } else {
-            rayon::scope(|_| self.merge_here(range))
-        }
-    }
-
     /// Asks the layers from the top down, some at a time, about what those above them left open.
-    fn merge_here(&self, range: GuestRange) -> Result<Vec<Run>> {
+    fn merge(&self, range: GuestRange) -> Result<Vec<Run>> {
         let (mut seen, mut rest, mut at_once) = (Vec::new(), self.images.as_slice(), ASKED_FIRST);
         while let Some(asked) = still_open(&seen, range).filter(|_| !rest.is_empty()) {
             let (batch, below) = rest.split_at(at_once.min(rest.len()));
             seen = over(seen, describe_all(batch, self.images.len() - rest.len(), asked)?);
-            (rest, at_once) = (below, (at_once * 2).min(ASKED_AT_ONCE));
+            (rest, at_once) = (below, ASKED_AT_ONCE);
         }
         Ok(over(seen, vec![Run { range, state: State::Zero { host: None }, layer: None }]))
     }
@@ -262,21 +253,51 @@ impl Below for View {
     }
 }
 
-/// Returns what is seen of `range` in `images`, of which the topmost is layer `first`, asking them on all cores.
+/// Returns what is seen of `range` in `images`, of which the topmost is layer `first`: the caller's thread takes
+/// its share of them and the other cores theirs.
 fn describe_all(images: &[Arc<dyn Image>], first: usize, range: GuestRange) -> Result<Vec<Run>> {
-    let ask = |(nth, image): (usize, &Arc<dyn Image>)| {
+    let pages = count(images.len()) * range.bytes.div_ceil(PAGE_BYTES);
+    let shares = if pages > FEW_PAGES { rayon::current_num_threads() } else { 1 };
+    let share = images.len().div_ceil(shares).max(1);
+    let (own, others) = images.split_at(share.min(images.len()));
+    let mut found: Vec<_> = others.chunks(share).map(|_| Ok(Vec::new())).collect();
+    let own = rayon::in_place_scope(|scope| {
+        for ((part, slot), nth) in others.chunks(share).zip(&mut found).zip(1..) {
+            scope.spawn(move |_| *slot = describe_each(part, first + nth * share, range));
+        }
+        describe_each(own, first, range)
+    });
+    let all: Result<Vec<_>> = std::iter::once(own).chain(found).collect();
+    Ok(flatten(all?))
+}
+
+/// The same, in turn.
+fn describe_each(images: &[Arc<dyn Image>], first: usize, range: GuestRange) -> Result<Vec<Run>> {
+    let ask = |(image, layer): (&Arc<dyn Image>, usize)| {
         let mut extents = Vec::new();
         describe(image.as_ref(), range, &mut extents).map_err(|e| e.doing("reading the map"))?;
         let present = extents.iter().filter(|extent| extent.state.is_present());
-        let layer = Some(first + nth);
-        Ok(present.map(|extent| Run { range: extent.range, state: extent.state, layer }).collect())
+        let run = |extent: &Extent| Run { range: extent.range, state: extent.state, layer: Some(layer) };
+        Ok(present.map(run).collect())
     };
-    if images.len() < FEW {
-        images.iter().enumerate().map(ask).try_fold(Vec::new(), |top, below| Ok(over(top, below?)))
-    } else {
-        let images = images.par_iter().enumerate().with_max_len(FEW);
-        images.map(ask).try_reduce(Vec::new, |top, below| Ok(over(top, below)))
+    let each: Result<Vec<Vec<Run>>> = images.iter().zip(first..).map(ask).collect();
+    Ok(flatten(each?))
+}
+
+/// Lays lists of runs, the topmost first, over each other: in pairs, so that no list is gone through often.
+fn flatten(mut lists: Vec<Vec<Run>>) -> Vec<Run> {
+    while lists.len() > 1 {
+        let mut rest = lists.into_iter();
+        lists = std::iter::from_fn(|| {
+            let top = rest.next()?;
+            Some(match rest.next() {
+                Some(below) => over(top, below),
+                None => top,
+            })
+        })
+        .collect();
     }
+    lists.pop().unwrap_or_default()
 }
 
 /// Appends what an image says about `range`; past its end it makes zeros.

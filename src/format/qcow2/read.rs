@@ -17,11 +17,17 @@ use crate::{
     map::{self, Extent},
 };
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
+use std::cell::RefCell;
 
 /// A compressed cluster as it is in the file.
 struct Packed {
     range: GuestRange,
     bytes: Vec<u8>,
+}
+
+thread_local! {
+    /// Where a whole L2 table is read to (2 MiB at most); kept, since the layers of a chain are asked in turn.
+    static TABLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Qcow2Image {
@@ -34,18 +40,17 @@ impl Qcow2Image {
     /// Appends what this layer says about `range`, which may pass the disk's end.
     pub(super) fn map_unchecked(&self, range: GuestRange, out: &mut Vec<Extent>) -> Result<()> {
         let page_span = self.state.read().tables.page_span();
-        let mut table = Vec::new();
-        for piece in range.pieces(self.shape.table_span()) {
+        range.pieces(self.shape.table_span()).try_for_each(|piece| {
             if piece.bytes <= page_span {
-                for part in piece.pieces(page_span) {
-                    self.view(part.start)?.tables.extents(part, out)?;
-                }
-            } else {
-                table.resize(index(self.shape.cluster()), 0);
-                self.state.read().tables.table_extents(piece, &mut table, out)?;
+                return piece.pieces(page_span).try_for_each(|p| self.view(p.start)?.tables.extents(p, out));
             }
-        }
-        Ok(())
+            TABLE.with_borrow_mut(|table| {
+                let size = index(self.shape.cluster());
+                table.resize(size.max(table.len()), 0);
+                let table = table.get_mut(..size).unwrap_or_default();
+                self.state.read().tables.table_extents(piece, table, out)
+            })
+        })
     }
 
     /// Fills `buf` from `at`.
