@@ -7,7 +7,7 @@ use crate::{
     base::{Error, ErrorKind, Result},
     format::{self, Format, ParentName},
     io::{Access, EntryKind, Host, Witness},
-    store::Draft,
+    store::{Draft, FOLDER, noted_format},
 };
 use serde_json::Value;
 use std::{
@@ -127,7 +127,9 @@ impl Family {
 /// Reads the header of the image at `path`.
 fn member(host: &dyn Host, path: &Path) -> Result<Member> {
     let file = host.open(path, Access::ReadShared)?;
-    let format = Format::recognise(file.as_ref())?;
+    let notes = [path.parent().unwrap_or(Path::new("/")).join(FOLDER)];
+    let is_raw = noted_format(host, &notes, file.as_ref())?.as_deref() == Some(Format::Raw.name());
+    let format = if is_raw { Format::Raw } else { Format::recognise(file.as_ref())? };
     let peek = format::peek(format, file.as_ref())?;
     let path = host.canonical(path)?;
     let link = peek.parent.map(|name| find(host, &path, name));

@@ -25,6 +25,8 @@ pub struct Opening {
     pub policy: Policy,
     /// What is known of the layers: with it, a layer whose parent is not what it was made on is refused.
     pub ledger: Option<Ledger>,
+    /// Where formats are noted; `None`: beside the images.
+    pub notes: Option<Ledger>,
 }
 
 impl Opening {
@@ -36,6 +38,7 @@ impl Opening {
             access: Access::Read,
             policy: Policy::default(),
             ledger: None,
+            notes: None,
         }
     }
 
@@ -68,8 +71,15 @@ impl Opening {
     /// Has each layer's parent looked at, and refused if it is not what the layer was made on.
     #[must_use]
     pub fn with_ledger(mut self, ledger: Ledger) -> Self {
+        self.notes = Some(ledger.clone());
         self.ledger = Some(ledger);
         self
+    }
+
+    /// Returns the format that is noted of an image.
+    fn noted(&self, host: &Arc<dyn Host>, file: &dyn File) -> Result<Option<Format>> {
+        let notes = self.notes.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
+        notes.format_of(file)?.map(|name| Format::parse(&name)).transpose().map_err(|e| e.path(file.path()))
     }
 
     /// How the layers below the head are opened.
@@ -80,7 +90,7 @@ impl Opening {
 
 /// Opens one image without what lies below it (its own further files are opened under the policy).
 pub fn open_layer(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Layer> {
-    let opened = Opened::by_name(host.as_ref(), path, opening)?;
+    let opened = Opened::by_name(host, path, opening)?;
     opened.into_layer(host.as_ref(), opening, opening.access)
 }
 
@@ -93,7 +103,7 @@ pub fn check_layer(
     opening: &Opening,
     repair: Repair,
 ) -> Result<(Format, Checked)> {
-    let opened = Opened::by_name(host.as_ref(), path, opening)?;
+    let opened = Opened::by_name(host, path, opening)?;
     let parts = opened.referrer(host.as_ref(), opening, opening.access);
     Ok((opened.format, format::check(opened.format, Arc::clone(&opened.file), repair, &parts)?))
 }
@@ -107,13 +117,13 @@ struct Opened {
 }
 
 impl Opened {
-    /// Opens the file that a person named; without a stated format its header tells.
-    fn by_name(host: &dyn Host, path: &Path, opening: &Opening) -> Result<Self> {
+    /// Opens the file that a person named; without a stated format its note tells, and without one its header.
+    fn by_name(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let file = host.open(path, opening.access)?;
         let place = host.opened_as(file.as_ref())?;
         let format = match opening.format {
             Some(format) => format,
-            None => Format::recognise(file.as_ref())?,
+            None => known(opening.noted(host, file.as_ref())?, file.as_ref())?,
         };
         Ok(Self { place, file, format, is_stated: opening.format.is_some() })
     }
@@ -126,6 +136,19 @@ impl Opened {
         let parts = self.referrer(host, opening, access);
         let image = format::open(self.format, Arc::clone(&self.file), access.writes(), &parts)?;
         Ok(Layer { path: self.place, is_stated: self.is_stated, image })
+    }
+}
+
+/// Returns the format of an image of which `noted` is known; a raw disk stays raw whatever its guest wrote.
+fn known(noted: Option<Format>, file: &dyn File) -> Result<Format> {
+    let shown = Format::recognise(file)?;
+    match noted {
+        None => Ok(shown),
+        Some(noted) if noted == shown || noted == Format::Raw => Ok(noted),
+        Some(noted) => {
+            let what = format!("is known as {noted}, but has no such header: {shown} has to be stated");
+            Err(Error::corrupt(what).path(file.path()))
+        }
     }
 }
 
@@ -177,12 +200,16 @@ fn open_parent(
         }
     };
     let access = opening.parent_access();
-    let (host, policy) = (host.as_ref(), &opening.policy);
-    let referrer = Referrer { host, image: &child.path, is_stated: child.is_stated, policy, access };
+    let (names, policy) = (host.as_ref(), &opening.policy);
+    let referrer = Referrer { host: names, image: &child.path, is_stated: child.is_stated, policy, access };
     let (place, file) = referrer.open(&parent.name).map_err(|e| missing(e, child))?;
+    if format != Format::Raw && opening.noted(host, file.as_ref())? == Some(Format::Raw) {
+        let what = format!("names its parent {} as {format}, which is known as raw", place.display());
+        return Err(Error::policy(what).path(&child.path));
+    }
     // Its references are judged as its child's were: a chain is as trustworthy as what names it.
     let opened = Opened { place, file, format, is_stated: child.is_stated };
-    opened.into_layer(host, opening, access).map(Some)
+    opened.into_layer(names, opening, access).map(Some)
 }
 
 fn missing(error: Error, child: &Layer) -> Error {

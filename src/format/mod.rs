@@ -495,4 +495,12 @@ impl<I: Image + ?Sized> Carrier for I {
     fn flush(&self) -> Result<()> {
         Image::flush(self)
     }
+
+    fn format_name(&self) -> &'static str {
+        self.format().name()
+    }
+
+    fn tells_format(&self) -> bool {
+        self.format() != Format::Raw
+    }
 }

@@ -14,6 +14,7 @@ use crate::{
     format::{Creation, Format, Image, Nothing},
     io::{self, Host, Kept},
     map::State,
+    store::Ledger,
 };
 use std::{
     path::{Path, PathBuf},
@@ -72,6 +73,7 @@ pub fn convert(
     // A device holds what it held before.
     let filling = Filling { is_blank: !target.is_device(), is_packed };
     let written_bytes = fill(source, image.as_ref(), filling, progress).map_err(|e| target.named(e))?;
+    Ledger::new(Arc::clone(host), None).know(image.as_ref())?;
     drop(image);
     target.publish()?;
     Ok(Converted { image: path.to_path_buf(), format, size, written_bytes })

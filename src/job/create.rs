@@ -59,6 +59,9 @@ pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Openi
     let shown = parent.as_ref().map(|p| String::from_utf8_lossy(&p.name).into_owned());
     let creation = Creation { size, parent, options: new.options.clone() };
     let image = target.create(host, new.format, &creation)?;
+    if let Some(ledger) = &opening.ledger {
+        ledger.know(image.as_ref())?;
+    }
     // The parent is frozen first, durably; the child is seen by nobody before it is whole.
     if let (Some(ledger), Some(chain)) = (&opening.ledger, &chain)
         && let Some(known) = freeze(ledger, chain.layers())?

@@ -11,6 +11,7 @@ pub mod create;
 pub mod diff;
 pub mod lint;
 pub mod measure;
+mod own;
 mod progress;
 pub mod rebase;
 pub mod relink;

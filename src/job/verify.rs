@@ -123,7 +123,7 @@ fn not_promised(above: &[Layer], view: &View, unread: &[Unread]) -> Result<Range
 }
 
 /// Returns the bytes (below `size`) of which the layers themselves say something.
-fn held(layers: &[Layer], size: u64) -> Result<RangeSet> {
+pub(super) fn held(layers: &[Layer], size: u64) -> Result<RangeSet> {
     let (view, mut runs) = (View::new(layers), Vec::new());
     if layers.is_empty() {
         return Ok(RangeSet::new());

@@ -2,7 +2,7 @@
 
 use super::{
     FOLDER, Journal, LayerRecord, Record,
-    note::{self, Note},
+    note::{self, Header, Note},
     place::{self, Lasting},
     record::{Claim, Epoch},
     trust::{Evidence, Seen, Trust, trust},
@@ -40,6 +40,17 @@ pub trait Carrier {
 
     /// Makes everything written before this call durable.
     fn flush(&self) -> Result<()>;
+
+    /// Returns the name of the image's format.
+    fn format_name(&self) -> &'static str;
+
+    /// Returns whether the bytes tell the format: those of a raw disk are its guest's, who may write any header.
+    fn tells_format(&self) -> bool;
+}
+
+/// Returns the format, by its name, that is noted in `folders` of the image whose header is in `file`.
+pub fn noted_format(host: &dyn Host, folders: &[PathBuf], file: &dyn File) -> Result<Option<String>> {
+    Ok(note::read(host, folders, &Header::of(file)?)?.and_then(|note| note.format))
 }
 
 /// What is known of a layer.
@@ -76,8 +87,10 @@ struct Found {
     inside: Option<StoredRecord>,
     note: Option<Note>,
     now: Vec<Witness>,
-    header: Witness,
+    header: Header,
     folders: Vec<PathBuf>,
+    format: &'static str,
+    tells_format: bool,
 }
 
 impl Found {
@@ -241,6 +254,30 @@ impl Ledger {
         Journal::of_layer(&self.host, image)
     }
 
+    /// Notes the format of an image whose bytes do not tell it: whatever its guest writes, it stays what it is.
+    /// Where no note can be kept, it is recognised by its header as before.
+    pub fn know(&self, image: &(impl Carrier + ?Sized)) -> Result<()> {
+        let found = self.find(image)?;
+        let is_device = image.files().iter().any(|file| file.is_device());
+        let is_noted = found.note.as_ref().is_some_and(|note| note.format.as_deref() == Some(found.format));
+        if found.tells_format || is_device || is_noted {
+            return Ok(());
+        }
+        let (record, seen) = match &found.note {
+            Some(note) => (note.record.clone(), note.seen.clone()),
+            None => (None, None),
+        };
+        match self.note(&found, record, seen) {
+            Err(error) if place::is_closed(&error) => Ok(()),
+            noted => noted,
+        }
+    }
+
+    /// Returns the format, by its name, that is noted of the image whose header is in `file`.
+    pub fn format_of(&self, file: &dyn File) -> Result<Option<String>> {
+        noted_format(self.host.as_ref(), &self.folders_of(file)?, file)
+    }
+
     /// Removes what is noted of an image that is about to be removed.
     pub fn forget(&self, image: &(impl Carrier + ?Sized)) -> Result<()> {
         let found = self.find(image)?;
@@ -258,16 +295,29 @@ impl Ledger {
     fn folders(&self, image: &(impl Carrier + ?Sized)) -> Result<(Arc<dyn File>, Vec<PathBuf>)> {
         let header = image.files().into_iter().next();
         let header = header.ok_or_else(|| Error::invalid("an image without a file"))?;
-        let place = self.host.opened_as(header.as_ref())?;
+        let folders = self.folders_of(header.as_ref())?;
+        Ok((header, folders))
+    }
+
+    fn folders_of(&self, header: &dyn File) -> Result<Vec<PathBuf>> {
+        let place = self.host.opened_as(header)?;
         let beside = place.parent().unwrap_or(Path::new("/")).join(FOLDER);
-        Ok((header, std::iter::once(beside).chain(self.state.clone()).collect()))
+        Ok(std::iter::once(beside).chain(self.state.clone()).collect())
     }
 
     fn find(&self, image: &(impl Carrier + ?Sized)) -> Result<Found> {
         let (header, folders) = self.folders(image)?;
-        let header = header.witness()?;
+        let header = Header::of(header.as_ref())?;
         let note = note::read(self.host.as_ref(), &folders, &header)?;
-        Ok(Found { inside: image.stored()?, note, now: witnesses(image)?, header, folders })
+        Ok(Found {
+            inside: image.stored()?,
+            note,
+            now: witnesses(image)?,
+            header,
+            folders,
+            format: image.format_name(),
+            tells_format: image.tells_format(),
+        })
     }
 
     /// Writes a layer's record where there is a place for it, and says what the files look like with it if
@@ -310,10 +360,11 @@ impl Ledger {
 
     /// Replaces the note of an image; one that says nothing is removed.
     fn note(&self, found: &Found, record: Option<LayerRecord>, seen: Option<Seen>) -> Result<()> {
-        if record.is_none() && seen.is_none() {
+        if record.is_none() && seen.is_none() && found.tells_format {
             return note::remove(self.host.as_ref(), &found.folders, &found.header);
         }
-        let note = Note::new(record, found.inside.as_ref(), seen);
+        let image = (found.format, &found.header);
+        let note = Note::new(image, record, found.inside.as_ref(), seen);
         note::write(&self.host, &found.folders, &found.header, &note)
     }
 }

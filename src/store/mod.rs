@@ -25,9 +25,9 @@ mod trust;
 
 pub use draft::{Draft, Publish};
 pub use journal::{Fold, FoldMode, Held, HeldState, Journal, Position, Removed};
-pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before};
+pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before, noted_format};
 pub use record::{Claim, Epoch, LayerRecord, Record};
-pub use transfer::{Part, Transfer};
+pub use transfer::{Left, Part, Transfer};
 pub use trust::{Child, Differs, Doubt, Evidence, Lineage, Refusal, Seen, Trust, accept, trust};
 
 /// The folder, beside images, that holds what is known of them and has no place in them.

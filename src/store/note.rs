@@ -1,7 +1,7 @@
 //! What is kept of a layer outside its files: a small file each, named after file system and inode.
 //!
-//! It holds the witness, and the layer's record where the image has no place for one (or could not be
-//! written). Such a record stands in for what is inside the image only as long as that stays what it was
+//! It holds the image's format, the witness, and the layer's record where the image has no place for one (or could
+//! not be written). Such a record stands in for what is inside the image only as long as that stays what it was
 //! when the note was made: the later of the two counts, without a clock.
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     base::{Error, ErrorKind, HostOffset, Result, units::index},
-    io::{Access, Host, Witness},
+    io::{Access, File, Host, Witness, born_ns},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -25,6 +25,12 @@ const BYTES_MAX: u64 = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
     version: u32,
+    /// The image's format: what its file is opened as unless a person states another.
+    #[serde(default)]
+    pub(super) format: Option<String>,
+    /// When the file was made, in nanoseconds since 1970, if that is known.
+    #[serde(default)]
+    born_ns: Option<i128>,
     /// The record, if it is not inside the image.
     pub(super) record: Option<LayerRecord>,
     /// What was stored inside the image when the note was made.
@@ -50,13 +56,22 @@ impl Under {
 }
 
 impl Note {
+    /// Notes what is known of an image of `format` whose header is in this file.
     pub(super) fn new(
+        (format, header): (&str, &Header),
         record: Option<LayerRecord>,
         inside: Option<&StoredRecord>,
         seen: Option<Seen>,
     ) -> Self {
-        let noted_ns = crate::base::clock::coarse_ns();
-        Self { version: VERSION, record, under: inside.map(Under::of), seen, noted_ns }
+        Self {
+            version: VERSION,
+            format: Some(format.to_owned()),
+            born_ns: header.born_ns,
+            record,
+            under: inside.map(Under::of),
+            seen,
+            noted_ns: crate::base::clock::coarse_ns(),
+        }
     }
 
     /// Returns the record of the note, and whether strangers left the image alone since, if the note is
@@ -73,16 +88,37 @@ impl Note {
     }
 }
 
-/// Returns the name of the note for the image whose header is in this file.
-fn name(header: &Witness) -> String {
-    format!("{:032x}-{:x}", header.file_system, header.inode)
+/// The file with an image's header, as far as notes are concerned.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Header {
+    file_system: u128,
+    inode: u64,
+    born_ns: Option<i128>,
+}
+
+impl Header {
+    pub(super) fn of(file: &dyn File) -> Result<Self> {
+        let Witness { file_system, inode, .. } = file.witness()?;
+        Ok(Self { file_system, inode, born_ns: born_ns(file) })
+    }
+
+    /// Returns the name of the note.
+    fn name(&self) -> String {
+        format!("{:032x}-{:x}", self.file_system, self.inode)
+    }
+
+    /// Returns whether the note is about this file, not about one that had its inode number before.
+    fn is_meant(&self, note: &Note) -> bool {
+        self.born_ns.is_none() || note.born_ns.is_none() || self.born_ns == note.born_ns
+    }
 }
 
 /// Reads the latest note in `folders`, if there is a sound one.
-pub(super) fn read(host: &dyn Host, folders: &[PathBuf], header: &Witness) -> Result<Option<Note>> {
+pub(super) fn read(host: &dyn Host, folders: &[PathBuf], header: &Header) -> Result<Option<Note>> {
     let mut found: Option<Note> = None;
     for folder in folders {
-        let note = read_one(host, &folder.join("notes").join(name(header)))?;
+        let note = read_one(host, &folder.join("notes").join(header.name()))?;
+        let note = note.filter(|note| header.is_meant(note));
         let later = note.filter(|n| found.as_ref().is_none_or(|other| other.noted_ns < n.noted_ns));
         found = later.or(found);
     }
@@ -106,24 +142,25 @@ fn is_out_of_reach(error: &Error) -> bool {
     place::is_closed(error) || error.kind() == ErrorKind::NotFound
 }
 
-/// Stores a note in the first of `folders` that can be written, and removes it from the others: durably if the
-/// layer's record is in it. A witness alone proves nothing after a power cut, so that it may get lost there.
-pub(super) fn write(host: &Arc<dyn Host>, folders: &[PathBuf], header: &Witness, note: &Note) -> Result<()> {
+/// Stores a note in the first of `folders` that can be written, and removes it from the others: durably unless it is
+/// there for the witness. A witness proves nothing after a power cut, so that it may get lost there.
+pub(super) fn write(host: &Arc<dyn Host>, folders: &[PathBuf], header: &Header, note: &Note) -> Result<()> {
     let bytes = serde_json::to_vec(note).map_err(|e| Error::invalid(format!("a note: {e}")))?;
     let write =
         |out: &mut dyn std::io::Write| out.write_all(&bytes).map_err(|e| Error::io("write a note", e));
-    let lasting = if note.record.is_some() { Lasting::Now } else { Lasting::Sometime };
-    let name_of = Path::new("notes").join(name(header));
+    let is_for_witness = note.record.is_none() && note.seen.is_some();
+    let lasting = if is_for_witness { Lasting::Sometime } else { Lasting::Now };
+    let name_of = Path::new("notes").join(header.name());
     let written = place::replace_in_first(host, folders, (&name_of, lasting), &write)?;
     let others: Vec<PathBuf> = folders.iter().filter(|folder| **folder != written).cloned().collect();
     remove(host.as_ref(), &others, header)
 }
 
 /// Removes an image's notes durably, where there are any and they can be removed.
-pub(super) fn remove(host: &dyn Host, folders: &[PathBuf], header: &Witness) -> Result<()> {
+pub(super) fn remove(host: &dyn Host, folders: &[PathBuf], header: &Header) -> Result<()> {
     for folder in folders {
         let notes = folder.join("notes");
-        match host.remove(&notes.join(name(header))) {
+        match host.remove(&notes.join(header.name())) {
             Ok(()) => host.sync_folder(&notes)?,
             Err(error) if is_out_of_reach(&error) => {}
             Err(error) => return Err(error),

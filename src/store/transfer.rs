@@ -33,12 +33,24 @@ pub struct Part {
     pub whole: Option<Witness>,
 }
 
+/// A source of a whole copy that is to be removed: a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// Its format's name.
+    pub format: String,
+    /// Its files and what they looked like when they were copied, the one with the header first.
+    pub files: Vec<(PathBuf, Witness)>,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Content {
     version: u32,
     head: PathBuf,
     /// By name in the target folder.
     parts: BTreeMap<PathBuf, Part>,
+    /// What is removed next, children first: everything before this is done.
+    #[serde(default)]
+    left: Vec<Left>,
 }
 
 /// The note of a copy under way.
@@ -58,7 +70,12 @@ impl Transfer {
         let folder = folder.join(FOLDER);
         let found =
             read(host.as_ref(), &folder.join(&name))?.filter(|c| c.version == VERSION && c.head == head);
-        let empty = || Content { version: VERSION, head: head.to_path_buf(), parts: BTreeMap::new() };
+        let empty = || Content {
+            version: VERSION,
+            head: head.to_path_buf(),
+            parts: BTreeMap::new(),
+            left: Vec::new(),
+        };
         let content = found.unwrap_or_else(empty);
         Ok(Self { host: Arc::clone(host), folder, name, content })
     }
@@ -90,6 +107,28 @@ impl Transfer {
     /// Notes, durably, how far the file of that name is.
     pub fn note(&mut self, name: &Path, part: Part) -> Result<()> {
         self.content.parts.insert(name.to_path_buf(), part);
+        // A copy that goes on is not whole.
+        self.content.left.clear();
+        self.write()
+    }
+
+    /// Notes, durably, that the copy is whole, and which sources go.
+    pub fn leave(&mut self, left: Vec<Left>) -> Result<()> {
+        self.content.left = left;
+        self.write()
+    }
+
+    /// Returns the sources that go, if the whole copy is still where it was made.
+    pub fn left(&self) -> &[Left] {
+        let folder = self.folder.parent().unwrap_or(Path::new("/"));
+        let is_there = |(name, part): (&PathBuf, &Part)| {
+            let now = self.host.witness(&folder.join(name));
+            now.is_ok_and(|now| part.whole.is_some_and(|whole| whole.same_file(&now)))
+        };
+        if self.content.parts.iter().all(is_there) { &self.content.left } else { &[] }
+    }
+
+    fn write(&self) -> Result<()> {
         let bytes = serde_json::to_vec(&self.content).map_err(|e| Error::invalid(format!("a note: {e}")))?;
         let write =
             |out: &mut dyn std::io::Write| out.write_all(&bytes).map_err(|e| Error::io("write a note", e));

@@ -278,6 +278,7 @@ impl Setup<'_> {
             let claim = known.layer.frozen.map(|record| claim(record.epoch, name));
             ending.ledger.claim(image.as_ref(), claim)?;
         }
+        ending.ledger.know(image.as_ref())?;
         image.flush()?;
         ending.host.sync_folder(folder_of(&path))?;
         Ok(Layer { path, is_stated: true, image })

@@ -8,7 +8,8 @@ use crate::{
     base::{Error, ErrorKind, GuestOffset, GuestRange, Result, seed},
     chain::{Chain, Family, Layer, View},
     format::{Format, Image},
-    io::{Host, Witness, is_marked_read_only},
+    io::{Host, Witness},
+    job::own,
     map::{Extent, State},
     store::{FoldMode, Held, Journal},
 };
@@ -238,7 +239,7 @@ impl Scene<'_> {
         let mut depth = 0;
         let mut foreign = Error::invalid("has no parent: nothing to fold");
         for (at, layer) in self.layers.iter().enumerate().skip(1) {
-            match self.why_not_own(at, layer, top) {
+            match own::why_not(self.family, (self.layers, self.files), at) {
                 None => depth = at,
                 Some(why) => {
                     foreign = why.doing(format!("nothing of its own to fold: {}", layer.path.display()));
@@ -247,25 +248,6 @@ impl Scene<'_> {
             }
         }
         if depth == 0 { Err(foreign.path(&top.path)) } else { Ok(depth) }
-    }
-
-    fn why_not_own(&self, at: usize, layer: &Layer, top: &Layer) -> Option<Error> {
-        if let Some(other) = self.other_child(at) {
-            return Some(Error::busy(format!("{} lies on it, too", other.display())).subject(other));
-        }
-        if folder_of(&layer.path) != folder_of(&top.path) {
-            return Some(Error::policy("is in another folder"));
-        }
-        let files = layer.image.files();
-        files.iter().any(|f| is_marked_read_only(f.as_ref())).then(|| Error::policy("is read-only"))
-    }
-
-    /// Returns a child of that layer which is not the layer above it.
-    fn other_child(&self, at: usize) -> Option<&Path> {
-        let (file, above) = (self.files.get(at)?, at.checked_sub(1).and_then(|above| self.files.get(above)));
-        let mut children = self.family.children_of(file);
-        let other = children.find(|child| !above.is_some_and(|own| own.same_file(&child.witness)));
-        other.map(|child| child.path.as_path())
     }
 
     /// Refuses to change or remove what another image lies on.
@@ -277,7 +259,7 @@ impl Scene<'_> {
             FoldMode::TopName | FoldMode::EmptyTop => 1,
         };
         for (at, layer) in self.layers.iter().enumerate().take(depth + 1).skip(first) {
-            if let Some(other) = self.other_child(at) {
+            if let Some(other) = own::other_child(self.family, self.files, at) {
                 let what = format!("{} lies on it, and would no longer show what it shows", other.display());
                 return Err(Error::busy(what).subject(other).path(&layer.path));
             }

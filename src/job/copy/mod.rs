@@ -6,7 +6,10 @@
 //! is looked at again before the layer that stands on it is published.
 
 mod file;
+mod leave;
 mod shelf;
+
+pub use leave::Removal;
 
 use super::{Progress, diff::first_difference, seal};
 use crate::{
@@ -17,6 +20,7 @@ use crate::{
     io::{Access, File, Host},
     store::{Known, Ledger, Transfer, Trust, is_as_before},
 };
+use leave::Leaving;
 use shelf::{Match, Shelf};
 use std::{
     collections::BTreeSet,
@@ -46,6 +50,8 @@ pub struct Request {
     pub share: Share,
     /// Whether both disks are compared, byte by byte, at the end.
     pub verify: bool,
+    /// Whether the sources go then. Nothing goes that was not compared: each copied layer is, in any case.
+    pub removes_source: bool,
 }
 
 /// What is done with one layer.
@@ -89,6 +95,10 @@ pub struct Plan {
     pub free_bytes: u64,
     /// Whether an earlier run left something to go on with.
     pub is_resumed: bool,
+    /// Files that are removed at the end, children first.
+    pub removed: Vec<PathBuf>,
+    /// Layers that were to be removed and stay, with the reason.
+    pub stays: Vec<(PathBuf, String)>,
 }
 
 /// What was done.
@@ -104,6 +114,8 @@ pub struct Report {
     pub shared_bytes: u64,
     /// Whether both disks were compared, byte by byte, and found equal.
     pub is_verified: bool,
+    /// Files that were removed.
+    pub removed: Vec<PathBuf>,
 }
 
 /// A copy that is planned: nothing is written yet.
@@ -117,6 +129,7 @@ pub struct Copy {
     found: Option<Match>,
     transfer: Transfer,
     request: Request,
+    leaving: Leaving,
     plan: Plan,
 }
 
@@ -138,6 +151,11 @@ impl Copy {
         let (depth, found) = find_match(host, ledger, &chain, (&folder, &opening), request.share)?;
         let head = chain.head()?.path.clone();
         let transfer = Transfer::open(host, &folder, &head)?;
+        let leaving = if request.removes_source {
+            leave::plan(host.as_ref(), ledger, &chain, depth)?
+        } else {
+            Leaving::default()
+        };
         let mut plan = Plan {
             head,
             layers: placed(host.as_ref(), &chain, depth, &folder, &transfer)?,
@@ -145,6 +163,8 @@ impl Copy {
             free_bytes: host.free_bytes(&folder)?,
             is_resumed: transfer.is_resumed(),
             folder,
+            removed: leaving.files(),
+            stays: leaving.stays.clone(),
         };
         plan.copy_bytes = plan.layers.iter().map(Placed::copy_bytes).sum();
         if let (Some(found), Some(layer)) = (&found, chain.layers().get(depth)) {
@@ -157,7 +177,7 @@ impl Copy {
             return Err(Error::new(ErrorKind::NoSpace, what).path(&plan.folder));
         }
         let (host, ledger) = (Arc::clone(host), ledger.clone());
-        Ok(Self { host, ledger, opening, chain, found, transfer, request, plan })
+        Ok(Self { host, ledger, opening, chain, found, transfer, request, leaving, plan })
     }
 
     /// Returns what is going to be done.
@@ -175,6 +195,7 @@ impl Copy {
             copied_bytes: 0,
             shared_bytes: 0,
             is_verified: false,
+            removed: Vec::new(),
         };
         let mut below = self.found.take().map(|found| Below::new(found.chain));
         let copied =
@@ -183,13 +204,25 @@ impl Copy {
             below = Some(self.copy_layer((depth, to), below.as_ref(), &mut report, progress)?);
             report.head.clone_from(to);
         }
-        if self.request.verify {
-            self.verify(&report.head, progress)?;
+        if self.request.verify || self.request.removes_source {
+            self.verify(&report.head, copied.len(), progress)?;
             report.is_verified = true;
         }
         file::sweep(self.host.as_ref(), &self.plan.folder, &self.transfer)?;
-        self.transfer.close()?;
+        if self.request.removes_source {
+            report.removed = self.leave(progress)?;
+        } else {
+            self.transfer.close()?;
+        }
         Ok(report)
+    }
+
+    /// Removes the sources. Up to here they were locked; from here on their looks are the proof.
+    fn leave(mut self, progress: &Progress) -> Result<Vec<PathBuf>> {
+        self.transfer.leave(std::mem::take(&mut self.leaving.left))?;
+        drop(self.chain);
+        let opening = Opening { ledger: None, ..self.opening };
+        Removal::new(self.host, self.ledger, opening, self.transfer).run(progress)
     }
 
     /// Copies one layer's files, joins it to what it stands on, and gives it its name.
@@ -255,12 +288,15 @@ impl Copy {
         if is_frozen {
             freeze(&self.ledger, &layers)?;
         }
-        Ok(())
+        self.ledger.know(image.as_ref())
     }
 
-    fn verify(&self, head: &Path, progress: &Progress) -> Result<()> {
+    fn verify(&self, head: &Path, copied: usize, progress: &Progress) -> Result<()> {
         let format = self.chain.head()?.format();
         let copy = Chain::open(&self.host, head, &self.opening.clone().with_format(Some(format)))?;
+        if self.request.removes_source {
+            leave::verify_layers(&self.chain, &copy, copied, progress)?;
+        }
         refuse_difference(&self.chain.view(0), &copy, progress)
     }
 }

@@ -11,26 +11,26 @@ use crate::{
 };
 
 const SIZE: u64 = 20 << 10;
-const NAMES: [&str; 3] = ["base", "middle", "top"];
+pub(super) const NAMES: [&str; 3] = ["base", "middle", "top"];
 
 /// A disk of three layers in `/vm`, to be copied to `/store`.
 #[derive(Clone, Copy)]
-struct Scene {
-    base: Format,
+pub(super) struct Scene {
+    pub(super) base: Format,
     /// Whether the target has an image that shows what `middle` shows.
-    is_shelved: bool,
+    pub(super) is_shelved: bool,
 }
 
-const PLAIN: Scene = Scene { base: Format::Raw, is_shelved: false };
+pub(super) const PLAIN: Scene = Scene { base: Format::Raw, is_shelved: false };
 
 /// What the source's names show, in the order of [`NAMES`].
-type Views = [Vec<u8>; 3];
+pub(super) type Views = [Vec<u8>; 3];
 
-fn arc(host: &SimHost) -> Arc<dyn Host> {
+pub(super) fn arc(host: &SimHost) -> Arc<dyn Host> {
     Arc::new(host.clone())
 }
 
-fn opening(host: &SimHost) -> Opening {
+pub(super) fn opening(host: &SimHost) -> Opening {
     Opening::reading().with_ledger(Ledger::new(arc(host), None))
 }
 
@@ -39,7 +39,7 @@ fn small() -> Vec<(String, String)> {
 }
 
 /// The machine with everything on its disk, switched on again.
-fn again(host: &SimHost) -> SimHost {
+pub(super) fn again(host: &SimHost) -> SimHost {
     // One change that waits: the last state of the trace has it, and all before it.
     drop(host.create(Path::new("/waits")).unwrap());
     host.remove(Path::new("/waits")).unwrap();
@@ -55,14 +55,14 @@ fn put(host: &SimHost, name: &str, writes: &[(u64, usize, u8)]) {
     chain.flush().unwrap();
 }
 
-fn view(host: &SimHost, path: &Path) -> Result<Vec<u8>> {
+pub(super) fn view(host: &SimHost, path: &Path) -> Result<Vec<u8>> {
     let chain = Chain::open(&arc(host), path, &opening(host))?;
     let mut bytes = vec![0xee; usize::try_from(chain.size()).unwrap()];
     chain.read(GuestOffset::new(0), &mut bytes)?;
     Ok(bytes)
 }
 
-fn is_there(host: &SimHost, path: &str) -> bool {
+pub(super) fn is_there(host: &SimHost, path: &str) -> bool {
     host.kind(Path::new(path)).unwrap().is_some()
 }
 
@@ -100,7 +100,7 @@ fn check_names(host: &SimHost, views: &Views, story: &str) {
 }
 
 impl Scene {
-    fn build(self) -> (SimHost, Views) {
+    pub(super) fn build(self) -> (SimHost, Views) {
         let host = SimHost::new();
         for folder in ["/vm", "/store"] {
             host.make_folder(Path::new(folder)).unwrap();

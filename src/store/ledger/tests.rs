@@ -47,6 +47,14 @@ impl Carrier for Image {
     fn flush(&self) -> Result<()> {
         self.file.flush()
     }
+
+    fn format_name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn tells_format(&self) -> bool {
+        self.has_place
+    }
 }
 
 struct Bench {
@@ -150,7 +158,8 @@ fn a_seal_outlives_nothing_that_changes_the_bytes() {
         assert_ne!(thawed.layer.frozen.unwrap().epoch, frozen.layer.frozen.unwrap().epoch);
         assert_eq!(thawed.trust, Trust::Claimed);
         let released = bench.ledger.release(&image).unwrap();
-        assert_eq!((released.trust, bench.notes()), (Trust::Unknown, 0));
+        // What has no place for a record does not tell its format either: that stays known.
+        assert_eq!((released.trust, bench.notes()), (Trust::Unknown, usize::from(!has_place)));
     }
 }
 
@@ -321,4 +330,36 @@ fn a_layer_that_is_tended_after_a_restart_of_the_host_is_not_in_doubt() {
         bench.ledger.tend(&image, change).unwrap();
         assert_eq!(bench.trust(&image), Trust::Claimed);
     }
+}
+
+#[test]
+fn the_format_of_a_raw_disk_is_known_from_its_making_on_whatever_becomes_of_its_record() {
+    let bench = Bench::new();
+    let image = bench.image("disk", false);
+    let format = || bench.ledger.format_of(image.file.as_ref()).unwrap();
+    assert_eq!(format(), None);
+    bench.ledger.know(&image).unwrap();
+    assert_eq!(format().as_deref(), Some("raw"));
+    bench.ledger.freeze(&image).unwrap();
+    bench.ledger.release(&image).unwrap();
+    assert_eq!(bench.ledger.look(&image).unwrap().trust, Trust::Unknown);
+    assert_eq!(format().as_deref(), Some("raw"), "it is a head again, and raw still");
+    bench.ledger.forget(&image).unwrap();
+    assert_eq!(format(), None);
+}
+
+#[test]
+fn what_was_noted_of_a_file_is_not_believed_of_the_next_one_with_its_number() {
+    let bench = Bench::new();
+    let image = bench.image("disk", false);
+    bench.ledger.freeze(&image).unwrap();
+    let notes = bench.path(".dchain/notes");
+    let note = fs::read_dir(&notes).unwrap().next().unwrap().unwrap().path();
+    let text = fs::read_to_string(&note).unwrap();
+    let born = crate::io::born_ns(image.file.as_ref());
+    let Some(born) = born else { return };
+    assert!(text.contains(&born.to_string()), "{text}");
+    fs::write(&note, text.replace(&born.to_string(), &(born - 1).to_string())).unwrap();
+    assert_eq!(bench.ledger.format_of(image.file.as_ref()).unwrap(), None);
+    assert_eq!(bench.ledger.look(&image).unwrap().trust, Trust::Unknown);
 }

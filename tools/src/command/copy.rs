@@ -15,7 +15,7 @@ use deltachain::{
     io::{Access, Host},
     job::{
         convert::convert,
-        copy::{Copy, Placed, Plan, Request, Share, refuse_difference},
+        copy::{Copy, Placed, Plan, Removal, Request, Share, refuse_difference},
     },
 };
 use serde_json::json;
@@ -45,6 +45,10 @@ pub struct Arguments {
     /// Compare both disks byte by byte at the end
     #[arg(long)]
     verify: bool,
+    /// Move: remove the copied layers here when all of them are whole, durable and compared there; what another image
+    /// needs stays
+    #[arg(long)]
+    remove_source: bool,
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
@@ -66,18 +70,42 @@ impl Arguments {
             Shared::Allow => Share::Allow,
             Shared::Deny => Share::Deny,
             Shared::ChildOnly => Share::ChildOnly,
+            Shared::Flatten if self.remove_source => {
+                let what = "--share flatten makes one image: the layers would be gone, so nothing is removed";
+                return Err(Failure::usage(what).hint("leave --remove-source or --share flatten out"));
+            }
             Shared::Flatten => return self.flatten(&host, &opening, answer),
         };
-        let request = Request { share, verify: self.verify };
         let paths = (self.top.as_path(), self.store.as_path());
+        if self.remove_source
+            && let Some(rest) = Removal::find(&host, &options::ledger(&host), paths, &opening)?
+        {
+            return self.remove_rest(rest, answer);
+        }
+        let request = Request { share, verify: self.verify, removes_source: self.remove_source };
         let job = Copy::prepare(&host, &options::ledger(&host), paths, &opening, request)?;
         let lines = lines(job.plan());
-        if self.planned.agree(answer, job.plan(), &lines, Grade::Harmless)? {
+        let grade = if self.remove_source { Grade::Destructive } else { Grade::Harmless };
+        if self.planned.agree(answer, job.plan(), &lines, grade)? {
             let report = self.watching.run(|progress| job.run(progress))?;
             answer.print(&report, |out| {
                 let (copied, shared) = (size::show(report.copied_bytes), size::show(report.shared_bytes));
                 let verified = if report.is_verified { "verified: bytes" } else { "not verified" };
-                writeln!(out, "{}: copied {copied}, shared {shared}; {verified}", report.head.display())
+                writeln!(out, "{}: copied {copied}, shared {shared}; {verified}", report.head.display())?;
+                report.removed.iter().try_for_each(|file| writeln!(out, "removed: {}", file.display()))
+            })?;
+        }
+        Ok(Exit::Done)
+    }
+
+    /// Goes on with a move whose copy is whole already.
+    fn remove_rest(&self, rest: Removal, answer: &Answer) -> Result<Exit, Failure> {
+        let mut lines = vec![format!("{} is copied: its sources are left to be removed", self.top.display())];
+        lines.extend(rest.files().iter().map(|file| format!("to be removed: {}", file.display())));
+        if self.planned.agree(answer, &json!({ "removed": rest.files() }), &lines, Grade::Destructive)? {
+            let removed = self.watching.run(|progress| rest.run(progress))?;
+            answer.print(&json!({ "removed": removed }), |out| {
+                removed.iter().try_for_each(|file| writeln!(out, "removed: {}", file.display()))
             })?;
         }
         Ok(Exit::Done)
@@ -116,6 +144,8 @@ fn lines(plan: &Plan) -> Vec<String> {
         size::show(plan.copy_bytes),
         size::show(plan.free_bytes)
     ));
+    lines.extend(plan.removed.iter().map(|file| format!("removed afterwards: {}", file.display())));
+    lines.extend(plan.stays.iter().map(|(layer, why)| format!("stays: {}: {why}", layer.display())));
     lines
 }
 

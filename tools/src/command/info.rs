@@ -10,7 +10,7 @@ use clap::Args;
 use deltachain::{
     base::Result,
     chain::{Chain, Layer, Opening, open_layer},
-    format::Snapshot,
+    format::{Format, Snapshot},
     io::File,
 };
 use serde::Serialize;
@@ -55,6 +55,9 @@ struct Facts {
     children: Vec<Value>,
     /// Where the file really is.
     path: PathBuf,
+    /// The format whose header stands at the start of a raw disk: a guest may write any there, the disk stays raw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    starts_like: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -124,6 +127,8 @@ impl Facts {
             }
         });
         let format = layer.format().name();
+        let shown = files.first().map(|file| Format::recognise(file.as_ref())).transpose()?;
+        let shown = shown.map(Format::name).filter(|shown| *shown != format);
         let specific: Map<_, _> = details.specific.into_iter().collect();
         Ok(Self {
             filename: name.display().to_string(),
@@ -142,12 +147,16 @@ impl Facts {
                 .into_iter()
                 .collect::<Result<_>>()?,
             path: layer.path.clone(),
+            starts_like: shown,
         })
     }
 
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "image: {}", self.filename)?;
         writeln!(out, "file format: {}", self.format)?;
+        if let Some(shown) = self.starts_like {
+            writeln!(out, "starts like: {shown} (if it really is, state it: -f {shown})")?;
+        }
         writeln!(out, "virtual size: {} ({} bytes)", size::show(self.virtual_size), self.virtual_size)?;
         writeln!(out, "disk size: {}", size::show(self.actual_size))?;
         if let Some(bytes) = self.cluster_size {

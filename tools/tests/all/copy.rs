@@ -51,7 +51,7 @@ fn seal_below(folder: &Scratch, image: &str) {
 }
 
 fn copy(source: &Scratch, top: &str, target: &Scratch, share: Share) -> Result<Report, Error> {
-    let request = Request { share, verify: true };
+    let request = Request { share, verify: true, ..Request::default() };
     let paths = (source.file(top), target.path());
     Copy::prepare(&host(), &ledger(), (&paths.0, &paths.1), &opening(source), request)?
         .run(&Progress::default())

@@ -13,7 +13,7 @@ use deltachain::{
         compact::Compaction,
         consolidate::{Consolidation, Pace, Request, Verify},
         convert::convert,
-        copy::{self, Copy, Share},
+        copy::{self, Copy},
         create::{NewImage, create},
         rebase::{NewParent, Rebase},
         relink::{self, relink},
@@ -371,7 +371,7 @@ impl World {
 
     fn copy(&mut self) -> Result<Outcome> {
         let folder = self.name();
-        let request = copy::Request { share: Share::Allow, verify: self.seed.chance(1, 2) };
+        let request = copy::Request { verify: self.seed.chance(1, 2), ..copy::Request::default() };
         let paths = (self.head.as_path(), folder.as_path());
         fs::create_dir(&folder).unwrap();
         let copy = Copy::prepare(&self.host, &self.ledger, paths, &self.stated(), request)?;

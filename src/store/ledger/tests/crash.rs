@@ -51,6 +51,14 @@ impl Carrier for Split {
         // Nothing waits in memory: the barriers that count are the ledger's own.
         Ok(())
     }
+
+    fn format_name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn tells_format(&self) -> bool {
+        true
+    }
 }
 
 fn machine() -> SimHost {

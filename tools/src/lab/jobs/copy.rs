@@ -76,7 +76,7 @@ impl Scene for Carrying {
     }
 
     fn perform(&self, host: &SimHost) -> base::Result<()> {
-        let request = Request { share: self.share, verify: false };
+        let request = Request { share: self.share, ..Request::default() };
         let (top, folder) = (path("top"), Path::new(TARGET));
         let opening = Opening::reading();
         let job = Copy::prepare(&arc(host), &ledger(host), (&top, folder), &opening, request)?;

@@ -1,0 +1,219 @@
+//! The sources of a copy that was a move: removed when the copy is whole, durable and verified.
+//!
+//! What stays true:
+//! - nothing goes before the list of what goes is durable at the target, and that comes last of all the copy does;
+//! - children go before their parents, durably one after the other: what is left is a chain at every moment;
+//! - a file goes only while it looks as it did when it was copied, nobody uses it, and nothing else lies on it.
+
+use crate::{
+    base::{Error, ErrorKind, Result},
+    chain::{Chain, Family, Layer, Opening, View, open_layer, refuse_cut_off},
+    format::Format,
+    io::{Access, File, Host, Witness},
+    job::{Progress, diff::first_difference, own, verify::held},
+    store::{Ledger, Left, Transfer},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What becomes of the sources.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Leaving {
+    /// What is removed, a layer each, the head first.
+    pub(super) left: Vec<Left>,
+    /// Layers that were copied and stay, with the reason.
+    pub(super) stays: Vec<(PathBuf, String)>,
+}
+
+impl Leaving {
+    /// Returns the files that are removed, in that order.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        self.left.iter().flat_map(|left| &left.files).map(|(path, _)| path.clone()).collect()
+    }
+}
+
+/// Finds out which of the topmost `depth` layers of a chain can go.
+///
+/// `Busy` if the head itself cannot.
+pub(super) fn plan(host: &dyn Host, ledger: &Ledger, chain: &Chain, depth: usize) -> Result<Leaving> {
+    let layers = chain.layers();
+    let folders: Vec<PathBuf> =
+        layers.iter().filter_map(|layer| layer.path.parent().map(Path::to_path_buf)).collect();
+    let family = Family::scan(host, &folders)?;
+    let files: Vec<Witness> = layers.iter().map(|layer| host.witness(&layer.path)).collect::<Result<_>>()?;
+    let mut leaving = Leaving::default();
+    for (at, layer) in layers.iter().enumerate().take(depth) {
+        refuse_cut_off(ledger, &layer.path)?;
+        let above_stays =
+            leaving.stays.last().map(|(above, _)| Error::busy(format!("{} stays", above.display())));
+        let why = above_stays.or_else(|| own::why_not(&family, (layers, &files), at));
+        match why.or_else(|| further_file_in_use(&family, layer)) {
+            Some(error) if at == 0 => return Err(error.path(&layer.path).doing("cannot be removed")),
+            Some(error) => leaving.stays.push((layer.path.clone(), error.to_string())),
+            None => leaving.left.push(left(layer)?),
+        }
+    }
+    Ok(leaving)
+}
+
+fn left(layer: &Layer) -> Result<Left> {
+    let files = layer.image.files();
+    let files = files.iter().map(|file| Ok((file.path().to_path_buf(), file.witness()?)));
+    Ok(Left { format: layer.format().name().to_owned(), files: files.collect::<Result<_>>()? })
+}
+
+/// An image may lie on the data file of another one as if that were a raw disk.
+fn further_file_in_use(family: &Family, layer: &Layer) -> Option<Error> {
+    let files = layer.image.files();
+    let mut further = files.iter().skip(1).filter_map(|file| file.witness().ok());
+    let child = further.find_map(|file| family.children_of(&file).next().map(|child| child.path.clone()))?;
+    Some(Error::busy(format!("{} lies on its data", child.display())).subject(&child))
+}
+
+/// Fails with `Corrupt` unless each copied layer holds what its source holds, where its source holds something.
+///
+/// Whoever moves a chain moves each of its points in time, not just what the head shows.
+pub(super) fn verify_layers(source: &Chain, copy: &Chain, depth: usize, progress: &Progress) -> Result<()> {
+    for (one, other) in source.layers().iter().zip(copy.layers()).take(depth) {
+        let (left, right) = (std::slice::from_ref(one), std::slice::from_ref(other));
+        refuse_shared_file(one, other)?;
+        let same_size = one.size() == other.size();
+        if !same_size || held(left, one.size())? != held(right, other.size())? {
+            return Err(Error::corrupt("does not hold what its source holds").path(&other.path));
+        }
+        if let Some(at) = first_difference(&View::new(left), &View::new(right), progress)? {
+            let what = format!("differs from its source at guest byte {at:#x}");
+            return Err(Error::corrupt(what).path(&other.path));
+        }
+    }
+    Ok(())
+}
+
+/// A header may name a data file by its whole path: then the copy still keeps its bytes in the source's.
+fn refuse_shared_file(source: &Layer, copy: &Layer) -> Result<()> {
+    let sources: Vec<Witness> = source.image.files().iter().map(|f| f.witness()).collect::<Result<_>>()?;
+    for file in copy.image.files() {
+        let witness = file.witness()?;
+        if sources.iter().any(|source| source.same_file(&witness)) {
+            let what = format!("its copy keeps its bytes in {}", file.path().display());
+            return Err(Error::policy(what).path(&source.path));
+        }
+    }
+    Ok(())
+}
+
+/// Sources that a move still has to remove: the copy is whole.
+#[derive(Debug)]
+pub struct Removal {
+    host: Arc<dyn Host>,
+    ledger: Ledger,
+    opening: Opening,
+    transfer: Transfer,
+}
+
+impl Removal {
+    pub(super) fn new(host: Arc<dyn Host>, ledger: Ledger, opening: Opening, transfer: Transfer) -> Self {
+        Self { host, ledger, opening, transfer }
+    }
+
+    /// Finds what a move of the chain at `top` to `folder` that was cut off has left to remove; `None` if it did not
+    /// come that far.
+    pub fn find(
+        host: &Arc<dyn Host>,
+        ledger: &Ledger,
+        (top, folder): (&Path, &Path),
+        opening: &Opening,
+    ) -> Result<Option<Self>> {
+        // The head may be gone already: its folder is not.
+        let place = top.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let by_name = host.canonical(place)?.join(top.file_name().unwrap_or_default());
+        let head = host.canonical(top).unwrap_or(by_name);
+        let transfer = Transfer::open(host, &host.canonical(folder)?, &head)?;
+        let opening = Opening { ledger: None, ..opening.clone() };
+        let found = Self::new(Arc::clone(host), ledger.clone(), opening, transfer);
+        Ok((!found.transfer.left().is_empty()).then_some(found))
+    }
+
+    /// Returns the files that are removed, in that order; some may be gone.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.transfer.left().iter().flat_map(|left| &left.files).map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Removes them. Cut off at any moment, it goes on when it is asked for again.
+    ///
+    /// `Busy` if one is in use, was written since it was copied, or has another image lying on it by now.
+    pub fn run(self, progress: &Progress) -> Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        let left = self.transfer.left().to_vec();
+        progress.begin("remove", 0);
+        for layer in &left {
+            progress.checkpoint()?;
+            self.remove(layer, &mut removed)?;
+        }
+        self.transfer.close()?;
+        Ok(removed)
+    }
+
+    fn remove(&self, layer: &Left, removed: &mut Vec<PathBuf>) -> Result<()> {
+        let mut locked = Vec::new();
+        for (path, then) in &layer.files {
+            // What has its name by now is something else.
+            if self.host.kind(path)?.is_some() && self.host.witness(path)?.same_file(then) {
+                locked.push((path.as_path(), self.lock(path, then)?));
+            }
+        }
+        for (path, file) in &locked {
+            self.refuse_orphaning(file.as_ref())?;
+            if layer.files.first().is_some_and(|(header, _)| header == path) {
+                self.forget(path, &layer.format)?;
+            }
+            self.host.remove(path)?;
+            removed.push(path.to_path_buf());
+            // The next one is its parent, or holds its bytes: a power cut must not take that first.
+            self.host.sync_folder(path.parent().unwrap_or(Path::new("/")))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the right to write, which nobody has who reads; refuses what is not what was copied.
+    fn lock(&self, path: &Path, then: &Witness) -> Result<Arc<dyn File>> {
+        let file = self.host.open(path, Access::Write)?;
+        let now = file.witness()?;
+        if (now.bytes, now.modified_ns) == (then.bytes, then.modified_ns) {
+            return Ok(file);
+        }
+        Err(Error::busy("was written since it was copied: it is not removed").path(path))
+    }
+
+    fn refuse_orphaning(&self, file: &dyn File) -> Result<()> {
+        let (path, witness) = (file.path(), file.witness()?);
+        let family =
+            Family::scan(self.host.as_ref(), &[path.parent().unwrap_or(Path::new("/")).to_path_buf()])?;
+        match family.children_of(&witness).next() {
+            Some(child) => {
+                let what = format!("{} lies on it by now: it is not removed", child.path.display());
+                Err(Error::busy(what).subject(&child.path).path(path))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What is noted of it would be read as that of a later file in its place.
+    fn forget(&self, path: &Path, format: &str) -> Result<()> {
+        // Locked already: looked at beside the lock.
+        let how =
+            self.opening.clone().with_access(Access::ReadShared).with_format(Some(Format::parse(format)?));
+        match open_layer(&self.host, path, &how) {
+            Ok(layer) => self.ledger.forget(layer.image.as_ref()),
+            // It could be read when it was copied: the next run will do this.
+            Err(error) if error.kind() == ErrorKind::Io => Err(error),
+            // Not being an image any more is no reason to keep it.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,32 @@
+//! Which layers of a chain are one disk's own: in its folder, writable, with no child but the layer above.
+//!
+//! Children elsewhere cannot be seen; whoever asks says where it was looked.
+
+use crate::{
+    base::Error,
+    chain::{Family, Layer},
+    io::{Witness, is_marked_read_only},
+};
+use std::path::Path;
+
+/// Returns why layer `at` of a chain, whose headers are in `files`, is not its top's own, if so. `family` holds the
+/// images of the layers' folders.
+pub(super) fn why_not(family: &Family, (layers, files): (&[Layer], &[Witness]), at: usize) -> Option<Error> {
+    let (layer, top) = (layers.get(at)?, layers.first()?);
+    if let Some(other) = other_child(family, files, at) {
+        return Some(Error::busy(format!("{} lies on it, too", other.display())).subject(other));
+    }
+    if layer.path.parent() != top.path.parent() {
+        return Some(Error::policy("is in another folder"));
+    }
+    let files = layer.image.files();
+    files.iter().any(|f| is_marked_read_only(f.as_ref())).then(|| Error::policy("is read-only"))
+}
+
+/// Returns a child of layer `at` which is not the layer above it.
+pub(super) fn other_child<'f>(family: &'f Family, files: &[Witness], at: usize) -> Option<&'f Path> {
+    let (file, above) = (files.get(at)?, at.checked_sub(1).and_then(|above| files.get(above)));
+    let mut children = family.children_of(file);
+    let other = children.find(|child| !above.is_some_and(|own| own.same_file(&child.witness)));
+    other.map(|child| child.path.as_path())
+}

@@ -1,0 +1,85 @@
+//! `dchain copy --remove-source` on chains that qemu made: the sources go, and nothing that somebody needs.
+
+use crate::{
+    dchain::{dchain, done, qemu},
+    foreign::{Scratch, assert_same},
+};
+use std::fs;
+
+/// base, middle and top in `vm`; an empty `store`.
+fn scene() -> (Scratch, Vec<u8>) {
+    let folder = Scratch::new();
+    for name in ["vm", "store"] {
+        fs::create_dir(folder.file(name)).unwrap();
+    }
+    let vm = folder.file("vm");
+    let io = |image: &str, command: &str| qemu(&vm, "qemu-io", &["-f", "qcow2", "-c", command, image]);
+    qemu(&vm, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", "data_file=base.data", "base", "8M"]);
+    io("base", "write -q -P 1 0 3M");
+    for (parent, child, command) in
+        [("base", "middle", "write -q -P 2 1M 64k"), ("middle", "top", "write -q -P 3 2M 64k")]
+    {
+        qemu(&vm, "qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", parent, child]);
+        io(child, command);
+    }
+    let view = flat(&folder, "vm", "top");
+    (folder, view)
+}
+
+/// What qemu shows. It looks for data files in the working folder.
+fn flat(folder: &Scratch, of: &str, image: &str) -> Vec<u8> {
+    let place = folder.file(of);
+    qemu(&place, "qemu-img", &["convert", "-f", "qcow2", "-O", "raw", image, "../flat"]);
+    fs::read(folder.file("flat")).unwrap()
+}
+
+fn names(folder: &Scratch, of: &str) -> Vec<String> {
+    let entries = fs::read_dir(folder.file(of)).unwrap();
+    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != ".dchain");
+    names.sort();
+    names
+}
+
+#[test]
+fn a_moved_chain_is_whole_at_the_target_and_gone_at_the_source() {
+    let (folder, view) = scene();
+    let arguments = ["copy", "--remove-source", "vm/top", "store"];
+    let unasked = dchain(&folder.path(), &arguments);
+    assert_eq!(unasked.code, Some(64), "a script has to say --yes");
+    let plan = done(&folder.path(), &[&arguments[..], &["-n", "--output", "json"]].concat()).json();
+    assert_eq!(plan["removed"].as_array().unwrap().len(), 4, "{plan}");
+    assert_eq!(names(&folder, "store"), Vec::<String>::new());
+    let run = done(&folder.path(), &[&arguments[..], &["--yes"]].concat());
+    assert!(run.out.contains("verified: bytes"), "{}", run.out);
+    assert_eq!(names(&folder, "vm"), Vec::<String>::new());
+    assert_eq!(names(&folder, "store"), ["base", "base.data", "middle", "top"]);
+    assert_same(&flat(&folder, "store", "top"), &view, "top");
+    qemu(&folder.file("store"), "qemu-img", &["check", "-q", "top"]);
+}
+
+#[test]
+fn what_a_sibling_needs_stays_and_the_plan_says_so() {
+    let (folder, view) = scene();
+    let vm = folder.file("vm");
+    qemu(&vm, "qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", "sibling"]);
+    qemu(&vm, "qemu-io", &["-f", "qcow2", "-c", "write -q -P 9 5M 64k", "sibling"]);
+    let sibling = flat(&folder, "vm", "sibling");
+    let run = done(&folder.path(), &["copy", "--remove-source", "--yes", "vm/top", "store"]);
+    assert!(run.err.contains("stays: ") && run.err.contains("sibling lies on it, too"), "{}", run.err);
+    assert_eq!(names(&folder, "vm"), ["base", "base.data", "sibling"]);
+    assert_same(&flat(&folder, "vm", "sibling"), &sibling, "sibling");
+    assert_same(&flat(&folder, "store", "top"), &view, "top");
+}
+
+#[test]
+fn a_disk_that_others_lie_on_is_not_moved_and_neither_is_a_flat_copy() {
+    let (folder, _) = scene();
+    let refused = dchain(&folder.path(), &["copy", "--remove-source", "--yes", "vm/middle", "store"]);
+    assert_eq!(refused.code, Some(69), "{}", refused.err);
+    assert!(refused.err.contains("top lies on it, too"), "{}", refused.err);
+    let flat = ["copy", "--remove-source", "--share", "flatten", "--yes", "vm/top", "store"];
+    assert_eq!(dchain(&folder.path(), &flat).code, Some(64));
+    assert_eq!(names(&folder, "store"), Vec::<String>::new());
+    assert_eq!(names(&folder, "vm"), ["base", "base.data", "middle", "top"]);
+}
