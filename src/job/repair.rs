@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{
     base::{Error, GuestOffset, GuestRange, Result, units::index},
-    chain::{Chain, Opening, View, refuse_cut_off},
+    chain::{Chain, Family, Layer, Opening, View, open_layer, refuse_cut_off},
     content::{ContentId, LEAF_BYTES, Tree, diff, leaf},
     io::{Access, Host, Kept},
     map::RangeSet,
-    store::{Known, Ledger, is_as_before},
+    store::{Epoch, Known, Ledger, is_as_before},
 };
 use rayon::prelude::*;
 use std::{
@@ -84,6 +84,7 @@ pub struct Repair {
     ledger: Ledger,
     chain: Chain,
     copy: Chain,
+    promise: Promise,
     tree: Tree,
     proven: RangeSet,
     before: Known,
@@ -93,8 +94,8 @@ pub struct Repair {
 impl Repair {
     /// Opens the layer at `image` for writing, reads all that it shows, and looks in the copy for what differs.
     ///
-    /// The copy is believed in nothing: its own record and its parents' may be in doubt. `Invalid` if the layer has
-    /// no content ID; `Policy` if the layer's own parent is not what it was made on (that one has to be repaired
+    /// The copy is believed in nothing: its own record and its parents' may be in doubt. `Invalid` if neither the
+    /// layer nor its children know its content ID; `Policy` if the layer's own parent is not what it was made on (that one has to be repaired
     /// first), or if it cannot be told which leaves differ; `Busy` if the layer is in use.
     pub fn prepare(
         host: &Arc<dyn Host>,
@@ -110,10 +111,8 @@ impl Repair {
         let head = chain.head()?;
         refuse_cut_off(ledger, &head.path)?;
         let before = ledger.look(head.image.as_ref())?;
-        let Some(id) = before.layer.frozen.and_then(|record| record.sealed) else {
-            let what = "has no content ID: nothing says what it showed";
-            return Err(Error::invalid(what).path(&head.path));
-        };
+        let promise = Promise::find(host, ledger, head, &before)?;
+        let id = promise.id;
         let tree = promised_tree(ledger, &chain, &copy, &id, progress)?;
         let differing = differing(&chain.view(0), &tree, progress)?;
         let proven = proven(&copy.view(0), &tree, &differing, progress)?;
@@ -129,7 +128,7 @@ impl Repair {
             unproven: spans(&unproven),
             bitmaps_stale: bitmaps.filter(|b| b.is_auto && !b.is_in_use).map(|b| b.name).collect(),
         };
-        Ok(Self { ledger: ledger.clone(), chain, copy, tree, proven, before, plan })
+        Ok(Self { ledger: ledger.clone(), chain, copy, promise, tree, proven, before, plan })
     }
 
     /// Returns what is going to be done.
@@ -153,7 +152,7 @@ impl Repair {
         self.restore(progress)?;
         let is_proven = self.plan.unproven.is_empty();
         if is_proven {
-            seal::prove(&self.ledger, self.chain.layers(), progress)?;
+            self.promise.keep(&self.ledger, &self.chain, progress)?;
         }
         let restored_bytes = self.plan.restored_bytes();
         Ok(Repaired { image: head.path.clone(), restored_bytes, is_proven })
@@ -203,6 +202,62 @@ impl Repair {
             return Ok(bytes);
         }
         Err(Error::busy("was written while it was copied from").path(&self.plan.copy))
+    }
+}
+
+/// What a layer is to show.
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    id: ContentId,
+    /// The epoch that its children claim, if the layer itself has no ID: it was replaced by another file, say.
+    claimed: Option<Epoch>,
+}
+
+impl Promise {
+    /// Finds what the layer says of itself, or what all children in its folder say of it.
+    fn find(host: &Arc<dyn Host>, ledger: &Ledger, layer: &Layer, known: &Known) -> Result<Self> {
+        if let Some(id) = known.layer.frozen.and_then(|record| record.sealed) {
+            return Ok(Self { id, claimed: None });
+        }
+        let folder = layer.path.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let family = Family::scan(host.as_ref(), &[folder])?;
+        let mut said = None;
+        for child in family.children_of(&host.witness(&layer.path)?) {
+            let how = Opening::reading().with_access(Access::ReadShared).with_format(Some(child.format));
+            let Ok(child_layer) = open_layer(host, &child.path, &how) else { continue };
+            let Some(claim) = ledger.look(child_layer.image.as_ref())?.layer.claim else { continue };
+            let holds = child.link.as_ref().is_some_and(|link| link.name.name == claim.name)
+                && known.layer.frozen.is_none_or(|record| record.epoch == claim.parent_epoch);
+            let Some(id) = claim.parent_id.filter(|_| holds) else { continue };
+            match said.replace((id, claim.parent_epoch)) {
+                Some(other) if other != (id, claim.parent_epoch) => {
+                    let what = "its children were not made on the same content";
+                    return Err(Error::policy(what).subject(&child.path).path(&layer.path));
+                }
+                _ => {}
+            }
+        }
+        let nobody = "has no content ID, and no child in its folder knows one: nothing says what it showed";
+        let (id, epoch) = said.ok_or_else(|| Error::invalid(nobody).path(&layer.path))?;
+        Ok(Self { id, claimed: Some(epoch) })
+    }
+
+    /// Has the layer trusted again, if a hash of its whole view gives what was promised.
+    fn keep(&self, ledger: &Ledger, chain: &Chain, progress: &Progress) -> Result<()> {
+        let Some(epoch) = self.claimed else {
+            return seal::prove(ledger, chain.layers(), progress).map(drop);
+        };
+        let (head, below) = (chain.head()?, chain.layers().get(1..).unwrap_or_default());
+        seal::seal(ledger, below, progress)?;
+        let image = head.image.as_ref();
+        let before = ledger.look(image)?.now;
+        let tree = full_tree(&chain.view(0), progress)?.tree;
+        if tree.id() != self.id || !is_as_before(&before, &ledger.look(image)?.now) {
+            return Err(Error::busy("was written while it was repaired").path(&head.path));
+        }
+        // Only now: with the epoch that they claim, the children stand on it.
+        let frozen = ledger.thaw(image, epoch)?;
+        ledger.seal(image, &tree, &frozen).map(drop)
     }
 }
 

@@ -229,14 +229,16 @@ impl Refusal {
             (Some(wanted), None) => format!("; wanted is content ID {}", wanted.short()),
             (None, _) => String::new(),
         };
-        let todo = if self.wanted.is_some() && self.proven.is_none() {
-            format!("`dchain id verify {parent}` can prove it, `dchain relink` can find the right one, ")
-        } else {
-            "`dchain relink` can find the right one, ".to_owned()
+        let todo = match (self.differs, self.wanted, self.proven) {
+            (Differs::Doubted(_), Some(_), _) => {
+                format!("`dchain repair {parent} --from COPY` proves it or puts back what differs, ")
+            }
+            (_, Some(_), None) => format!("`dchain id verify {parent}` shows its ID, "),
+            _ => String::new(),
         };
         Error::policy(format!(
-            "its parent {parent} is not what it was: {differs}{since}{ids}; {todo}`dchain relink --accept {}` \
-             takes it as it is",
+            "its parent {parent} is not what it was: {differs}{since}{ids}; {todo}`dchain relink` can find the \
+             right one, `dchain relink --accept {}` takes it as it is",
             child.display()
         ))
         .path(child)

@@ -21,10 +21,12 @@ struct Scene {
     base: Format,
     /// The stranger's size for the disk, if another.
     size: Option<u64>,
+    /// Whether the stranger put another file in the layer's place.
+    is_replaced: bool,
 }
 
-const RAW: Scene = Scene { base: Format::Raw, size: None };
-const QCOW2: Scene = Scene { base: Format::Qcow2, size: None };
+const RAW: Scene = Scene { base: Format::Raw, size: None, is_replaced: false };
+const QCOW2: Scene = Scene { base: Format::Qcow2, ..RAW };
 
 fn arc(host: &SimHost) -> Arc<dyn Host> {
     Arc::new(host.clone())
@@ -74,6 +76,14 @@ impl Scene {
         copy.flush_with_time().unwrap();
         drop(copy);
         self.harm(&host);
+        if self.is_replaced {
+            let bytes = view(&host, "/base", &Opening::reading().with_format(Some(Format::Raw))).unwrap();
+            let file = host.create(Path::new("/new")).unwrap();
+            file.write_at(HostOffset::new(0), &bytes).unwrap();
+            file.flush_with_time().unwrap();
+            drop(file);
+            host.rename(Path::new("/new"), Path::new("/base")).unwrap();
+        }
         again(&host)
     }
 
@@ -122,7 +132,7 @@ fn finish(host: &SimHost, story: &str) {
 
 fn crash_everywhere(scene: Scene, samples: u64) -> usize {
     let host = scene.build();
-    assert!(matches!(trust(&host), Trust::Doubted(_)));
+    assert!(matches!(trust(&host), Trust::Doubted(_) | Trust::Unknown));
     assert_eq!(view(&host, "/child", &opening(&host)).unwrap_err().kind(), ErrorKind::Policy);
     finish(&host, "without a crash");
     let mut points = 0;
@@ -144,6 +154,7 @@ fn power_cuts_of_a_repair() {
     assert!(crash_everywhere(QCOW2, 2) > 30);
     assert!(crash_everywhere(Scene { size: Some(3 << 16), ..QCOW2 }, 1) > 20);
     assert!(crash_everywhere(Scene { size: Some(9 << 16), ..RAW }, 1) > 20);
+    assert!(crash_everywhere(Scene { is_replaced: true, ..RAW }, 1) > 20);
 }
 
 #[test]

@@ -145,6 +145,9 @@ fn lines(plan: &Plan) -> Vec<String> {
         size::show(plan.free_bytes)
     ));
     lines.extend(plan.removed.iter().map(|file| format!("removed afterwards: {}", file.display())));
+    if let (false, Some(Placed::Link { from, .. })) = (plan.removed.is_empty(), plan.layers.last()) {
+        lines.push(format!("stays: {} and what lies below it: not copied", from.display()));
+    }
     lines.extend(plan.stays.iter().map(|(layer, why)| format!("stays: {}: {why}", layer.display())));
     lines
 }

@@ -5,6 +5,7 @@ use crate::{
     foreign::{Scratch, assert_same},
 };
 use serde_json::json;
+use std::{fs, os::unix::fs::FileExt};
 
 /// A sealed base with a child, and what both show.
 fn scene(options: &str) -> (Scratch, [Vec<u8>; 2]) {
@@ -105,4 +106,46 @@ fn a_raw_base_is_put_back_too() {
     done(&folder.path(), &["repair", "-f", "raw", "base", "--from", "copy", "--yes"]);
     done(&folder.path(), &["check", "--lineage", "child"]);
     assert_same(&folder.flat("qcow2", "child"), &view, "child");
+}
+
+#[test]
+fn rot_that_no_time_stamp_tells_is_found_by_reading_and_put_back() {
+    let (folder, views) = scene("");
+    folder.qemu_img("convert -f qcow2 -O qcow2 base copy");
+    let base = fs::OpenOptions::new().read(true).write(true).open(folder.file("base")).unwrap();
+    let (bytes, then) =
+        (fs::read(folder.file("base")).unwrap(), base.metadata().unwrap().modified().unwrap());
+    let at = bytes.windows(4096).position(|part| part.iter().all(|byte| *byte == 2)).unwrap();
+    base.write_all_at(&[0xff], at as u64 + 99).unwrap();
+    base.set_modified(then).unwrap();
+    drop(base);
+    done(&folder.path(), &["check", "--lineage", "child"]);
+    let found = dchain(&folder.path(), &["check", "--data", "base"]);
+    assert_eq!(found.code, Some(2));
+    assert!(found.out.contains("differs: 65536 bytes at 0x500000"), "{}", found.out);
+    done(&folder.path(), &["repair", "base", "--from", "copy", "--yes"]);
+    assert_repaired(&folder, &views);
+}
+
+#[test]
+fn a_raw_base_that_was_replaced_by_another_file_is_put_back_on_its_childrens_word() {
+    let folder = Scratch::new();
+    folder.qemu_img("create -q -f raw base 4M");
+    folder.qemu_io("raw", "base", &["write -q -P 1 1M 1M"]);
+    done(&folder.path(), &["id", "seal", "-f", "raw", "base"]);
+    done(&folder.path(), &["snapshot", "-f", "raw", "base", "child"]);
+    let view = folder.flat("qcow2", "child");
+    folder.qemu_img("convert -f raw -O qcow2 base copy");
+    fs::copy(folder.file("base"), folder.file("older")).unwrap();
+    folder.qemu_io("raw", "older", &["write -q -P 9 3M 64k"]);
+    fs::rename(folder.file("older"), folder.file("base")).unwrap();
+    let refused = dchain(&folder.path(), &["check", "--lineage", "child"]);
+    assert_eq!(refused.code, Some(77));
+    assert!(refused.err.contains("it has no record"), "{}", refused.err);
+    let run = done(&folder.path(), &["repair", "-f", "raw", "base", "--from", "copy", "--yes"]);
+    assert!(run.out.contains("64 KiB put back; proven"), "{}", run.out);
+    done(&folder.path(), &["check", "--lineage", "--data", "child"]);
+    assert_same(&folder.flat("qcow2", "child"), &view, "child");
+    let shown = done(&folder.path(), &["id", "show", "child"]).out;
+    assert!(shown.contains("base: c1:") && shown.contains(", trusted"), "{shown}");
 }
