@@ -26,6 +26,23 @@ pub(super) struct Copied {
 }
 
 impl Copied {
+    /// Begins a file that is made from `source` in some other way than byte by byte, and always from its start.
+    pub(super) fn begin_anew(
+        host: &Arc<dyn Host>,
+        source: &dyn File,
+        to: &Path,
+        transfer: &mut Transfer,
+    ) -> Result<Self> {
+        let (draft, part) = begin_fresh(host, source, to, transfer)?;
+        Ok(Self { draft, part, moved: Moved::default() })
+    }
+
+    /// Counts bytes that were written.
+    pub(super) fn wrote(&mut self, moved: Moved) {
+        self.moved.copied_bytes += moved.copied_bytes;
+        self.moved.shared_bytes += moved.shared_bytes;
+    }
+
     pub(super) fn file(&self) -> Arc<dyn File> {
         self.draft.file()
     }
@@ -105,9 +122,21 @@ fn begin(
             Err(e) => return Err(e),
         }
     }
+    begin_fresh(host, source, to, transfer)
+}
+
+fn begin_fresh(
+    host: &Arc<dyn Host>,
+    source: &dyn File,
+    to: &Path,
+    transfer: &mut Transfer,
+) -> Result<(Draft, Part)> {
+    let (name, witness) = (name(to), source.witness()?);
     if let Some(stale) = transfer.temporary(&name) {
         // It was begun from a source that has changed since.
         remove_if_there(host.as_ref(), &to.with_file_name(stale))?;
+        // Its name is forgotten below: it must not come back.
+        host.sync_folder(to.parent().unwrap_or(Path::new("/")))?;
     }
     let path = Draft::temporary_name(to);
     let temporary = PathBuf::from(path.file_name().unwrap_or_default());
@@ -163,7 +192,7 @@ impl Copied {
         transfer.note(&name(to), self.part.clone())
     }
 
-    fn refuse_changed(&self, source: &dyn File) -> Result<()> {
+    pub(super) fn refuse_changed(&self, source: &dyn File) -> Result<()> {
         let (then, now) = (self.part.source, source.witness()?);
         if (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns) {
             return Ok(());

@@ -7,16 +7,18 @@
 
 mod file;
 mod leave;
+mod reformat;
 mod shelf;
 
 pub use leave::Removal;
+pub use reformat::{Conversion, Proved};
 
 use super::{Progress, diff::first_difference, seal};
 use crate::{
     base::{Error, ErrorKind, Result},
     chain::{Chain, Layer, Opening, View, freeze, join},
     content::ContentId,
-    format::{self, Parts},
+    format::{self, Format, Image, Parts},
     io::{Access, File, Host},
     store::{Known, Ledger, Transfer, Trust, is_as_before},
 };
@@ -44,7 +46,7 @@ pub enum Share {
 }
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// What may be linked.
     pub share: Share,
@@ -52,6 +54,8 @@ pub struct Request {
     pub verify: bool,
     /// Whether the sources go then. Nothing goes that was not compared: each copied layer is, in any case.
     pub removes_source: bool,
+    /// Turns every layer into another format; goes with [`Share::Deny`].
+    pub conversion: Option<Conversion>,
 }
 
 /// What is done with one layer.
@@ -67,6 +71,19 @@ pub enum Placed {
         /// Space that its files take, in bytes.
         bytes: u64,
         /// Whether an earlier run has copied it.
+        is_done: bool,
+    },
+    /// An image of another format is made that lies on its parent's in the same way.
+    Convert {
+        /// Where the layer is.
+        from: PathBuf,
+        /// Where the new one will be.
+        to: PathBuf,
+        /// Its format.
+        format: Format,
+        /// Space that the layer's files take, in bytes.
+        bytes: u64,
+        /// Whether an earlier run has made it.
         is_done: bool,
     },
     /// Another image that shows the same stands in for it and all below it.
@@ -99,6 +116,8 @@ pub struct Plan {
     pub removed: Vec<PathBuf>,
     /// Layers that were to be removed and stay, with the reason.
     pub stays: Vec<(PathBuf, String)>,
+    /// Internal snapshots and bitmaps that a conversion cannot take along, as `FILE: what`.
+    pub lost: Vec<String>,
 }
 
 /// What was done.
@@ -116,6 +135,8 @@ pub struct Report {
     pub is_verified: bool,
     /// Files that were removed.
     pub removed: Vec<PathBuf>,
+    /// The layers of a conversion, the base first, each with the content ID that old and new one show.
+    pub proved: Vec<Proved>,
 }
 
 /// A copy that is planned: nothing is written yet.
@@ -158,13 +179,14 @@ impl Copy {
         };
         let mut plan = Plan {
             head,
-            layers: placed(host.as_ref(), &chain, depth, &folder, &transfer)?,
+            layers: placed(host.as_ref(), &chain, depth, (&folder, request.conversion.as_ref()), &transfer)?,
             copy_bytes: 0,
             free_bytes: host.free_bytes(&folder)?,
             is_resumed: transfer.is_resumed(),
             folder,
             removed: leaving.files(),
             stays: leaving.stays.clone(),
+            lost: request.conversion.as_ref().map_or(Ok(Vec::new()), |new| new.losses(&chain))?,
         };
         plan.copy_bytes = plan.layers.iter().map(Placed::copy_bytes).sum();
         if let (Some(found), Some(layer)) = (&found, chain.layers().get(depth)) {
@@ -196,12 +218,21 @@ impl Copy {
             shared_bytes: 0,
             is_verified: false,
             removed: Vec::new(),
+            proved: Vec::new(),
         };
         let mut below = self.found.take().map(|found| Below::new(found.chain));
         let copied =
             self.plan.layers.iter().filter_map(Placed::target).map(Path::to_path_buf).collect::<Vec<_>>();
+        let conversion = self.request.conversion.clone();
+        let mut tree = None;
         for (depth, to) in copied.iter().enumerate().rev() {
-            below = Some(self.copy_layer((depth, to), below.as_ref(), &mut report, progress)?);
+            below = Some(match &conversion {
+                None => self.copy_layer((depth, to), below.as_ref(), &mut report, progress)?,
+                Some(new) => {
+                    let below = (below.as_ref(), &mut tree);
+                    self.convert_layer((depth, to), new, below, (&mut report, progress))?
+                }
+            });
             report.head.clone_from(to);
         }
         if self.request.verify || self.request.removes_source {
@@ -272,7 +303,17 @@ impl Copy {
         let folder = to.parent().unwrap_or(Path::new("/"));
         let parts = Beside { host: self.host.as_ref(), folder };
         let image = format::open(layer.format(), file, true, &parts)?;
-        let mut layers = vec![Layer { path: to.to_path_buf(), is_stated: true, image: Arc::clone(&image) }];
+        self.stand((&image, to), below, is_frozen)
+    }
+
+    fn stand(
+        &self,
+        (image, to): (&Arc<dyn Image>, &Path),
+        below: Option<&Below>,
+        is_frozen: bool,
+    ) -> Result<()> {
+        let folder = to.parent().unwrap_or(Path::new("/"));
+        let mut layers = vec![Layer { path: to.to_path_buf(), is_stated: true, image: Arc::clone(image) }];
         if let Some(below) = below {
             let link = below.chain.head()?.name_in(folder);
             if image.parent().as_ref() != Some(&link) {
@@ -292,7 +333,8 @@ impl Copy {
     }
 
     fn verify(&self, head: &Path, copied: usize, progress: &Progress) -> Result<()> {
-        let format = self.chain.head()?.format();
+        let same = self.chain.head()?.format();
+        let format = self.request.conversion.as_ref().map_or(same, |new| new.format);
         let copy = Chain::open(&self.host, head, &self.opening.clone().with_format(Some(format)))?;
         if self.request.removes_source {
             leave::verify_layers(&self.chain, &copy, copied, progress)?;
@@ -356,14 +398,14 @@ impl Parts for Beside<'_> {
 impl Placed {
     fn copy_bytes(&self) -> u64 {
         match self {
-            Self::Copy { bytes, is_done: false, .. } => *bytes,
+            Self::Copy { bytes, is_done: false, .. } | Self::Convert { bytes, is_done: false, .. } => *bytes,
             _ => 0,
         }
     }
 
     fn target(&self) -> Option<&Path> {
         match self {
-            Self::Copy { to, .. } => Some(to),
+            Self::Copy { to, .. } | Self::Convert { to, .. } => Some(to),
             Self::Link { .. } => None,
         }
     }
@@ -430,9 +472,12 @@ fn placed(
     host: &dyn Host,
     chain: &Chain,
     depth: usize,
-    folder: &Path,
+    (folder, conversion): (&Path, Option<&Conversion>),
     transfer: &Transfer,
 ) -> Result<Vec<Placed>> {
+    if let Some(new) = conversion {
+        return new.placed(host, chain, folder, transfer);
+    }
     let mut taken = BTreeSet::new();
     let mut out = Vec::new();
     for layer in chain.layers().iter().take(depth) {

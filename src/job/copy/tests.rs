@@ -10,6 +10,8 @@ use crate::{
     job::snapshot::snapshot,
 };
 
+mod reformat;
+
 const SIZE: u64 = 20 << 10;
 pub(super) const NAMES: [&str; 3] = ["base", "middle", "top"];
 

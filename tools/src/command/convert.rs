@@ -1,9 +1,10 @@
-//! `dchain convert`: a disk in another image, flat.
+//! `dchain convert`: a disk in another image, flat; or its layers in another format.
 
 use crate::{
     failure::{Exit, Failure},
     options::{self, FormatOptions, Reading},
     output::Answer,
+    plan::{Grade, Planned},
     progress::Watching,
     size,
 };
@@ -14,14 +15,20 @@ use deltachain::{
     disk::Disk,
     format::Format,
     io::{Access, Host},
-    job::convert::{Converted, Filling, convert, fill},
+    job::{
+        convert::{Converted, Filling, convert, fill},
+        copy::{self, Conversion, Proved, Share},
+    },
 };
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-/// Write the disk of SRC, with all its layers, into one new image
+/// Write the disk of SRC, with all its layers, into one new image; with --chain, each layer into one of its own
+///
+/// With --chain DST is a folder, each layer shows there what it showed (proved by its content ID), and a job that was
+/// cut off goes on when the same command is given again.
 #[derive(Args, Debug)]
 #[command(override_usage = "dchain convert [OPTIONS] -O FMT SRC DST")]
 pub struct Arguments {
@@ -37,6 +44,8 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "options")]
     no_create: bool,
     #[command(flatten)]
+    layers: Layers,
+    #[command(flatten)]
     reading: Reading,
     #[command(flatten)]
     watching: Watching,
@@ -46,6 +55,17 @@ pub struct Arguments {
     /// The image to make
     #[arg(value_name = "DST", required_unless_present = "options")]
     target: Option<PathBuf>,
+}
+
+/// What becomes of the layers.
+#[derive(Args, Debug)]
+struct Layers {
+    /// Keep the layers: DST is the folder that the new ones go to
+    #[arg(long, conflicts_with_all = ["no_create", "force_share"])]
+    chain: bool,
+    /// Only say what would be done
+    #[arg(short = 'n', long, requires = "chain")]
+    dry_run: bool,
 }
 
 impl Arguments {
@@ -59,6 +79,9 @@ impl Arguments {
             return Err(Failure::usage("SRC and DST are wanted").hint("dchain convert --help"));
         };
         let host = options::host();
+        if self.layers.chain {
+            return self.keep_layers(&host, (source, target), answer);
+        }
         let chain = Chain::open(&host, source, &self.reading.opening(&host)?)?;
         let done = if self.no_create {
             self.fill(&host, &chain, target)?
@@ -69,6 +92,31 @@ impl Arguments {
             let (size, written) = (size::show(done.size), size::show(done.written_bytes));
             writeln!(out, "{}: {}, {size}, of which {written} written", target.display(), done.format)
         })?;
+        Ok(Exit::Done)
+    }
+
+    fn keep_layers(
+        &self,
+        host: &Arc<dyn Host>,
+        paths: (&Path, &Path),
+        answer: &Answer,
+    ) -> Result<Exit, Failure> {
+        let opening = self.reading.opening(host)?;
+        let (format, options, is_packed) = (self.target_format, self.options.pairs(), self.compress);
+        let conversion = Some(Conversion { format, options, is_packed });
+        let request = copy::Request { share: Share::Deny, conversion, ..copy::Request::default() };
+        let job = copy::Copy::prepare(host, &options::ledger(host), paths, &opening, request)?;
+        let lines = super::copy::lines(job.plan());
+        let planned = Planned { dry_run: self.layers.dry_run, yes: true };
+        if planned.agree(answer, job.plan(), &lines, Grade::Harmless)? {
+            let report = self.watching.run(|progress| job.run(progress))?;
+            answer.print(&report, |out| {
+                let line =
+                    |proved: &Proved| format!("{}: shows {}", proved.image.display(), proved.id.short());
+                let lines = report.proved.iter().map(line);
+                lines.into_iter().try_for_each(|line| writeln!(out, "{line}, as before"))
+            })?;
+        }
         Ok(Exit::Done)
     }
 

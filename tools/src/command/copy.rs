@@ -82,7 +82,8 @@ impl Arguments {
         {
             return self.remove_rest(rest, answer);
         }
-        let request = Request { share, verify: self.verify, removes_source: self.remove_source };
+        let request =
+            Request { share, verify: self.verify, removes_source: self.remove_source, conversion: None };
         let job = Copy::prepare(&host, &options::ledger(&host), paths, &opening, request)?;
         let lines = lines(job.plan());
         let grade = if self.remove_source { Grade::Destructive } else { Grade::Harmless };
@@ -137,8 +138,9 @@ impl Arguments {
     }
 }
 
-fn lines(plan: &Plan) -> Vec<String> {
+pub(super) fn lines(plan: &Plan) -> Vec<String> {
     let mut lines: Vec<String> = plan.layers.iter().map(line).collect();
+    lines.extend(plan.lost.iter().map(|what| format!("not taken along: {what}")));
     lines.push(format!(
         "to copy: {} of {} free there",
         size::show(plan.copy_bytes),
@@ -154,9 +156,15 @@ fn lines(plan: &Plan) -> Vec<String> {
 
 fn line(placed: &Placed) -> String {
     match placed {
-        Placed::Copy { to, is_done: true, .. } => format!("there already: {}", to.display()),
+        Placed::Copy { to, is_done: true, .. } | Placed::Convert { to, is_done: true, .. } => {
+            format!("there already: {}", to.display())
+        }
         Placed::Copy { from, to, bytes, .. } => {
             format!("copy {} -> {} ({})", from.display(), to.display(), size::show(*bytes))
+        }
+        Placed::Convert { from, to, format, bytes, .. } => {
+            let bytes = size::show(*bytes);
+            format!("convert {} -> {} ({format}, {bytes})", from.display(), to.display())
         }
         Placed::Link { from, to, id } => {
             format!("link {} -> {}, which shows the same ({})", from.display(), to.display(), id.short())

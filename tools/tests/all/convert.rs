@@ -1,6 +1,9 @@
 //! `dchain convert`: what it makes is what qemu-img sees in the source.
 
-use super::dchain::{command, dchain, done, qemu};
+use super::{
+    dchain::{command, dchain, done, qemu},
+    foreign::{Scratch, assert_same},
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -133,4 +136,71 @@ fn progress_is_told_in_json_lines_and_a_stopped_conversion_leaves_nothing() {
     assert_eq!(run.code, Some(75), "{}", run.err);
     assert!(run.err.contains("convert ") && run.err.contains(" MiB), "), "a line on SIGUSR1: {}", run.err);
     assert!(!fs::read_dir(at).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("slow")));
+}
+
+/// A raw base, a delta with other clusters and zeros, a shorter one on it.
+fn layered(folder: &Scratch) {
+    folder.qemu_img("create -q -f raw base.raw 6M");
+    folder.qemu_io("raw", "base.raw", &["write -q -P 1 0 5M"]);
+    folder.qemu_img("create -q -f qcow2 -o cluster_size=4k -b base.raw -F raw one.img 6M");
+    folder.qemu_io(
+        "qcow2",
+        "one.img",
+        &["write -q -P 2 1M 1000k", "write -q -z 3M 333k", "write -q -P 3 5k 3k"],
+    );
+    folder.qemu_img("create -q -f qcow2 -o cluster_size=64k -b one.img -F qcow2 two.qcow2 5M");
+    folder.qemu_io("qcow2", "two.qcow2", &["write -q -P 4 1500k 100k", "write -q -z 100k 30k"]);
+}
+
+#[test]
+fn a_chain_in_another_format_shows_the_same_at_each_layer() {
+    let shapes: [&[&'static str]; 6] = [
+        &[],
+        &["-o", "cluster_size=512"],
+        &["-o", "cluster_size=2M,refcount_bits=1"],
+        &["-o", "compat=0.10,cluster_size=4k"],
+        &["-o", "extended_l2=on,cluster_size=64k"],
+        &["-c", "-o", "compression_type=zstd"],
+    ];
+    for shape in shapes {
+        let folder = Scratch::in_memory();
+        let here = folder.path();
+        layered(&folder);
+        std::fs::create_dir(folder.file("new")).unwrap();
+        let command = [&["convert", "--chain", "-O", "qcow2"], shape].concat();
+        let with = |more: &[&'static str]| [&command[..], more, &["two.qcow2", "new"]].concat();
+        let plan = done(&here, &with(&["--dry-run", "--output", "json"])).json();
+        let to =
+            |at: usize| plan["layers"][at]["to"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+        assert_eq!([to(0), to(1), to(2)], ["two.qcow2", "one.img", "base.qcow2"]);
+        assert!(std::fs::read_dir(folder.file("new")).unwrap().next().is_none());
+        let ids = done(&here, &with(&["--output", "json"])).json()["proved"].clone();
+        let old = [("raw", "base.raw"), ("qcow2", "one.img"), ("qcow2", "two.qcow2")];
+        for (at, (format, name)) in old.into_iter().enumerate() {
+            let new = ["new/base.qcow2", "new/one.img", "new/two.qcow2"][at];
+            folder.qemu_img(&format!("check -q {new}"));
+            assert_same(&folder.flat("qcow2", new), &folder.flat(format, name), &format!("{new} {shape:?}"));
+            let shown = done(&here, &["id", "seal", "--output", "json", "-f", format, name]).json();
+            assert!(shown.to_string().contains(ids[at]["id"].as_str().unwrap()), "{shown} {ids}");
+        }
+        let info = folder.qemu_img("info --output json --backing-chain new/two.qcow2");
+        assert_eq!(info.matches("\"format\": \"qcow2\"").count(), 3, "{info}");
+    }
+}
+
+#[test]
+fn layers_that_cannot_be_raw_are_named_and_a_whole_disk_can() {
+    let folder = Scratch::in_memory();
+    let here = folder.path();
+    layered(&folder);
+    std::fs::create_dir(folder.file("new")).unwrap();
+    let refused = dchain(&here, &["convert", "--chain", "-O", "raw", "two.qcow2", "new"]);
+    assert_eq!(refused.code, Some(1), "{}", refused.err);
+    assert!(refused.err.contains("one.img") && refused.err.contains("raw"), "{}", refused.err);
+    folder.qemu_img("create -q -f qcow2 whole.qcow2 3M");
+    folder.qemu_io("qcow2", "whole.qcow2", &["write -q -P 9 1M 100k"]);
+    done(&here, &["convert", "--chain", "-O", "raw", "whole.qcow2", "new"]);
+    assert_same(&folder.flat("raw", "new/whole.raw"), &folder.flat("qcow2", "whole.qcow2"), "raw");
+    let again = dchain(&here, &["convert", "--chain", "-O", "raw", "whole.qcow2", "new"]);
+    assert!(again.code == Some(1) && again.err.contains("there already"), "{}", again.err);
 }

@@ -61,7 +61,7 @@ fn copied(report: &Report) -> Vec<String> {
     let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
     let copies = report.plan.layers.iter().filter_map(|placed| match placed {
         Placed::Copy { to, .. } => Some(name(to)),
-        Placed::Link { .. } => None,
+        Placed::Link { .. } | Placed::Convert { .. } => None,
     });
     copies.collect()
 }

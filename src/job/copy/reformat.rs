@@ -1,0 +1,289 @@
+//! Layers in another format: each becomes an image of its own that lies on its parent's as the old one does.
+//!
+//! What a layer holds, data and zeros, is brought to the new image at the same place; what it is silent about stays
+//! silent, but for the rest of the new image's units, which comes from below. Before the new layer gets its name
+//! its content ID is computed and held against the old one's: each over that of the layer below, so that every
+//! layer is read once on either side.
+
+use super::{Below, Copy, Placed, Report, file};
+use crate::{
+    base::{
+        Error, ErrorKind, GuestOffset, GuestRange, Result,
+        units::{SECTOR_BYTES, index},
+    },
+    chain::{Chain, Layer, View},
+    content::{ContentId, Tree},
+    format::{self, BitmapEdit, Creation, Format, Image, NoParts},
+    io::{Host, Kept, Moved},
+    job::{Progress, seal},
+    map::{Extent, State},
+    store::{Transfer, Trust},
+};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Guest bytes whose map is looked at in one go.
+const STRIDE_BYTES: u64 = 256 << 20;
+
+/// What is put together in memory in one go.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// What the layers are turned into.
+#[derive(Clone, Debug)]
+pub struct Conversion {
+    /// The format of the new layers.
+    pub format: Format,
+    /// The format's own options.
+    pub options: Vec<(String, String)>,
+    /// Whether clusters are compressed.
+    pub is_packed: bool,
+}
+
+/// A layer whose view is the same in the new format.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Proved {
+    /// The new image.
+    pub image: PathBuf,
+    /// What the old and the new one show.
+    pub id: ContentId,
+}
+
+impl Conversion {
+    /// Says where the layers go; `Unsupported`, with the layer, where the format has no way to name a parent.
+    pub(super) fn placed(
+        &self,
+        host: &dyn Host,
+        chain: &Chain,
+        folder: &Path,
+        transfer: &Transfer,
+    ) -> Result<Vec<Placed>> {
+        if let (Format::Raw, [.., child, _]) = (self.format, chain.layers()) {
+            let what = "lies on another image, and a raw one cannot: only a whole disk can become raw";
+            return Err(Error::unsupported(what).path(&child.path));
+        }
+        let mut taken = BTreeSet::new();
+        let mut out = Vec::new();
+        for layer in chain.layers() {
+            let to = folder.join(self.name_of(layer));
+            let is_done = file::is_done(host, layer.image.data_file().as_ref(), &to, transfer)?;
+            if !taken.insert(to.clone()) || (!is_done && host.kind(&to)?.is_some()) {
+                return Err(Error::new(ErrorKind::Exists, "is there already").path(&to));
+            }
+            let bytes = layer.image.files().iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
+            out.push(Placed::Convert { from: layer.path.clone(), to, format: self.format, bytes, is_done });
+        }
+        Ok(out)
+    }
+
+    /// Returns the name of the new layer: that of the old one, but for a suffix that tells the old format.
+    fn name_of(&self, layer: &Layer) -> PathBuf {
+        let name = PathBuf::from(layer.path.file_name().unwrap_or_default());
+        let tells = name.extension().is_some_and(|suffix| suffix == layer.format().name());
+        if tells { name.with_extension(self.format.name()) } else { name }
+    }
+
+    /// Returns what the new layers do not have.
+    pub(super) fn losses(&self, chain: &Chain) -> Result<Vec<String>> {
+        let mut lost = Vec::new();
+        let holds_bitmaps = format::measure(self.format, &self.creation(SECTOR_BYTES))?.has_bitmaps;
+        for layer in chain.layers() {
+            let details = layer.image.details()?;
+            let name = layer.path.display();
+            lost.extend(details.snapshots.iter().map(|s| format!("{name}: snapshot {}", s.name)));
+            let bitmaps = details.bitmaps.iter().filter(|bitmap| bitmap.is_in_use || !holds_bitmaps);
+            lost.extend(bitmaps.map(|bitmap| format!("{name}: bitmap {}", bitmap.name)));
+        }
+        Ok(lost)
+    }
+
+    fn creation(&self, size: u64) -> Creation {
+        Creation { size, parent: None, options: self.options.clone() }
+    }
+}
+
+impl Copy {
+    /// Makes one layer anew, on what it lies on at the target, and gives it its name once it is proved.
+    ///
+    /// `tree` is that of the layer below, and then that of this one.
+    pub(super) fn convert_layer(
+        &mut self,
+        (depth, to): (usize, &Path),
+        new: &Conversion,
+        (below, tree): (Option<&Below>, &mut Option<Tree>),
+        (report, progress): (&mut Report, &Progress),
+    ) -> Result<Below> {
+        let layer = self.chain.layers().get(depth).ok_or_else(|| Error::invalid("no such layer"))?.clone();
+        let (source, data_file) = (self.chain.view(depth), layer.image.data_file());
+        let under = tree.take();
+        let shown = hashed(&source, under.clone(), progress)?;
+        if file::is_done(self.host.as_ref(), data_file.as_ref(), to, &self.transfer)? {
+            file::settle(self.host.as_ref(), to, &self.transfer)?;
+        } else {
+            progress.begin("copy", source.size());
+            let mut draft = file::Copied::begin_anew(&self.host, data_file.as_ref(), to, &mut self.transfer)?;
+            let parent = match below {
+                Some(below) => Some(below.chain.head()?.name_in(to.parent().unwrap_or(Path::new("/")))),
+                None => None,
+            };
+            let size = layer.size().next_multiple_of(SECTOR_BYTES);
+            let creation = Creation { parent, ..new.creation(size) };
+            let image = format::create(new.format, draft.file(), &creation, &NoParts)?;
+            let lower = below.map_or_else(|| View::new(&[]), |below| below.chain.view(0));
+            let filling = Filling { source: &source, target: image.as_ref(), lower: &lower, progress };
+            draft.wrote(filling.fill(new.is_packed, below.is_some())?);
+            draft.refuse_changed(data_file.as_ref())?;
+            bring_bitmaps(layer.image.as_ref(), image.as_ref())?;
+            image.flush()?;
+            prove((&image, to), below, (under, &shown), progress)?;
+            self.stand((&image, to), below, depth > 0)?;
+            self.seal(&image, depth, &shown)?;
+            if let Some(below) = below {
+                below.look_again(&self.ledger)?;
+            }
+            drop(image);
+            draft.finish(to, &mut self.transfer, report)?;
+        }
+        report.proved.push(Proved { image: to.to_path_buf(), id: shown.id() });
+        *tree = Some(shown);
+        Ok(Below::new(Chain::open(&self.host, to, &self.opening.clone().with_format(Some(new.format)))?))
+    }
+
+    /// A layer that something lies on keeps the ID that was just computed.
+    fn seal(&self, image: &Arc<dyn Image>, depth: usize, shown: &Tree) -> Result<()> {
+        let known = self.ledger.look(image.as_ref())?;
+        if depth == 0 || known.trust != Trust::Trusted {
+            return Ok(());
+        }
+        self.ledger.seal(image.as_ref(), shown, &known).map(drop)
+    }
+}
+
+/// Fails with `Corrupt` if the new layer does not show what the old one shows.
+fn prove(
+    (image, to): (&Arc<dyn Image>, &Path),
+    below: Option<&Below>,
+    (under, shown): (Option<Tree>, &Tree),
+    progress: &Progress,
+) -> Result<()> {
+    let mut layers = vec![Layer { path: to.to_path_buf(), is_stated: true, image: Arc::clone(image) }];
+    layers.extend(below.iter().flat_map(|below| below.chain.layers().iter().cloned()));
+    let found = hashed(&View::new(&layers), under, progress)?.id();
+    if found == shown.id() {
+        return Ok(());
+    }
+    let what = format!("shows {} in the new format, not {}", found.short(), shown.id().short());
+    Err(Error::corrupt(what).path(to))
+}
+
+fn hashed(view: &View, below: Option<Tree>, progress: &Progress) -> Result<Tree> {
+    let hashed = match below {
+        None => seal::full_tree(view, progress)?,
+        Some(below) => seal::tree_over(view, below, progress)?,
+    };
+    Ok(hashed.tree)
+}
+
+/// Carries the bitmaps that can be trusted to an image of the same size.
+fn bring_bitmaps(from: &dyn Image, to: &dyn Image) -> Result<()> {
+    if !to.details()?.holds_bitmaps {
+        return Ok(());
+    }
+    for bitmap in from.details()?.bitmaps.into_iter().filter(|bitmap| !bitmap.is_in_use) {
+        let bits = from.bitmap(&bitmap.name)?;
+        to.edit_bitmap(&BitmapEdit::Put { name: bitmap.name, bits, is_auto: bitmap.is_auto })?;
+    }
+    Ok(())
+}
+
+/// Bringing what one layer holds to another image.
+struct Filling<'a> {
+    /// The layer's view; its topmost layer is the one that is brought over.
+    source: &'a View,
+    target: &'a dyn Image,
+    /// What the target lies on.
+    lower: &'a View,
+    progress: &'a Progress,
+}
+
+impl Filling<'_> {
+    fn fill(&self, is_packed: bool, has_parent: bool) -> Result<Moved> {
+        let refusal = || Error::unsupported("this format cannot compress");
+        let cluster = self.target.details()?.cluster_bytes;
+        let cluster = if is_packed { Some(cluster.ok_or_else(refusal)?) } else { None };
+        let (mut moved, mut packed) = (Moved::default(), GuestOffset::new(0));
+        for stride in GuestOffset::new(0).range(self.source.size()).pieces(STRIDE_BYTES) {
+            let mut extents: Vec<Extent> = Vec::new();
+            self.source.own_map(stride, &mut extents)?;
+            for extent in extents {
+                self.progress.checkpoint()?;
+                match (extent.state, cluster) {
+                    (State::Absent, _) => {}
+                    // Without a parent, what is not there reads as zeros.
+                    (State::Zero { .. }, _) if !has_parent => {}
+                    (State::Zero { .. }, _) => {
+                        let rest = GuestRange::between(extent.range.start.max(packed), extent.range.end());
+                        if !rest.is_empty() {
+                            self.target.zero(rest, Kept::Nothing, self.lower)?;
+                        }
+                    }
+                    (State::Data { .. } | State::Packed, Some(cluster)) => {
+                        packed = self.pack(extent.range, cluster, (packed, &mut moved))?;
+                    }
+                    (State::Data { host }, None) => self.carry(extent.range, host, &mut moved)?,
+                    (State::Packed, None) => self.write(extent.range, &mut moved)?,
+                }
+                self.progress.moved(extent.range.bytes);
+            }
+        }
+        Ok(moved)
+    }
+
+    fn carry(&self, range: GuestRange, from: crate::base::HostOffset, moved: &mut Moved) -> Result<()> {
+        let image = self.source.images().first().ok_or_else(|| Error::invalid("a view without layers"))?;
+        let file = image.data_file();
+        let mut host = from;
+        for piece in range.pieces(16 * PIECE_BYTES) {
+            self.progress.checkpoint()?;
+            let done = self.target.write_from(piece, file.as_ref(), host, self.lower)?;
+            moved.copied_bytes += done.copied_bytes;
+            moved.shared_bytes += done.shared_bytes;
+            host = host.plus(piece.bytes);
+        }
+        Ok(())
+    }
+
+    fn write(&self, range: GuestRange, moved: &mut Moved) -> Result<()> {
+        for piece in range.pieces(PIECE_BYTES) {
+            let mut bytes = vec![0; index(piece.bytes)];
+            self.source.read(piece.start, &mut bytes)?;
+            self.target.write(piece.start, &bytes, self.lower)?;
+            moved.copied_bytes += piece.bytes;
+        }
+        Ok(())
+    }
+
+    /// Stores the clusters that `range` touches compressed, those behind `done`; returns where they end.
+    fn pack(
+        &self,
+        range: GuestRange,
+        cluster: u64,
+        (done, moved): (GuestOffset, &mut Moved),
+    ) -> Result<GuestOffset> {
+        let outer = range.outer(cluster).clip(GuestOffset::new(0).range(self.source.size()));
+        let rest = GuestRange::between(outer.start.max(done), outer.end());
+        for piece in rest.pieces(cluster) {
+            self.progress.checkpoint()?;
+            let mut bytes = vec![0; index(piece.bytes)];
+            self.source.read(piece.start, &mut bytes)?;
+            match self.target.pack(&bytes) {
+                Some(packed) => self.target.write_packed(piece.start, &packed)?,
+                None => self.target.write(piece.start, &bytes, self.lower)?,
+            }
+            moved.copied_bytes += piece.bytes;
+        }
+        Ok(rest.end().max(done))
+    }
+}
