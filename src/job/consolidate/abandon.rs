@@ -51,10 +51,12 @@ pub struct Abandonment {
 impl Abandonment {
     /// Looks at the job that was cut off and that names the image at `path`, or whose journal is that file.
     ///
-    /// `NotFound` if there is none; `Busy` if its record has landed: then it can only be ended.
+    /// `NotFound` if there is none, or if its target is not at its place (named by its file, a journal goes whatever
+    /// is left of the job); `Busy` if its record has landed: then it can only be ended.
     pub fn prepare(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let path = resolve(host.as_ref(), path)?;
-        let journal = if Journal::is_name(&path) {
+        let is_by_file = Journal::is_name(&path);
+        let journal = if is_by_file {
             Journal::open_file(host, &path, Access::ReadShared)?
         } else {
             let found = Journal::find(host, &path)?;
@@ -67,6 +69,9 @@ impl Abandonment {
             None => journal,
         };
         refuse_begun(host.as_ref(), &journal)?;
+        if !is_by_file {
+            refuse_without_target(host.as_ref(), &journal)?;
+        }
         let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
         let ending = Ending { host: Arc::clone(host), ledger, opening: opening.clone() };
         let plan = ending.foresee(&journal)?;
@@ -107,6 +112,22 @@ fn refuse_begun(host: &dyn Host, journal: &Journal) -> Result<()> {
     let result = journal.place(&journal.fold().result);
     let what = "opens the result of the consolidation already: it can only be ended, by `dchain consolidate`";
     Err(Error::busy(what).path(result))
+}
+
+/// A target that was moved away would not know afterwards whose it is.
+fn refuse_without_target(host: &dyn Host, journal: &Journal) -> Result<()> {
+    let fold = journal.fold();
+    let target =
+        fold.layers.last().filter(|_| fold.mode != FoldMode::NewImage).map(|name| journal.place(name));
+    let Some(target) = target else { return Ok(()) };
+    if host.kind(&target)?.is_some() {
+        return Ok(());
+    }
+    let what = format!(
+        "is not at its place: give it its name back, or give the job up all the same with `--abandon {}`",
+        journal.path().display()
+    );
+    Err(Error::new(ErrorKind::NotFound, what).path(target))
 }
 
 impl Ending {

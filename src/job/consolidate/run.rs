@@ -94,6 +94,14 @@ impl Consolidation {
             let plan = plan::of_journal(journal, &top);
             return Ok(Self { host, ledger, opening, plan, stage: Stage::End });
         }
+        if let Some(journal) = &journal
+            && host.kind(&top)?.is_none()
+            && let Some(now) = journal.find_top()?
+        {
+            let what =
+                format!("is called {} by now: its consolidation goes on under that name", now.display());
+            return Err(Error::new(ErrorKind::NotFound, what).path(&top));
+        }
         let access = if opening.access == Access::ReadShared { Access::ReadShared } else { Access::Read };
         let chain = Chain::open(&host, &top, &opening.clone().with_access(access))?;
         let mut request = match &journal {

@@ -316,7 +316,11 @@ impl Look<'_> {
                 self.find(Kind::StaleBitmap, &member.path, Vec::new(), what);
             }
             self.look_at_dependants(at, &layer, &own);
-            if let Some(id) = own.layer.frozen.and_then(|record| record.sealed) {
+            let id = |known: &Known| known.layer.frozen.and_then(|record| record.sealed);
+            let below = self.links.parent(at).and_then(|parent| id(known.get(&parent)?));
+            let is_told = !matches!(own.trust, Trust::Doubted(_));
+            // A child that holds nothing yet is no copy of its parent.
+            if let Some(id) = id(&own).filter(|id| is_told && Some(*id) != below) {
                 sealed.entry(id.to_string()).or_default().push(member.path.clone());
             }
             let parent =
@@ -368,7 +372,11 @@ impl Look<'_> {
         } else if !children.is_empty() && record.is_none_or(|record| record.sealed.is_none()) {
             let what = "others lie on it, and it has no content ID: `dchain id seal --chain` gives it one";
             self.find(Kind::Unsealed, path, children, what);
-        } else if children.is_empty() && record.is_some() && !self.jobs.contains(path) {
+        } else if children.is_empty()
+            && record.is_some_and(|r| r.sealed.is_none())
+            && !self.jobs.contains(path)
+        {
+            // One with a content ID may have been given it for its own sake.
             self.find(
                 Kind::Orphan,
                 path,

@@ -117,6 +117,12 @@ fn a_fold_that_was_cut_off_is_given_up_under_whatever_name_its_disk_has() {
     cut_off(&folder);
     std::fs::rename(folder.file("two"), folder.file("renamed")).unwrap();
     done(&here, &["map", "renamed"]);
+    let called = dchain(&here, &["consolidate", "--yes", "two"]);
+    assert!(called.code == Some(1) && called.err.contains("renamed by now"), "{}", called.err);
+    std::fs::rename(folder.file("base"), folder.file("elsewhere")).unwrap();
+    let lost = dchain(&here, &["consolidate", "--abandon", "renamed"]);
+    assert!(lost.code == Some(1) && lost.err.contains("give it its name back"), "{}", lost.err);
+    std::fs::rename(folder.file("elsewhere"), folder.file("base")).unwrap();
     let plan = done(&here, &["consolidate", "--abandon", "-n", "--output", "json", "renamed"]).json();
     assert_eq!(plan["top"], folder.file("renamed").to_str().unwrap());
     let file = journal(&folder).unwrap();
