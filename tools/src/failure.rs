@@ -1,6 +1,9 @@
 //! How a command ends: exit codes, and errors as a person reads them.
 
-use deltachain::base::{Error, ErrorKind};
+use deltachain::{
+    base::{Error, ErrorKind},
+    store::Journal,
+};
 use std::{fmt, io, path::Path, process::ExitCode};
 
 /// What a command's exit code says. `check` and `compare` have qemu-img's codes of their own (1, 2, 3, 63).
@@ -108,6 +111,9 @@ fn hint_for(error: &Error) -> Option<String> {
     match (error.kind(), error.about()) {
         (ErrorKind::Policy, Some(folder)) if folder.is_dir() => {
             Some(format!("--allow-dir {} follows references into that folder", quoted(folder)))
+        }
+        (ErrorKind::Corrupt | ErrorKind::Unsupported, _) if error.file().is_some_and(Journal::is_name) => {
+            Some(format!("dchain consolidate --abandon {file} removes it"))
         }
         (ErrorKind::Corrupt, _) => Some(format!("dchain check {file} lists what is wrong")),
         // The file is there: what is missing is something that it refers to.

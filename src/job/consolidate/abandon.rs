@@ -31,8 +31,9 @@ use std::{
 /// What giving a job up comes to.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Abandoned {
-    /// The disk whose job it is; it goes on showing what it shows.
-    pub top: PathBuf,
+    /// The disk whose job it is; it goes on showing what it shows. `None`: the journal cannot be read, so that nobody
+    /// can tell whose it is, and a disk that relied on it may no longer open.
+    pub top: Option<PathBuf>,
     /// The journal, which goes.
     pub journal: PathBuf,
     /// Images in the making that go.
@@ -55,9 +56,17 @@ impl Abandonment {
     /// is left of the job); `Busy` if its record has landed: then it can only be ended.
     pub fn prepare(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let path = resolve(host.as_ref(), path)?;
+        let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
+        let ending = Ending { host: Arc::clone(host), ledger, opening: opening.clone() };
         let is_by_file = Journal::is_name(&path);
         let journal = if is_by_file {
-            Journal::open_file(host, &path, Access::ReadShared)?
+            match Journal::open_file(host, &path, Access::ReadShared) {
+                Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                    let plan = Abandoned { top: None, journal: path, removed: Vec::new(), lost: Vec::new() };
+                    return Ok(Self { ending, plan });
+                }
+                opened => opened?,
+            }
         } else {
             let found = Journal::find(host, &path)?;
             let found = found.map_or_else(|| Journal::of_layer(host, &path), |found| Ok(Some(found)))?;
@@ -72,8 +81,6 @@ impl Abandonment {
         if !is_by_file {
             refuse_without_target(host.as_ref(), &journal)?;
         }
-        let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
-        let ending = Ending { host: Arc::clone(host), ledger, opening: opening.clone() };
         let plan = ending.foresee(&journal)?;
         Ok(Self { ending, plan })
     }
@@ -87,10 +94,17 @@ impl Abandonment {
     /// shows what it showed.
     pub fn run(self) -> Result<Abandoned> {
         let Self { ending, plan } = self;
-        let journal = match Journal::resume(&ending.host, &plan.top)? {
+        let Some(top) = &plan.top else {
+            // Held by nobody, it is nobody's.
+            drop(ending.host.open(&plan.journal, Access::Write)?);
+            ending.remove_file(&plan.journal)?;
+            ending.host.sync_folder(folder_of(&plan.journal))?;
+            return Ok(plan);
+        };
+        let journal = match Journal::resume(&ending.host, top)? {
             Some(journal) => journal,
             None => Journal::open_file(&ending.host, &plan.journal, Access::Write)
-                .map_err(|e| if e.kind() == ErrorKind::NotFound { gone(&plan.top) } else { e })?,
+                .map_err(|e| if e.kind() == ErrorKind::NotFound { gone(top) } else { e })?,
         };
         refuse_begun(ending.host.as_ref(), &journal)?;
         if journal.fold().mode != FoldMode::NewImage {
@@ -139,7 +153,7 @@ impl Ending {
         let lost = if is_changed { places().skip(1).filter(is_there).collect() } else { Vec::new() };
         let draft = fold.draft.iter().map(|draft| journal.place(draft));
         Ok(Abandoned {
-            top: places().next().unwrap_or_default(),
+            top: places().next(),
             journal: journal.path().to_path_buf(),
             removed: draft.filter(is_there).collect(),
             lost,

@@ -90,14 +90,21 @@ impl Arguments {
     fn give_up(&self, host: &Arc<dyn Host>, opening: &Opening, answer: &Answer) -> Result<Exit, Failure> {
         let job = Abandonment::prepare(host, &self.top, opening)?;
         let plan = job.plan();
-        let mut lines = vec![format!("{}: the job on it is given up", plan.top.display())];
+        let mut lines = vec![plan.top.as_ref().map_or_else(
+            || "the journal cannot be read: a disk that relied on it may no longer open".to_owned(),
+            |top| format!("{}: the job on it is given up", top.display()),
+        )];
         let removed = plan.removed.iter().chain([&plan.journal]);
         lines.extend(removed.map(|file| format!("removed: {}", file.display())));
         lines.extend(plan.lost.iter().map(|layer| format!("can no longer be restored: {}", layer.display())));
-        // What is lost was lost when the job wrote its first byte.
-        if self.planned.agree(answer, plan, &lines, Grade::Harmless)? {
+        // What is lost was lost when the job wrote its first byte, if that can be told.
+        let grade = if plan.top.is_some() { Grade::Harmless } else { Grade::Destructive };
+        if self.planned.agree(answer, plan, &lines, grade)? {
             let done = job.run()?;
-            answer.print(&done, |out| writeln!(out, "{}: shows what it showed", done.top.display()))?;
+            answer.print(&done, |out| match &done.top {
+                Some(top) => writeln!(out, "{}: shows what it showed", top.display()),
+                None => writeln!(out, "{}: removed", done.journal.display()),
+            })?;
         }
         Ok(Exit::Done)
     }

@@ -138,6 +138,25 @@ fn a_fold_that_was_cut_off_is_given_up_under_whatever_name_its_disk_has() {
 }
 
 #[test]
+fn a_journal_that_nobody_can_read_can_be_removed_by_its_name() {
+    let folder = chain();
+    let here = folder.path();
+    let truth = folder.flat("qcow2", "two");
+    std::fs::create_dir_all(folder.file(".dchain")).unwrap();
+    let file = folder.file(".dchain/consolidate-0123456789abcdef.journal");
+    std::fs::write(&file, b"nothing that could be read").unwrap();
+    let refused = dchain(&here, &["map", "two"]);
+    assert!(refused.code == Some(65) && refused.err.contains(file.to_str().unwrap()), "{}", refused.err);
+    assert!(refused.err.contains("--abandon"), "{}", refused.err);
+    let name = file.to_str().unwrap();
+    let unasked = dchain(&here, &["consolidate", "--abandon", name]);
+    assert_eq!(unasked.code, Some(64), "{}", unasked.err);
+    done(&here, &["consolidate", "--abandon", "--yes", name]);
+    done(&here, &["map", "two"]);
+    shows(&folder, "two", &truth);
+}
+
+#[test]
 fn nothing_is_reshaped_around_a_fold_that_was_cut_off_until_it_is_ended() {
     let folder = chain();
     let here = folder.path();
