@@ -37,6 +37,12 @@ pub(super) fn held(target: &dyn Image) -> Result<Vec<Held>> {
     Ok(target.details()?.bitmaps.into_iter().map(held).collect())
 }
 
+/// Returns the bits of a target's bitmaps, of those that can be trusted: a change of size spoils them all.
+pub(super) fn bits(target: &dyn Image) -> Result<BTreeMap<String, Bits>> {
+    let sound = target.details()?.bitmaps.into_iter().filter(|bitmap| !bitmap.is_in_use);
+    sound.map(|bitmap| Ok((bitmap.name.clone(), target.bitmap(&bitmap.name)?))).collect()
+}
+
 /// Goes before the first change of the target: no bitmap of it records what a job writes.
 pub(super) fn hold(target: &dyn Image) -> Result<()> {
     let recording = target.details()?.bitmaps.into_iter().filter(|b| b.is_auto && !b.is_in_use);
@@ -161,6 +167,8 @@ pub(super) struct Merge<'a> {
     pub(super) list: &'a RangeSet,
     /// The target's own, as they were before the job; empty if `result` is not the target.
     pub(super) held: &'a [Held],
+    /// The bits of the target's own from before a change of its size in this life of the job.
+    pub(super) bits: Option<&'a BTreeMap<String, Bits>>,
     /// What gets them. Has the disk's size by now.
     pub(super) result: &'a dyn Image,
 }
@@ -198,7 +206,11 @@ impl Merge<'_> {
         let size = self.result.size();
         let mut bits = Bits::new(size, granularity_bytes);
         if is_spoilt {
-            bits.mark(GuestOffset::new(0).range(size));
+            // If an earlier life changed the size, nobody knows them any more.
+            match self.bits.and_then(|before| before.get(name)) {
+                Some(before) => bits.add(before),
+                None => bits.mark(GuestOffset::new(0).range(size)),
+            }
         } else if there.is_some() {
             bits.add(&self.result.bitmap(name)?);
         }

@@ -11,15 +11,16 @@ use super::{
 use crate::{
     base::{Error, Result},
     chain::{Chain, Layer, View, open_layer, relative_name},
-    format::{self, Creation, Format, Image, NoParts, ParentName},
+    format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
     map::RangeSet,
     store::{Claim, Epoch, FoldMode, Held, Journal, LayerRecord, Position},
 };
 use std::{
+    collections::BTreeMap,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 /// The open images of a job.
@@ -34,6 +35,8 @@ pub(super) struct Images {
     parent: Option<Layer>,
     /// The file that gets the result's name, if it is not the target.
     pub(super) draft: Option<PathBuf>,
+    /// The bits of the target's bitmaps, from before a change of its size.
+    bits: OnceLock<BTreeMap<String, Bits>>,
 }
 
 /// What a job starts, or goes on, from.
@@ -84,7 +87,8 @@ impl Images {
         let below = View::new(&lower);
         let sides = Sides { run, target: target.image, below, size: setup.plan.size };
         let parent = lower.into_iter().next();
-        Ok((Self { sides, mode, top, target: target.path, parent, draft }, found))
+        let bits = OnceLock::new();
+        Ok((Self { sides, mode, top, target: target.path, parent, draft, bits }, found))
     }
 
     /// Returns the epoch of the target's record, if it has one.
@@ -126,6 +130,10 @@ impl Images {
     /// Grows the target to TOP's size if it is smaller.
     pub(super) fn grow(&self) -> Result<()> {
         let Sides { target, below, size, .. } = &self.sides;
+        if target.size() != *size {
+            // Now or at the end, its size changes.
+            self.bits.get_or_init(|| bitmaps::bits(target.as_ref()).unwrap_or_default());
+        }
         if target.size() < *size { target.resize(*size, below) } else { Ok(()) }
     }
 
@@ -148,12 +156,13 @@ impl Images {
             FoldMode::TopName => self.name_parent_for_both(ending)?,
             FoldMode::EmptyTop => {
                 let top = self.make_empty_top(ending, journal)?;
-                return Merge { run: &self.sides.run, list, held: &[], result: top.as_ref() }.perform();
+                let result = top.as_ref();
+                return Merge { run: &self.sides.run, list, held: &[], bits: None, result }.perform();
             }
             FoldMode::TargetName => {}
             FoldMode::NewImage => return Ok(Vec::new()),
         }
-        Merge { run: &self.sides.run, list, held, result: target }.perform()
+        Merge { run: &self.sides.run, list, held, bits: self.bits.get(), result: target }.perform()
     }
 
     /// A target from another folder names its parent by its whole path while it moves: right from both folders.
