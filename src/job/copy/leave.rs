@@ -5,6 +5,7 @@
 //! - children go before their parents, durably one after the other: what is left is a chain at every moment;
 //! - a file goes only while it looks as it did when it was copied, nobody uses it, and nothing else lies on it.
 
+use super::file::is_done;
 use crate::{
     base::{Error, ErrorKind, Result},
     chain::{Chain, Family, Layer, Opening, View, open_layer, refuse_cut_off},
@@ -27,10 +28,36 @@ pub(super) struct Leaving {
     pub(super) stays: Vec<(PathBuf, String)>,
 }
 
+/// Returns how many layers are copied in all, if the topmost `depth` are to be: what an earlier run has copied is
+/// found by its content, and linked.
+pub(super) fn copied_depth(
+    host: &dyn Host,
+    chain: &Chain,
+    depth: usize,
+    (folder, transfer): (&Path, &Transfer),
+) -> Result<usize> {
+    let mut copied = depth;
+    for layer in chain.layers().iter().skip(depth) {
+        for file in layer.image.files() {
+            let place = folder.join(file.path().file_name().unwrap_or_default());
+            if !is_done(host, file.as_ref(), &place, transfer)? {
+                return Ok(copied);
+            }
+        }
+        copied += 1;
+    }
+    Ok(copied)
+}
+
 impl Leaving {
     /// Returns the files that are removed, in that order.
     pub(super) fn files(&self) -> Vec<PathBuf> {
         self.left.iter().flat_map(|left| &left.files).map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Returns how many layers of the chain it is about.
+    pub(super) const fn depth(&self) -> usize {
+        self.left.len() + self.stays.len()
     }
 }
 

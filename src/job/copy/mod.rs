@@ -173,7 +173,8 @@ impl Copy {
         let head = chain.head()?.path.clone();
         let transfer = Transfer::open(host, &folder, &head)?;
         let leaving = if request.removes_source {
-            leave::plan(host.as_ref(), ledger, &chain, depth)?
+            let copied = leave::copied_depth(host.as_ref(), &chain, depth, (&folder, &transfer))?;
+            leave::plan(host.as_ref(), ledger, &chain, copied)?
         } else {
             Leaving::default()
         };
@@ -236,7 +237,7 @@ impl Copy {
             report.head.clone_from(to);
         }
         if self.request.verify || self.request.removes_source {
-            self.verify(&report.head, copied.len(), progress)?;
+            self.verify(&report.head, progress)?;
             report.is_verified = true;
         }
         file::sweep(self.host.as_ref(), &self.plan.folder, &self.transfer)?;
@@ -332,12 +333,12 @@ impl Copy {
         self.ledger.know(image.as_ref())
     }
 
-    fn verify(&self, head: &Path, copied: usize, progress: &Progress) -> Result<()> {
+    fn verify(&self, head: &Path, progress: &Progress) -> Result<()> {
         let same = self.chain.head()?.format();
         let format = self.request.conversion.as_ref().map_or(same, |new| new.format);
         let copy = Chain::open(&self.host, head, &self.opening.clone().with_format(Some(format)))?;
         if self.request.removes_source {
-            leave::verify_layers(&self.chain, &copy, copied, progress)?;
+            leave::verify_layers(&self.chain, &copy, self.leaving.depth(), progress)?;
         }
         refuse_difference(&self.chain.view(0), &copy, progress)
     }

@@ -6,6 +6,8 @@
 
 mod consolidate;
 mod copy;
+mod moving;
+mod repair;
 mod reshape;
 mod seal;
 mod world;
@@ -49,9 +51,11 @@ pub struct Job {
 }
 
 /// Every job.
-pub static JOBS: [Job; 9] = [
+pub static JOBS: [Job; 11] = [
     Job { name: "consolidate", scene: consolidate::scene },
     Job { name: "copy", scene: copy::scene },
+    Job { name: "move", scene: moving::scene },
+    Job { name: "repair", scene: repair::scene },
     Job { name: "seal", scene: seal::scene },
     Job { name: "snapshot", scene: reshape::snapshot },
     Job { name: "revert", scene: reshape::revert },
