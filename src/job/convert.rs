@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -30,6 +30,8 @@ const STRIDE_BYTES: u64 = 256 << 20;
 const MOVED_BYTES: u64 = 8 << 20;
 /// How much is put together in memory in one go.
 const JOINED_BYTES: u64 = 1 << 20;
+/// How much is written before the device is asked to begin with it.
+const EARLY_BYTES: u64 = 32 << 20;
 /// Runs shorter than this are cheaper to put together in memory than to move, unless the host can share them.
 const SHORT_BYTES: u64 = 256 << 10;
 
@@ -94,14 +96,13 @@ pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Prog
         target.unit().max(4096)
     };
     progress.begin("convert", target.size());
-    let job = Fill { source, target, filling, unit, is_shared: AtomicBool::new(false), progress };
+    let (is_shared, unflushed) = (AtomicBool::new(false), AtomicU64::new(0));
+    let job = Fill { source, target, filling, unit, is_shared, unflushed, progress };
     let mut written = 0;
     for stride in GuestOffset::new(0).range(target.size()).pieces(STRIDE_BYTES) {
         let steps = job.plan(stride)?;
         written += steps.iter().map(Step::written_bytes).sum::<u64>();
         job.perform(&steps)?;
-        // The device writes while the next stride is copied.
-        io::begin_flush(target.data_file().as_ref());
         progress.moved(stride.bytes - steps.iter().map(|s| s.range().bytes).sum::<u64>());
     }
     target.flush()?;
@@ -116,6 +117,8 @@ struct Fill<'a> {
     unit: u64,
     /// Whether the host shares bytes between source and target instead of copying them.
     is_shared: AtomicBool,
+    /// Bytes written since the device was last asked to begin.
+    unflushed: AtomicU64,
     progress: &'a Progress,
 }
 
@@ -184,24 +187,37 @@ impl Fill<'_> {
     fn perform(&self, steps: &[Step]) -> Result<()> {
         let next = AtomicUsize::new(0);
         let results = rayon::broadcast(|_| -> Result<()> {
+            let mut buf = Vec::new();
             while let Some(step) = steps.get(next.fetch_add(1, Relaxed)) {
                 self.progress.checkpoint()?;
-                self.step(step).inspect_err(|_| next.store(steps.len(), Relaxed))?;
+                self.step(step, &mut buf).inspect_err(|_| next.store(steps.len(), Relaxed))?;
                 self.progress.moved(step.range().bytes);
+                self.wrote(step.written_bytes());
             }
             Ok(())
         });
         results.into_iter().collect()
     }
 
-    fn step(&self, step: &Step) -> Result<()> {
+    /// Lets the device write while more is copied.
+    fn wrote(&self, bytes: u64) {
+        let unflushed = self.unflushed.fetch_add(bytes, Relaxed) + bytes;
+        let is_due = unflushed >= EARLY_BYTES
+            && self.unflushed.compare_exchange(unflushed, 0, Relaxed, Relaxed).is_ok();
+        if is_due {
+            io::begin_flush(self.target.data_file().as_ref());
+        }
+    }
+
+    fn step(&self, step: &Step, buf: &mut Vec<u8>) -> Result<()> {
         match step {
             Step::Zero(range) => self.target.zero(*range, Kept::Nothing, &Nothing),
             Step::Join(range) if self.filling.is_packed => self.pack(*range),
             Step::Join(range) => {
-                let mut bytes = vec![0; index(range.bytes)];
-                self.source.read(range.start, &mut bytes)?;
-                self.target.write(range.start, &bytes, &Nothing)
+                buf.resize(buf.len().max(index(range.bytes)), 0);
+                let bytes = buf.get_mut(..index(range.bytes)).unwrap_or_default();
+                self.source.read(range.start, bytes)?;
+                self.target.write(range.start, bytes, &Nothing)
             }
             Step::Move(run) => self.move_run(run),
         }
