@@ -9,6 +9,7 @@ use crate::{
     base::{Error, HostOffset, HostRange, Result, units},
     io::{Access, Descriptor, File, Kept, Run, Witness},
 };
+use parking_lot::Mutex;
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::Errno,
@@ -25,6 +26,9 @@ use std::{
 /// Zeros are written this many bytes at a time where the host cannot make them itself.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
+/// Writes of this many bytes and more take turns in a regular file.
+const LARGE_BYTES: usize = 128 << 10;
+
 /// A file or block device of this machine.
 #[derive(Debug)]
 pub(super) struct RealFile {
@@ -35,6 +39,9 @@ pub(super) struct RealFile {
     block_bytes: u64,
     /// Whether a flush failed: the kernel forgets what it could not write, so no later one may succeed.
     is_lost: AtomicBool,
+    /// Held during a large write. The kernel lets one writer at a time into a regular file; those that wait
+    /// there spin on a core that the reader of the next bytes, or the write-back, needs.
+    turn: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -67,8 +74,8 @@ impl RealFile {
             None => Place::Held(Arc::new(fd)),
             Some((pool, access)) => Place::Pooled(pool.admit(fd, path, access)?),
         };
-        let is_lost = AtomicBool::new(false);
-        Ok(Self { path: path.to_path_buf(), place, is_device, file_system, block_bytes, is_lost })
+        let (is_lost, turn) = (AtomicBool::new(false), Mutex::new(()));
+        Ok(Self { path: path.to_path_buf(), place, is_device, file_system, block_bytes, is_lost, turn })
     }
 
     fn fd(&self) -> Result<Arc<OwnedFd>> {
@@ -136,6 +143,7 @@ impl File for RealFile {
 
     fn read_at(&self, at: HostOffset, mut buf: &mut [u8]) -> Result<()> {
         let (fd, mut at) = (self.fd()?, at);
+        let _turn = (buf.len() >= LARGE_BYTES && !self.is_device).then(|| self.turn.lock());
         while !buf.is_empty() {
             let read = retry(|| rustix::io::pread(&fd, &mut *buf, at.bytes()))
                 .map_err(|e| self.failed("read", at.range(units::count(buf.len())), e))?;
@@ -151,6 +159,7 @@ impl File for RealFile {
 
     fn write_at(&self, at: HostOffset, mut buf: &[u8]) -> Result<()> {
         let (fd, mut at) = (self.fd()?, at);
+        let _turn = (buf.len() >= LARGE_BYTES && !self.is_device).then(|| self.turn.lock());
         while !buf.is_empty() {
             let written = match retry(|| rustix::io::pwrite(&fd, buf, at.bytes())) {
                 Ok(0) => Err(Errno::NOSPC),
