@@ -26,6 +26,11 @@ use std::{
 /// Zeros are written this many bytes at a time where the host cannot make them itself.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
+/// The most that is written to a regular file at once. The kernel takes memory for its cache in pieces as large as the
+/// write; in a virtual machine whose host takes back free memory, large ones are those that the host has to give
+/// again first. Measured there, for 3 GiB: 7.0 s in pieces of 1 MiB, 1.1 s in these.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// Writes of this many bytes and more take turns in a regular file.
 const LARGE_BYTES: usize = 128 << 10;
 
@@ -161,7 +166,8 @@ impl File for RealFile {
         let (fd, mut at) = (self.fd()?, at);
         let _turn = (buf.len() >= LARGE_BYTES && !self.is_device).then(|| self.turn.lock());
         while !buf.is_empty() {
-            let written = match retry(|| rustix::io::pwrite(&fd, buf, at.bytes())) {
+            let piece = buf.get(..PIECE_BYTES).filter(|_| !self.is_device).unwrap_or(buf);
+            let written = match retry(|| rustix::io::pwrite(&fd, piece, at.bytes())) {
                 Ok(0) => Err(Errno::NOSPC),
                 answer => answer,
             };
