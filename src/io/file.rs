@@ -1,7 +1,12 @@
 //! One open object: bytes at offsets.
 
 use crate::base::{HostOffset, HostRange, Result};
-use std::{fmt, os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{
+    fmt,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// How a file is opened, and which locks are taken on it (see [`crate::io::Host::open`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +79,8 @@ pub struct Descriptor {
     pub file_system: u64,
     /// Bytes in a block of the file system: what can be shared starts and ends on one.
     pub block_bytes: u64,
+    /// Whether what is written is not read again soon (see [`crate::io::stream`]).
+    pub(in crate::io) streams: Arc<AtomicBool>,
 }
 
 /// An open object that holds bytes at offsets: a host file, a block device, memory.

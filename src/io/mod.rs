@@ -20,7 +20,7 @@ pub use blocks::Blocks;
 pub use file::{Access, Descriptor, File, Kept, Run, Witness};
 pub use host::{Entry, EntryKind, Host};
 pub use mode::{born_ns, is_marked_read_only};
-pub use moved::{Moved, begin_flush, copy, is_helped};
+pub use moved::{Moved, begin_flush, copy, is_helped, stream};
 pub use stamp::settle;
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::base::{
 };
 use parking_lot::RwLock;
 use rustix::io::Errno;
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{cell::RefCell, collections::BTreeSet, sync::atomic::Ordering};
 
 /// How bytes were moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,14 @@ pub fn is_helped(from: &dyn File, to: &dyn File) -> bool {
 pub fn begin_flush(file: &dyn File) {
     if let Some(descriptor) = file.descriptor().filter(|_| !file.is_device()) {
         real::begin_flush(&descriptor.fd);
+    }
+}
+
+/// Says that what is written to `file` from now on in large pieces is not read again soon: a new image, say. The host
+/// then writes it back at once and does not keep it in memory, where others need the room. A hint.
+pub fn stream(file: &dyn File) {
+    if let Some(descriptor) = file.descriptor().filter(|_| !file.is_device()) {
+        descriptor.streams.store(true, Ordering::Relaxed);
     }
 }
 

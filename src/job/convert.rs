@@ -96,6 +96,7 @@ pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Prog
         target.unit().max(4096)
     };
     progress.begin("convert", target.size());
+    io::stream(target.data_file().as_ref());
     let (is_shared, unflushed) = (AtomicBool::new(false), AtomicU64::new(0));
     let job = Fill { source, target, filling, unit, is_shared, unflushed, progress };
     let mut written = 0;

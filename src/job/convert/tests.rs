@@ -116,6 +116,7 @@ fn every_unit_of_the_target_is_in_one_step() {
             filling: Filling { is_blank, is_packed: false },
             unit: 65536,
             is_shared: AtomicBool::new(false),
+            unflushed: AtomicU64::new(0),
             progress: &Progress::default(),
         };
         let steps = job.plan(GuestOffset::new(0).range(16 << 20)).unwrap();

@@ -103,6 +103,7 @@ pub(super) fn copy(
 ) -> Result<Copied> {
     let (draft, part) = begin(host, source, to, transfer)?;
     let mut copied = Copied { draft, part, moved: Moved::default() };
+    io::stream(copied.file().as_ref());
     copied.fill(source, to, transfer, progress)?;
     Ok(copied)
 }
