@@ -16,7 +16,7 @@ use crate::{
     base::{Error, GuestRange, Result, units::index},
     content::LEAF_BYTES,
     io::Blocks,
-    map::{Extent, RangeSet, State},
+    map::{self, Extent, RangeSet, State},
 };
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -119,13 +119,18 @@ fn covering(extents: &[Extent], range: GuestRange) -> impl Iterator<Item = &Exte
 
 /// Returns a digest of where the target holds `range`.
 fn map_digest(sides: &Sides, range: GuestRange) -> Result<[u8; 32]> {
-    let mut extents = Vec::new();
+    let (mut extents, mut places) = (Vec::new(), Vec::new());
     sides.target.map(range, &mut extents)?;
-    let mut hasher = blake3::Hasher::new();
     for Extent { range, state } in extents {
+        // Zeros get a place when their neighbours in a cluster do, and are zeros still.
+        let state = if state.is_zero() { State::Zero { host: None } } else { state };
+        map::push(&mut places, Extent::new(range, state));
+    }
+    let mut hasher = blake3::Hasher::new();
+    for Extent { range, state } in places {
         let (kind, host) = match state {
             State::Absent => (0, None),
-            State::Zero { host } => (1, host),
+            State::Zero { .. } => (1, None),
             State::Data { host } => (2, Some(host)),
             State::Packed => (3, None),
         };
