@@ -2,9 +2,11 @@
 
 pub mod clock;
 pub mod error;
+pub mod guard;
 pub mod record;
 pub mod seed;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};
+pub use guard::Guard;
 pub use units::{GuestOffset, GuestRange, HostOffset, HostRange};

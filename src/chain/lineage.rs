@@ -2,7 +2,7 @@
 
 use super::Layer;
 use crate::{
-    base::{Error, Result},
+    base::{Error, Guard, Result},
     content::ContentId,
     format::{self, Image},
     store::{
@@ -135,7 +135,7 @@ pub(super) fn refuse_half_folded(ledger: &Ledger, head: &Layer) -> Result<()> {
     let fold = journal.fold();
     let (Some(top), Some(target)) = (fold.layers.first(), fold.layers.last()) else { return Ok(()) };
     let is_target = fold.mode != FoldMode::NewImage && journal.is_at(target, &head.path)?;
-    if !is_target || journal.is_at(top, &head.path)? {
+    if !Guard::HalfFolded.trips(is_target) || journal.is_at(top, &head.path)? {
         return Ok(());
     }
     // A top that has gone or was retired has given way, if that was to be: the target is the result, and whole.
@@ -149,7 +149,8 @@ pub(super) fn refuse_half_folded(ledger: &Ledger, head: &Layer) -> Result<()> {
 /// Refuses to reshape around an image that a consolidation which was cut off names: the layers below may be half
 /// changed, and the job could not go on.
 pub fn refuse_cut_off(ledger: &Ledger, image: &Path) -> Result<()> {
-    let Some(journal) = ledger.journal_of_layer(image)? else { return Ok(()) };
+    let found = ledger.journal_of_layer(image)?.filter(|_| Guard::CutOff.trips(true));
+    let Some(journal) = found else { return Ok(()) };
     Err(cut_off(&journal, "a consolidation of TOP").path(image))
 }
 

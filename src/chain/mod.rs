@@ -83,6 +83,25 @@ impl Chain {
     /// Fails with `NotFound` for a missing layer, `Policy` for a reference that may not be followed or a parent
     /// that is not what the child was made on, `Corrupt` for cycles and broken headers, `Busy` where a layer is
     /// locked.
+    ///
+    /// ```
+    /// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+    /// # use std::sync::Arc;
+    /// use deltachain::{base::GuestOffset, chain::{Chain, Opening}, disk::Disk};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    /// let base = folder.path().join("base.qcow2");
+    /// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+    /// create(&host, &base, &new, &Opening::reading())?;
+    /// let disk = Chain::open(&host, &base, &Opening::writing())?;
+    /// disk.write(GuestOffset::new(512), b"hello")?;
+    /// disk.flush()?;
+    /// assert_eq!((disk.layers().len(), disk.size()), (1, 1 << 20));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn open(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let layers = open::layers(host, path, opening)?;
         let standings = match &opening.ledger {

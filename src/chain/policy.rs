@@ -6,7 +6,7 @@
 
 use super::link::join;
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Error, ErrorKind, Guard, Result},
     format::Parts,
     io::{Access, EntryKind, File, Host},
 };
@@ -100,7 +100,8 @@ impl Referrer<'_> {
         // Among the devices there is one ordinary file system.
         let is_memory = inside(Path::new("/dev/shm"));
         let is_special = !is_memory && ["/proc", "/sys", "/dev"].iter().any(|f| inside(Path::new(f)));
-        if !is_special && (inside(self.folder()) || (self.is_stated && allowed())) {
+        let is_inside = !is_special && (inside(self.folder()) || (self.is_stated && allowed()));
+        if !Guard::OutsideFolder.trips(!is_inside) {
             return Ok(());
         }
         let target = place.parent().unwrap_or(place);

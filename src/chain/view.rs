@@ -7,7 +7,7 @@
 use super::Layer;
 use crate::{
     base::{
-        Error, GuestOffset, GuestRange, Result,
+        Error, Guard, GuestOffset, GuestRange, Result,
         units::{count, index},
     },
     format::{Below, Image, Nothing},
@@ -185,6 +185,25 @@ impl View {
     }
 
     /// Fills `buf` from `at`; zeros past the end.
+    ///
+    /// ```
+    /// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+    /// # use std::sync::Arc;
+    /// use deltachain::{base::GuestOffset, chain::{Chain, Opening}};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    /// let base = folder.path().join("base.qcow2");
+    /// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+    /// create(&host, &base, &new, &Opening::reading())?;
+    /// let view = Chain::open(&host, &base, &Opening::reading())?.view(0);
+    /// let mut sector = [9; 512];
+    /// view.read(GuestOffset::new(4096), &mut sector)?;
+    /// assert_eq!(sector, [0; 512]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
         let mut rest = buf;
         let mut at = at;
@@ -310,7 +329,8 @@ fn describe(image: &dyn Image, range: GuestRange, out: &mut Vec<Extent>) -> Resu
     }
     let beyond = GuestRange::between(range.start.max(end), range.end());
     if !beyond.is_empty() {
-        map::push(out, Extent::new(beyond, State::Zero { host: None }));
+        let is_zero = Guard::ShortLayer.trips(true);
+        map::push(out, Extent::new(beyond, if is_zero { State::Zero { host: None } } else { State::Absent }));
     }
     Ok(())
 }

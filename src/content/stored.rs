@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     base::{
-        Error, Result,
+        Error, Guard, Result,
         units::{count, index},
     },
     record,
@@ -81,7 +81,7 @@ impl Tree {
             }
         }
         let found = tree.id();
-        if found != *id {
+        if Guard::TreeRoot.trips(found != *id) {
             return Err(Error::corrupt(format!("stored tree gives {found}, it is kept for {id}")));
         }
         Ok(tree)

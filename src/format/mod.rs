@@ -294,6 +294,25 @@ pub struct Creation {
 /// Opens an image of a stated format in a file that is open already.
 ///
 /// `is_writable` says whether the caller will write; opening for writing marks the image as its format asks.
+///
+/// ```
+/// use deltachain::{
+///     base::{GuestOffset, HostOffset},
+///     format::{self, Format, NoParts, Nothing},
+///     io::{File, memory::MemoryFile},
+/// };
+/// use std::sync::Arc;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let file = Arc::new(MemoryFile::new("disk.raw"));
+/// file.write_at(HostOffset::new(0), &[7; 512])?;
+/// let image = format::open(Format::Raw, file, false, &NoParts)?;
+/// let mut bytes = [0; 512];
+/// image.read(GuestOffset::new(0), &mut bytes, &Nothing)?;
+/// assert_eq!((image.size(), bytes), (512, [7; 512]));
+/// # Ok(())
+/// # }
+/// ```
 pub fn open(
     format: Format,
     file: Arc<dyn File>,
@@ -330,6 +349,27 @@ pub fn measure(format: Format, creation: &Creation) -> Result<Measure> {
 }
 
 /// Makes a new image in an empty file: durable after its [`Image::flush`]. Unknown options are `Invalid`.
+///
+/// ```
+/// use deltachain::{
+///     base::GuestOffset,
+///     format::{self, Creation, Format, NoParts, Nothing},
+///     io::memory::MemoryFile,
+/// };
+/// use std::sync::Arc;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let file = Arc::new(MemoryFile::new("disk.qcow2"));
+/// let options = vec![("cluster_size".to_owned(), "4k".to_owned())];
+/// let creation = Creation { size: 1 << 20, parent: None, options };
+/// let image = format::create(Format::Qcow2, file.clone(), &creation, &NoParts)?;
+/// // Nothing lies below: what is not written reads as zeros.
+/// image.write(GuestOffset::new(512), b"hello", &Nothing)?;
+/// image.flush()?;
+/// assert_eq!(Format::recognise(file.as_ref())?, Format::Qcow2);
+/// # Ok(())
+/// # }
+/// ```
 pub fn create(
     format: Format,
     file: Arc<dyn File>,

@@ -11,6 +11,24 @@ use std::{path::Path, sync::Arc};
 /// Does `edits` to the image at `path`, in order; each is durable before the next begins.
 ///
 /// `Busy` if the image is in use; `Unsupported` for formats without bitmaps.
+///
+/// ```
+/// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+/// # use std::sync::Arc;
+/// use deltachain::{chain::Opening, format::BitmapEdit, job::bitmap};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+/// let base = folder.path().join("base.qcow2");
+/// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+/// create(&host, &base, &new, &Opening::reading())?;
+/// let add = BitmapEdit::Add { name: "daily".to_owned(), granularity_bytes: Some(65536) };
+/// let layer = bitmap::edit(&host, &base, &Opening::writing(), &[add])?;
+/// assert_eq!(layer.image.bitmap("daily")?.granularity_bytes(), 65536);
+/// # Ok(())
+/// # }
+/// ```
 pub fn edit(host: &Arc<dyn Host>, path: &Path, opening: &Opening, edits: &[BitmapEdit]) -> Result<Layer> {
     let layer = open_layer(host, path, &opening.clone().with_access(Access::Write))?;
     edits.iter().try_for_each(|edit| layer.image.edit_bitmap(edit))?;

@@ -60,6 +60,25 @@ pub struct Converted {
 /// Makes a new image at `path` that shows what `source` shows; nothing is there before it is whole and durable.
 ///
 /// `Exists` if a file has the name; `Interrupted` when told to stop, and then nothing is left behind.
+///
+/// ```
+/// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+/// # use std::sync::Arc;
+/// use deltachain::{chain::{Chain, Opening}, job::{Progress, convert::convert}};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+/// let base = folder.path().join("base.qcow2");
+/// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+/// create(&host, &base, &new, &Opening::reading())?;
+/// let source = Chain::open(&host, &base, &Opening::reading())?.view(0);
+/// let flat = folder.path().join("flat.raw");
+/// let made = convert(&host, &source, &flat, (Format::Raw, &[], false), &Progress::default())?;
+/// assert_eq!((made.size, std::fs::metadata(&flat)?.len()), (1 << 20, 1 << 20));
+/// # Ok(())
+/// # }
+/// ```
 pub fn convert(
     host: &Arc<dyn Host>,
     source: &View,

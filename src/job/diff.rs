@@ -72,6 +72,28 @@ pub fn differences(
 }
 
 /// Returns the first byte in which the disks differ, `None` if they show the same.
+///
+/// ```
+/// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+/// # use std::sync::Arc;
+/// use deltachain::{base::GuestOffset, chain::{Chain, Opening}, disk::Disk};
+/// use deltachain::job::{Progress, diff::first_difference, snapshot::snapshot};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+/// let base = folder.path().join("base.qcow2");
+/// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+/// create(&host, &base, &new, &Opening::reading())?;
+/// let new = folder.path().join("new.qcow2");
+/// snapshot(&host, &base, &new, &[], &Opening::writing())?;
+/// let disk = Chain::open(&host, &new, &Opening::writing())?;
+/// disk.write(GuestOffset::new(70_000), b"hello")?;
+/// let at = first_difference(&disk.view(0), &disk.view(1), &Progress::default())?;
+/// assert_eq!(at, Some(GuestOffset::new(70_000)));
+/// # Ok(())
+/// # }
+/// ```
 pub fn first_difference(a: &View, b: &View, progress: &Progress) -> Result<Option<GuestOffset>> {
     let mut first = None;
     differences(a, b, 4096, progress, &mut |difference| {

@@ -22,6 +22,17 @@ pub struct Measured {
 }
 
 /// Measures a new image of `format` with these options that shows what `source` shows, or an empty one.
+///
+/// ```
+/// use deltachain::{format::{Creation, Format}, job::measure::measure};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let creation = Creation { size: 1 << 30, parent: None, options: vec![] };
+/// let measured = measure(Format::Qcow2, &creation, None)?;
+/// assert!(measured.required < 1 << 20 && measured.fully_allocated > 1 << 30);
+/// # Ok(())
+/// # }
+/// ```
 pub fn measure(format: Format, creation: &Creation, source: Option<&View>) -> Result<Measured> {
     let sums = format::measure(format, creation)?;
     let data_bytes = match source {

@@ -3,7 +3,7 @@
 //! Children elsewhere cannot be seen; whoever asks says where it was looked.
 
 use crate::{
-    base::Error,
+    base::{Error, Guard},
     chain::{Family, Layer},
     io::{Witness, is_marked_read_only},
 };
@@ -28,5 +28,5 @@ pub(super) fn other_child<'f>(family: &'f Family, files: &[Witness], at: usize) 
     let (file, above) = (files.get(at)?, at.checked_sub(1).and_then(|above| files.get(above)));
     let mut children = family.children_of(file);
     let other = children.find(|child| !above.is_some_and(|own| own.same_file(&child.witness)));
-    other.map(|child| child.path.as_path())
+    other.filter(|_| Guard::Siblings.trips(true)).map(|child| child.path.as_path())
 }

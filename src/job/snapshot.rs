@@ -4,7 +4,7 @@
 //! head's name, in one step.
 
 use crate::{
-    base::{Error, Result},
+    base::{Error, Guard, Result},
     chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off},
     format::{self, Creation, Format, NoParts},
     io::{Access, Host},
@@ -31,6 +31,26 @@ pub struct Taken {
 /// Freezes the image at `top`; `new` becomes the head: a qcow2 image made with `options`.
 ///
 /// `Exists` if `new` is there; `Busy` if somebody writes `top`.
+///
+/// ```
+/// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+/// # use std::sync::Arc;
+/// use deltachain::{chain::{Chain, Opening}, job::snapshot::snapshot, store::Ledger};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+/// let base = folder.path().join("base.qcow2");
+/// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+/// create(&host, &base, &new, &Opening::reading())?;
+/// let opening = Opening::writing().with_ledger(Ledger::new(Arc::clone(&host), None));
+/// let new = folder.path().join("new.qcow2");
+/// let taken = snapshot(&host, &base, &new, &[], &opening)?;
+/// assert_eq!(taken.name, "base.qcow2");
+/// assert_eq!(Chain::open(&host, &new, &opening)?.layers().len(), 2);
+/// # Ok(())
+/// # }
+/// ```
 pub fn snapshot(
     host: &Arc<dyn Host>,
     top: &Path,
@@ -143,6 +163,9 @@ impl Revert {
         let layers = self.chain.layers().get(self.depth..).unwrap_or_default();
         let child = Child { target: &head.path, options, how: Publish::Replace };
         child.publish(host, self.ledger.as_ref(), layers)?;
+        if let Some(ledger) = &self.ledger {
+            ledger.forget_replaced(&head.path, head.image.as_ref())?;
+        }
         Ok(self.plan)
     }
 }
@@ -153,7 +176,7 @@ pub(super) fn refuse_children(host: &Arc<dyn Host>, layer: &Layer) -> Result<()>
     let folder = layer.path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let family = Family::scan(host.as_ref(), &[folder])?;
     let file = host.witness(&layer.path)?;
-    match family.children_of(&file).next() {
+    match family.children_of(&file).next().filter(|_| Guard::Children.trips(true)) {
         Some(child) => {
             let what = format!("{} lies on it", child.path.display());
             Err(Error::busy(what).subject(&child.path).path(&layer.path))

@@ -8,7 +8,7 @@ use super::{
     trust::{Evidence, Seen, Trust, trust},
 };
 use crate::{
-    base::{Error, Result},
+    base::{Error, Guard, Result},
     content::{ContentId, Tree},
     io::{self, Access, File, Host, Witness},
 };
@@ -117,6 +117,26 @@ impl Found {
 
 impl Ledger {
     /// Keeps notes beside images, or in `state` where an image's folder cannot be written.
+    ///
+    /// ```
+    /// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+    /// # use std::sync::Arc;
+    /// use deltachain::{chain::{Opening, open_layer}, store::{Ledger, Trust}};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    /// let base = folder.path().join("base.qcow2");
+    /// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+    /// create(&host, &base, &new, &Opening::reading())?;
+    /// let ledger = Ledger::new(Arc::clone(&host), None);
+    /// let layer = open_layer(&host, &base, &Opening::writing())?;
+    /// // A head makes no claim about its bytes; a layer that something is about to depend on does.
+    /// assert_eq!(ledger.look(layer.image.as_ref())?.trust, Trust::Unknown);
+    /// assert_eq!(ledger.freeze(layer.image.as_ref())?.trust, Trust::Trusted);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new(host: Arc<dyn Host>, state: Option<PathBuf>) -> Self {
         Self { host, state }
     }
@@ -209,13 +229,14 @@ impl Ledger {
         let path = header_path(image)?;
         let found = self.find(image)?;
         let (layer, _) = found.layer();
-        if !is_as_before(&before.now, &found.now) || layer.frozen != before.layer.frozen {
+        let is_other = !is_as_before(&before.now, &found.now) || layer.frozen != before.layer.frozen;
+        if Guard::SealUnchanged.trips(is_other) {
             return Err(Error::busy("was written while its content ID was computed").path(path));
         }
         let record = layer.frozen.unwrap_or_else(|| Record { epoch: Epoch::fresh(), sealed: None });
         let id = tree.id();
         match (record.sealed, before.trust) {
-            (Some(sealed), _) if sealed != id => {
+            (Some(sealed), _) if Guard::SealSame.trips(sealed != id) => {
                 let (shown, sealed) = (id.short(), sealed.short());
                 return Err(Error::policy(format!("shows {shown}, its record says {sealed}")).path(path));
             }
@@ -284,6 +305,14 @@ impl Ledger {
         note::remove(self.host.as_ref(), &found.folders, &found.header)
     }
 
+    /// Removes what is noted of an image whose name, `path`, another file has got, so that it is not read as that of
+    /// a later file in its place.
+    pub fn forget_replaced(&self, path: &Path, image: &(impl Carrier + ?Sized)) -> Result<()> {
+        let header = image.files().into_iter().next();
+        let header = header.ok_or_else(|| Error::invalid("an image without a file").path(path))?;
+        note::remove(self.host.as_ref(), &self.folders_beside(path), &Header::of(header.as_ref())?)
+    }
+
     /// A tree that a power cut takes away, or a part of it, is computed again.
     fn keep_tree(&self, folders: &[PathBuf], id: &ContentId, tree: &Tree) -> Result<()> {
         let name = Path::new("trees").join(id.hex());
@@ -300,9 +329,12 @@ impl Ledger {
     }
 
     fn folders_of(&self, header: &dyn File) -> Result<Vec<PathBuf>> {
-        let place = self.host.opened_as(header)?;
-        let beside = place.parent().unwrap_or(Path::new("/")).join(FOLDER);
-        Ok(std::iter::once(beside).chain(self.state.clone()).collect())
+        Ok(self.folders_beside(&self.host.opened_as(header)?))
+    }
+
+    fn folders_beside(&self, path: &Path) -> Vec<PathBuf> {
+        let beside = path.parent().unwrap_or(Path::new("/")).join(FOLDER);
+        std::iter::once(beside).chain(self.state.clone()).collect()
     }
 
     fn find(&self, image: &(impl Carrier + ?Sized)) -> Result<Found> {
@@ -328,7 +360,7 @@ impl Ledger {
         let is_doubted = matches!(found.known().trust, Trust::Doubted(_));
         let misleads =
             |note: &Note| note.seen.as_ref().is_some_and(|seen| Some(seen.epoch) == epoch || !is_doubted);
-        if found.note.as_ref().is_some_and(misleads) {
+        if Guard::WitnessWithdrawn.trips(found.note.as_ref().is_some_and(misleads)) {
             // A witness that speaks against the epoch before stays until the new one stands.
             self.withdraw(&found)?;
         }

@@ -7,7 +7,7 @@ use super::{
     place::{self, Lasting},
 };
 use crate::{
-    base::{Error, ErrorKind, HostOffset, Result, units::index},
+    base::{Error, ErrorKind, Guard, HostOffset, Result, units::index},
     io::{Access, Host, Witness},
 };
 use serde::{Deserialize, Serialize};
@@ -91,7 +91,7 @@ impl Transfer {
             part.source.same_file(source)
                 && (part.source.bytes, part.source.modified_ns) == (source.bytes, source.modified_ns)
         };
-        self.content.parts.get(name).filter(same)
+        self.content.parts.get(name).filter(|part| !Guard::ResumedSource.trips(!same(part)))
     }
 
     /// Returns the temporary name of what was begun under that name, from whatever source.
@@ -136,12 +136,11 @@ impl Transfer {
         place::replace_in_first(&self.host, folders, (&self.name, Lasting::Now), &write).map(drop)
     }
 
-    /// Removes the note: the copy is whole.
+    /// Removes the note: the copy is whole. A power cut may bring it back: it then finds everything done.
     pub fn close(self) -> Result<()> {
         match self.host.remove(&self.folder.join(&self.name)) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-            Err(_) => Ok(()),
-            Ok(()) => self.host.sync_folder(&self.folder),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            done => done,
         }
     }
 }

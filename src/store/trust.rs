@@ -3,7 +3,7 @@
 
 use super::{Claim, Epoch, Known, Record};
 use crate::{
-    base::{Error, clock},
+    base::{Error, Guard, clock},
     content::ContentId,
     io::Witness,
 };
@@ -97,31 +97,32 @@ impl Trust {
 /// A witness of an earlier boot can contradict, not prove; one of another epoch says nothing.
 pub fn trust(evidence: &Evidence<'_>) -> Trust {
     let Some(record) = evidence.record else { return Trust::Unknown };
-    if !evidence.is_untouched {
+    if Guard::StrangersBit.trips(!evidence.is_untouched) {
         return Trust::Doubted(Doubt::Opened);
     }
     let Some(seen) = evidence.seen.filter(|seen| seen.epoch == record.epoch) else { return Trust::Claimed };
-    if seen.files.len() != evidence.now.len() {
+    if Guard::WitnessFiles.trips(seen.files.len() != evidence.now.len()) {
         return Trust::Doubted(Doubt::Replaced);
     }
     let pairs = || seen.files.iter().zip(evidence.now);
     if let Some(doubt) = pairs().enumerate().find_map(|(file, (then, now))| changed(file, then, now)) {
         return Trust::Doubted(doubt);
     }
-    let vouches = pairs().all(|(then, now)| then == now && is_settled(then, seen.noted_ns));
+    let vouches =
+        pairs().all(|(then, now)| !Guard::WitnessBoot.trips(then != now) && is_settled(then, seen.noted_ns));
     if vouches && !seen.files.is_empty() { Trust::Trusted } else { Trust::Claimed }
 }
 
 fn changed(file: usize, then: &Witness, now: &Witness) -> Option<Doubt> {
-    if !then.same_file(now) {
+    if Guard::WitnessInode.trips(!then.same_file(now)) {
         // Inode and device numbers are only names of one boot where a file system has no better.
         return (then.boot == now.boot).then_some(Doubt::Replaced);
     }
-    if then.bytes != now.bytes {
+    if Guard::WitnessLength.trips(then.bytes != now.bytes) {
         return Some(Doubt::Resized { file, was: then.bytes, is: now.bytes });
     }
     let (was_ns, is_ns) = (then.modified_ns, now.modified_ns);
-    (was_ns != is_ns).then_some(Doubt::Written { file, was_ns, is_ns })
+    Guard::WitnessTime.trips(was_ns != is_ns).then_some(Doubt::Written { file, was_ns, is_ns })
 }
 
 /// Returns whether a write after the witness was noted must have got another time stamp.
@@ -129,7 +130,7 @@ fn changed(file: usize, then: &Witness, now: &Witness) -> Option<Doubt> {
 /// A write within the same tick of the file system's clock would not: the witness is then no proof.
 fn is_settled(witness: &Witness, noted_ns: i128) -> bool {
     let tick = if witness.modified_ns % SECOND_NS == 0 { SECOND_NS } else { 1 };
-    noted_ns >= witness.modified_ns + tick
+    !Guard::WitnessTick.trips(noted_ns < witness.modified_ns + tick)
 }
 
 /// A layer as far as its parent is concerned.
@@ -189,7 +190,8 @@ pub enum Differs {
 /// `proven` is the content ID of the parent's view if it has just been computed; a trusted parent's seal
 /// counts as that. The parent's trust is that over all its ancestors.
 pub fn accept(child: &Child<'_>, parent: &Known, proven: Option<ContentId>) -> Result<Lineage, Box<Refusal>> {
-    let holds = |claim: &&Claim| claim.name == child.name && claim.format.as_deref() == child.format;
+    let is_other = |claim: &Claim| claim.name != child.name || claim.format.as_deref() != child.format;
+    let holds = |claim: &&Claim| !Guard::ClaimName.trips(is_other(claim));
     let Some(claim) = child.claim.filter(holds) else { return Ok(Lineage::Unknown) };
     let record = parent.layer.frozen;
     let sealed = record.and_then(|r| r.sealed).filter(|_| parent.trust == Trust::Trusted);
@@ -199,10 +201,10 @@ pub fn accept(child: &Child<'_>, parent: &Known, proven: Option<ContentId>) -> R
     }
     let differs = match (record, parent.trust) {
         (None, _) => Differs::NoRecord,
-        (Some(found), _) if found.epoch != claim.parent_epoch => {
+        (Some(found), _) if Guard::ClaimEpoch.trips(found.epoch != claim.parent_epoch) => {
             Differs::Epoch { claimed: claim.parent_epoch, found: found.epoch }
         }
-        (Some(_), Trust::Doubted(doubt)) => Differs::Doubted(doubt),
+        (Some(_), Trust::Doubted(doubt)) if Guard::ClaimDoubt.trips(true) => Differs::Doubted(doubt),
         (Some(_), _) => return Ok(Lineage::Kept),
     };
     let written_ns = parent.now.iter().map(|witness| witness.modified_ns).max();

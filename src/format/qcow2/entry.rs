@@ -5,7 +5,9 @@
 //! with extended L2 entries. Everything above works on [`Cluster`]s and never sees a raw word.
 
 use super::header::Geometry;
-use crate::base::{Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES};
+use crate::base::{
+    Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES,
+};
 
 /// Bit 63: this table is the only one that refers to the cluster, which may be written in place.
 const COPIED: u64 = 1 << 63;
@@ -158,7 +160,7 @@ impl Cluster {
             return Self::decode_packed(shape, entry, guest);
         }
         let host = HostOffset::new(entry.word & OFFSET);
-        let is_own = entry.word & COPIED != 0;
+        let is_own = !Guard::SharedCluster.trips(entry.word & COPIED == 0);
         let is_held = host.bytes() != 0 || (shape.is_external && is_own);
         let held = if is_held { Held::Plain { host, is_own } } else { Held::Nowhere };
         if !host.bytes().is_multiple_of(shape.cluster()) {
@@ -261,7 +263,7 @@ pub(super) fn table(shape: Shape, word: u64, index: u64) -> Result<Option<(HostO
         let why = format!("L1 entry {index} points to 0x{at:x}, not the start of a cluster");
         return Err(Error::corrupt(why));
     }
-    Ok(Some((at, word & COPIED != 0)))
+    Ok(Some((at, !Guard::SharedTable.trips(word & COPIED == 0))))
 }
 
 /// Returns the L1 entry for an L2 table that nothing else refers to.

@@ -1,6 +1,6 @@
 //! One open qcow2 image: what is kept of it in memory, and its face as an [`Image`].
 //!
-//! Locks, in the order in which they are taken: a *claim* on guest clusters (`claim.rs`), the header, the
+//! Locks, in the order in which they are taken: that of a resize, a *claim* on guest clusters (`claim.rs`), the header, the
 //! state. The header's lock is also the right to write tables and the header into the file. The state's
 //! shared side is held while data is read, or written in place; so whoever holds its exclusive side knows
 //! that nobody uses a host offset that was looked up before.
@@ -32,7 +32,9 @@ use super::{
     write::{Job, Source},
 };
 use crate::{
-    base::{Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile, units::count},
+    base::{
+        Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile, units::count,
+    },
     format::{Below, BitmapEdit, Bits, Details, Format, Image, ParentName, Parts, StoredRecord},
     io::{File, Kept, Moved},
     map::Extent,
@@ -77,6 +79,8 @@ pub(super) struct Qcow2Image {
     pub(super) is_raw: bool,
     /// Whether stored bitmaps have been told that they miss writes from here on.
     is_begun: AtomicBool,
+    /// Held while the size changes: one change at a time.
+    pub(super) resizing: Mutex<()>,
     pub(super) claims: Claims,
     pub(super) header: Mutex<Header>,
     pub(super) state: RwLock<State>,
@@ -135,6 +139,7 @@ impl Qcow2Image {
             is_writable,
             is_raw: header.is_data_file_raw(),
             is_begun: AtomicBool::new(false),
+            resizing: Mutex::new(()),
             claims: Claims::default(),
             header: Mutex::new(header),
             state: RwLock::new(state),
@@ -159,7 +164,9 @@ impl Qcow2Image {
         }
         let header = self.header.lock();
         if !self.is_begun.load(Ordering::Acquire) {
-            bitmap::mark_stale(&*self.file, &header, false)?;
+            if Guard::StaleBitmaps.trips(true) {
+                bitmap::mark_stale(&*self.file, &header, false)?;
+            }
             self.is_begun.store(true, Ordering::Release);
         }
         Ok(())

@@ -4,6 +4,7 @@ pub mod extension;
 pub mod feature;
 pub mod header;
 
+mod apart;
 #[cfg(test)]
 mod audit;
 mod bitmap;
@@ -59,12 +60,17 @@ pub fn measure(creation: &Creation) -> Result<Measure> {
     measure::measure(creation)
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the caller gives the file away, as in the other functions"
-)]
 /// Checks a qcow2 image, and repairs it as far as `repair` allows. A data file must be there; it holds no
 /// metadata.
 pub fn check(file: Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<Checked> {
-    check::check(&*file, repair, parts)
+    let looked_at = Arc::clone(&file);
+    let checked = check::check(&*looked_at, repair, parts)?;
+    let is_mended = checked.corruptions_fixed > 0 && checked.corruptions + checked.errors == 0;
+    if !is_mended || !image::Qcow2Image::open(file, true, parts)?.part_clusters()? {
+        return Ok(checked);
+    }
+    // The entry that a shared cluster was left to is its sole owner now, and is told so.
+    let again = check::check(&*looked_at, repair, parts)?;
+    let Checked { corruptions_fixed, leaks_fixed, .. } = checked;
+    Ok(Checked { corruptions_fixed, leaks_fixed, ..again })
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     base::{
-        Error, GuestOffset, GuestRange, HostRange, Result,
+        Error, Guard, GuestOffset, GuestRange, HostRange, Result,
         units::{count, index},
     },
     format::Below,
@@ -79,15 +79,16 @@ impl State {
 impl Qcow2Image {
     /// Changes the disk's size.
     pub(super) fn resize_to(&self, size: u64, below: &dyn Below) -> Result<()> {
+        let _alone = self.resizing.lock();
         self.begin_resize()?;
         let old = self.state.read().size;
         if size > old {
             self.grow_l1(self.shape.geometry.l1_entries_for(size))?;
             let new = GuestRange::between(GuestOffset::new(old), self.cluster_end(size));
-            if below.is_zero(new)? {
-                self.zero_present(new, below)?;
-            } else {
+            if Guard::UncoveredParent.trips(!below.is_zero(new)?) {
                 self.zero_unchecked(new, Kept::Nothing, below)?;
+            } else {
+                self.zero_present(new, below)?;
             }
             if let Some(data) = &self.data_file {
                 // A shrinking that was cut off may have left bytes there.

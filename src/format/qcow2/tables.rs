@@ -9,8 +9,8 @@ use super::{
 };
 use crate::{
     base::{
-        Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES, units::count,
-        units::index,
+        Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES,
+        units::count, units::index,
     },
     io::File,
     map::{self, Extent},
@@ -144,7 +144,7 @@ impl Tables {
             Held::Packed(range) => (&self.image, range.start),
             _ => return Ok(cluster),
         };
-        match target.ends_before(at)? {
+        match target.ends_before(at)?.filter(|_| Guard::PastEnd.trips(true)) {
             Some(end) => Err(wrong(guest, &format!("points past the file's end (0x{at:x} of 0x{end:x})"))),
             None => Ok(cluster),
         }

@@ -7,7 +7,7 @@ use super::{
     write::{Job, Source},
 };
 use crate::{
-    base::{GuestOffset, GuestRange, HostOffset, Result},
+    base::{Guard, GuestOffset, GuestRange, HostOffset, Result},
     format::Below,
     io::Kept,
 };
@@ -32,7 +32,7 @@ impl State {
     fn erased(&self, old: Cluster, touched: u32, how: Erasure) -> Change {
         let shape = self.tables.shape;
         let is_whole = touched == shape.all();
-        let is_silent = old == Cluster::ABSENT && how.is_zero_below;
+        let is_silent = old == Cluster::ABSENT && !Guard::ZeroOverParent.trips(!how.is_zero_below);
         if is_silent {
             return Change::To(old);
         }

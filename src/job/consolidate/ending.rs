@@ -4,7 +4,7 @@
 
 use super::plan::folder_of;
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Error, ErrorKind, Guard, Result},
     chain::{Family, Layer, Member, Opening, open_layer, relative_name},
     format::{self, Format, Image, ParentName},
     io::{Access, File, Host, Witness},
@@ -148,7 +148,8 @@ impl Ending {
             let mut removed = journal.fold().removed.iter();
             removed.any(|gone| journal.is_at(&gone.name, &child.path).unwrap_or(false))
         };
-        match family.children_of(&file).find(|child| !is_folded(child)) {
+        let child = family.children_of(&file).find(|child| !is_folded(child));
+        match child.filter(|_| Guard::Orphans.trips(true)) {
             Some(child) => {
                 let what = format!("{} lies on it by now: it is not removed", child.path.display());
                 Err(Error::busy(what).subject(&child.path).path(path))

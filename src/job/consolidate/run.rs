@@ -81,6 +81,29 @@ impl Consolidation {
     ///
     /// Fails as [`Chain::open`]; `Busy` with the image named where another lies on what is to change; `Corrupt`
     /// for a journal that cannot be relied on.
+    ///
+    /// ```
+    /// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+    /// # use std::sync::Arc;
+    /// use deltachain::{chain::{Chain, Opening}, job::{Progress, snapshot::snapshot}};
+    /// use deltachain::job::consolidate::{Consolidation, Pace, Request};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    /// let base = folder.path().join("base.qcow2");
+    /// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+    /// create(&host, &base, &new, &Opening::reading())?;
+    /// let top = folder.path().join("top.qcow2");
+    /// snapshot(&host, &base, &top, &[], &Opening::writing())?;
+    /// let fold = Consolidation::prepare(&host, &top, &Opening::reading(), &Request::default())?;
+    /// assert_eq!(fold.plan().folded.len(), 1);
+    /// fold.run(Pace::USUAL, &Progress::default())?;
+    /// // The disk's name opens what it opened before, in one file.
+    /// assert!(!base.exists() && Chain::open(&host, &top, &Opening::reading())?.layers().len() == 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn prepare(host: &Arc<dyn Host>, top: &Path, opening: &Opening, request: &Request) -> Result<Self> {
         let top = resolve(host.as_ref(), top)?;
         let journal = Journal::find(host, &top)?;

@@ -20,6 +20,7 @@ const CHECKPOINT_BYTES: u64 = if cfg!(test) { 4096 } else { 512 << 20 };
 
 /// A file whose bytes are at the target, under a temporary name.
 pub(super) struct Copied {
+    host: Arc<dyn Host>,
     draft: Draft,
     part: Part,
     moved: Moved,
@@ -34,7 +35,7 @@ impl Copied {
         transfer: &mut Transfer,
     ) -> Result<Self> {
         let (draft, part) = begin_fresh(host, source, to, transfer)?;
-        Ok(Self { draft, part, moved: Moved::default() })
+        Ok(Self { host: Arc::clone(host), draft, part, moved: Moved::default() })
     }
 
     /// Counts bytes that were written.
@@ -102,7 +103,7 @@ pub(super) fn copy(
     progress: &Progress,
 ) -> Result<Copied> {
     let (draft, part) = begin(host, source, to, transfer)?;
-    let mut copied = Copied { draft, part, moved: Moved::default() };
+    let mut copied = Copied { host: Arc::clone(host), draft, part, moved: Moved::default() };
     io::stream(copied.file().as_ref());
     copied.fill(source, to, transfer, progress)?;
     Ok(copied)
@@ -144,10 +145,7 @@ fn begin_fresh(
     let part = Part { source: witness, temporary, done_bytes: 0, whole: None };
     // Noted first: nothing is left behind that nobody knows of.
     transfer.note(&name, part.clone())?;
-    let draft = Draft::noted(host, &path)?;
-    // What is promised of the file from here on is of use only if a power cut leaves its name.
-    host.sync_folder(to.parent().unwrap_or(Path::new("/")))?;
-    Ok((draft, part))
+    Ok((Draft::noted(host, &path)?, part))
 }
 
 impl Copied {
@@ -189,6 +187,8 @@ impl Copied {
     /// Bytes before `at` are made durable, and only then promised.
     fn mark(&mut self, at: HostOffset, to: &Path, transfer: &mut Transfer) -> Result<()> {
         self.draft.file().flush()?;
+        // What is promised of the file is of use only if a power cut leaves its name.
+        self.host.sync_folder(to.parent().unwrap_or(Path::new("/")))?;
         self.part.done_bytes = at.bytes();
         transfer.note(&name(to), self.part.clone())
     }

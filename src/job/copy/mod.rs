@@ -15,7 +15,7 @@ pub use reformat::{Conversion, Proved};
 
 use super::{Progress, diff::first_difference, seal};
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Error, ErrorKind, Guard, Result},
     chain::{Chain, Layer, Opening, View, freeze, join},
     content::ContentId,
     format::{self, Format, Image, Parts},
@@ -159,6 +159,28 @@ impl Copy {
     ///
     /// Fails as [`Chain::open`]; `Exists` where a name is taken by something else; `NotFound` if `ChildOnly` finds
     /// no parent; `NoSpace` if the folder's file system is too full.
+    ///
+    /// ```
+    /// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+    /// # use std::sync::Arc;
+    /// use deltachain::{chain::Opening, job::{Progress, copy::{Copy, Request}}, store::Ledger};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    /// let base = folder.path().join("base.qcow2");
+    /// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+    /// create(&host, &base, &new, &Opening::reading())?;
+    /// let (ledger, there) = (Ledger::new(Arc::clone(&host), None), folder.path().join("there"));
+    /// host.make_folder(&there)?;
+    /// let how = (&Opening::reading(), Request::default());
+    /// let copy = Copy::prepare(&host, &ledger, (&base, &there), how.0, how.1)?;
+    /// assert_eq!(copy.plan().layers.len(), 1);
+    /// let done = copy.run(&Progress::default())?;
+    /// assert!(done.head.ends_with("there/base.qcow2") && done.head.exists());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn prepare(
         host: &Arc<dyn Host>,
         ledger: &Ledger,
@@ -325,7 +347,6 @@ impl Copy {
                 join(&self.ledger, image.as_ref(), known)?;
             }
         }
-        image.flush()?;
         // Last: the witness that is noted now vouches for the files as they are.
         if is_frozen {
             freeze(&self.ledger, &layers)?;
@@ -374,7 +395,7 @@ impl Below {
         let now = ledger.look(head.image.as_ref())?;
         let Some(then) = &self.first_look else { return Ok(()) };
         let same = then.layer.frozen == now.layer.frozen && !matches!(now.trust, Trust::Doubted(_));
-        if same && is_as_before(&then.now, &now.now) {
+        if !Guard::LookAgain.trips(!same || !is_as_before(&then.now, &now.now)) {
             return Ok(());
         }
         Err(Error::busy("was changed while a layer was copied onto it").path(&head.path))

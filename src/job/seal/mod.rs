@@ -69,6 +69,24 @@ pub struct Hashed {
 }
 
 /// Returns the tree of what is read at a view, reading all that is not known to be zero.
+///
+/// ```
+/// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+/// # use std::sync::Arc;
+/// use deltachain::{chain::{Chain, Opening}, content::Tree, job::{Progress, seal::full_tree}};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+/// let base = folder.path().join("base.qcow2");
+/// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+/// create(&host, &base, &new, &Opening::reading())?;
+/// let chain = Chain::open(&host, &base, &Opening::reading())?;
+/// let hashed = full_tree(&chain.view(0), &Progress::default())?;
+/// assert_eq!((hashed.tree.id(), hashed.read_bytes), (Tree::new(1 << 20).id(), 0));
+/// # Ok(())
+/// # }
+/// ```
 pub fn full_tree(view: &View, progress: &Progress) -> Result<Hashed> {
     hash(view, Tree::new(view.size()), &|stride, out| merged_map(view, stride, out), progress, None)
 }
@@ -216,6 +234,26 @@ fn is_refused(error: &Error) -> bool {
 ///
 /// `Policy` where a layer shows something else than its record or its child says; those below it are sealed
 /// then. `Interrupted` when asked to stop: what is sealed stays so.
+///
+/// ```
+/// # use deltachain::{format::Format, io::{Host, real::RealHost}, job::create::{NewImage, create}};
+/// # use std::sync::Arc;
+/// use deltachain::{chain::Opening, content::Tree, job::{Progress, seal}, store::Ledger};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let host: Arc<dyn Host> = Arc::new(RealHost::new());
+/// let base = folder.path().join("base.qcow2");
+/// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
+/// create(&host, &base, &new, &Opening::reading())?;
+/// let ledger = Ledger::new(Arc::clone(&host), None);
+/// let layers = seal::open_layers(&host, &base, &Opening::reading())?;
+/// let sealed = seal::seal(&ledger, &layers, &Progress::default())?;
+/// // The ID says what the disk shows, whatever the format: a megabyte of zeros.
+/// assert_eq!(sealed[0].id, Tree::new(1 << 20).id());
+/// # Ok(())
+/// # }
+/// ```
 pub fn seal(ledger: &Ledger, layers: &[Layer], progress: &Progress) -> Result<Vec<Sealed>> {
     seal_under(ledger, layers, Above::Nothing, progress)
 }

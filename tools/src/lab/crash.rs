@@ -6,7 +6,10 @@ use crate::{
     mark::Mark,
 };
 use deltachain::{
-    base::seed::Seeded,
+    base::{
+        seed::Seeded,
+        units::{count, index},
+    },
     io::faulty::{Crash, crash_states},
 };
 use rayon::iter::{ParallelBridge, ParallelIterator};
@@ -59,32 +62,39 @@ pub fn search(history: &History, seed: u64, points: u64) -> Result<Tally, String
     let mut tally = Tally::default();
     let mut seed = seed;
     while tally.points < points {
-        tally = tally.plus(cut_everywhere(history, seed, Setup::default())?);
+        tally = tally.plus(cut_everywhere(history, seed, Setup::default(), points)?);
         seed += 1;
     }
     Ok(tally)
 }
 
-/// Runs one history and cuts the power everywhere.
-pub(crate) fn cut_everywhere(history: &History, seed: u64, setup: Setup) -> Result<Tally, String> {
+/// Runs one history and cuts the power everywhere; where `points` are fewer, at about as many places.
+pub(crate) fn cut_everywhere(
+    history: &History,
+    seed: u64,
+    setup: Setup,
+    points: u64,
+) -> Result<Tally, String> {
     let steps = history.steps(seed, STEPS);
     let (host, log, image) = history.run(&steps, setup);
     drop(image);
     let trace = host.trace();
-    let tallies = crash_states(&trace, seed, SAMPLES).enumerate().par_bridge().map(|(n, crash)| {
-        let place = format!(
-            "{}, seed {seed}, cut {n} ({:?} after event {})",
-            history.name, crash.landing, crash.after
-        );
-        let seed = seed.wrapping_mul(1 << 32).wrapping_add(n as u64);
-        cut(history, &log, &crash, seed).map_err(|wrong| format!("{place}: {wrong}\n{log}"))
-    });
+    let step = index(count(trace.events()) * (2 + SAMPLES) / points.max(1)).max(1);
+    let tallies =
+        crash_states(&trace, seed, SAMPLES).enumerate().step_by(step).par_bridge().map(|(n, crash)| {
+            let place = format!(
+                "{}, seed {seed}, cut {n} ({:?} after event {})",
+                history.name, crash.landing, crash.after
+            );
+            let seed = seed.wrapping_mul(1 << 32).wrapping_add(n as u64);
+            cut(history, &log, &crash, (seed, step)).map_err(|wrong| format!("{place}: {wrong}\n{log}"))
+        });
     let sum = tallies.try_reduce(Tally::default, |a, b| Ok(a.plus(b)))?;
     Ok(Tally { runs: 1, ..sum })
 }
 
 /// Judges one power cut, goes on writing, and now and then cuts the power again.
-fn cut(history: &History, log: &Log, crash: &Crash, seed: u64) -> Result<Tally, String> {
+fn cut(history: &History, log: &Log, crash: &Crash, (seed, step): (u64, usize)) -> Result<Tally, String> {
     let found = history.judge(&crash.host, log, crash.after)?;
     let tally = Tally { points: 1, acknowledged: log.acknowledged(crash.after), ..Tally::default() };
     if found.is_empty() {
@@ -100,7 +110,7 @@ fn cut(history: &History, log: &Log, crash: &Crash, seed: u64) -> Result<Tally, 
     }
     let trace = crash.host.trace();
     let mut second_points = 0;
-    for again in crash_states(&trace, seed, SAMPLES) {
+    for again in crash_states(&trace, seed, SAMPLES).step_by(step) {
         let judged = history.judge(&again.host, &after, again.after);
         let place =
             || format!("after {steps:?} and a second cut ({:?} after event {})", again.landing, again.after);

@@ -51,9 +51,12 @@ struct Mutants {
     /// The first seed; the same seed finds the same.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Seeds to try, for each history and job.
+    /// Seeds whose barriers are forgotten, for each history and job; 0: none are.
     #[arg(long, default_value_t = 8)]
     seeds: u64,
+    /// Not the guards, only barriers.
+    #[arg(long = "no-guards", action = clap::ArgAction::SetFalse)]
+    has_guards: bool,
     /// Tell the barriers of jobs apart by what needs them, too: some are there for the sake of others.
     #[arg(long = "fine")]
     is_fine: bool,
@@ -107,7 +110,10 @@ fn main() -> ExitCode {
             let done = errors::search(history, campaign.seed, campaign.points);
             done.map(|n| format!("{n} failed I/Os, nothing lost"))
         }),
-        Search::Mutants(wanted) => forget_all(&wanted),
+        Search::Mutants(wanted) => {
+            let guards = !wanted.has_guards || take_guards_away();
+            (wanted.seeds == 0 || forget_all(&wanted)) && guards
+        }
         Search::Jobs(chosen) => run_jobs(&chosen),
         Search::Fuzz(malformed) => say(&feed(&malformed)),
         Search::Kill(kills) => kill_jobs(&kills),
@@ -160,9 +166,31 @@ fn kill_jobs(kills: &Kills) -> bool {
     is_sound
 }
 
+/// Takes guards away; returns whether each was noticed.
+#[cfg(debug_assertions)]
+fn take_guards_away() -> bool {
+    // What goes wrong is wanted, and not worth a line each.
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = dchain_lab::guards::search();
+    let missed = found.iter().filter(|one| !one.holds || !one.is_noticed);
+    let missed: Vec<String> = missed.map(|one| format!("{one:?}")).collect();
+    drop(std::panic::take_hook());
+    say(&match missed.as_slice() {
+        [] => Ok(format!("{} guards taken away, each noticed", found.len())),
+        missed => Err(format!("{} guards taken away, not noticed: {}", found.len(), missed.join(", "))),
+    })
+}
+
+#[cfg(not(debug_assertions))]
+fn take_guards_away() -> bool {
+    say(&Err(
+        "guards cannot be taken away in this build: `cargo run --profile lab --bin dchain-lab`".to_owned()
+    ))
+}
+
 /// Forgets barriers of histories and of jobs; returns whether each was noticed.
 fn forget_all(wanted: &Mutants) -> bool {
-    let Mutants { seed, seeds, is_fine } = *wanted;
+    let Mutants { seed, seeds, is_fine, .. } = *wanted;
     let mut is_sound = true;
     for history in &HISTORIES {
         let found = mutants::search(history, seed, seeds);

@@ -32,7 +32,8 @@ pub fn search(history: &History, seed: u64, seeds: u64) -> Vec<Mutant> {
     let all = barriers.into_iter().flat_map(|(kind, most)| (0..most).map(move |barrier| (kind, barrier)));
     all.map(|(kind, barrier)| {
         let setup = Setup { dropped: Some((kind, barrier)), ..Setup::default() };
-        let noticed = (seed..seed + seeds).find_map(|seed| crash::cut_everywhere(history, seed, setup).err());
+        let noticed =
+            (seed..seed + seeds).find_map(|seed| crash::cut_everywhere(history, seed, setup, u64::MAX).err());
         Mutant { kind, barrier, noticed }
     })
     .collect()

@@ -5,6 +5,7 @@ use dchain_lab::{
     jobs::{JOBS, Job},
     mutants,
 };
+use std::process::Command;
 
 #[test]
 fn no_power_cut_loses_what_was_flushed() {
@@ -42,6 +43,16 @@ fn every_job_ends_whatever_cuts_it_short() {
         let tally = job.crash(2, 40).unwrap();
         println!("{}: {tally}; {} failed I/Os", job.name, job.errors(3, 40).unwrap());
     }
+}
+
+/// In a program of its own: without a guard, the other tests would fail.
+#[test]
+fn each_guard_that_is_taken_away_is_missed() {
+    let lab =
+        Command::new(env!("CARGO_BIN_EXE_dchain-lab")).args(["mutants", "--seeds", "0"]).output().unwrap();
+    let said = String::from_utf8_lossy(&lab.stdout);
+    println!("{said}");
+    assert!(lab.status.success() && said.contains("each noticed"));
 }
 
 /// A cut after a layer had its name: it was found by its content ID, and its draft's name stayed for good.

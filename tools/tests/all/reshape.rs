@@ -7,9 +7,11 @@ use deltachain::{
     chain::{Chain, Opening},
     disk::Disk,
     format::Format,
-    io::{Host, real::RealHost},
+    io::{Host, faulty::SimHost, real::RealHost},
     job::{
         Progress,
+        consolidate::{Consolidation, Pace, Request},
+        create::{NewImage, create},
         rebase::{NewParent, Rebase},
         snapshot::{Revert, snapshot},
     },
@@ -176,4 +178,33 @@ fn a_head_that_qemu_wrote_is_not_refused() {
     let mut byte = [0];
     chain.read(GuestOffset::new(5), &mut byte).unwrap();
     assert_eq!(byte, [66]);
+}
+
+/// A version-2 head has its claim beside it: once another file has its name, the note would be read as that of
+/// whatever gets its inode.
+#[test]
+fn a_replaced_head_leaves_no_note_behind() {
+    for (base, is_reverted) in [(Format::Qcow2, true), (Format::Qcow2, false), (Format::Raw, false)] {
+        let host: Arc<dyn Host> = Arc::new(SimHost::new());
+        let (below, top) = (Path::new("/base"), Path::new("/top"));
+        let how = Opening::writing().with_ledger(Ledger::new(Arc::clone(&host), None));
+        let new = NewImage { format: base, size: Some(1 << 20), parent: None, options: vec![] };
+        create(&host, below, &new, &how).unwrap();
+        let parent = Some(NewParent { path: below.into(), format: base });
+        let options = vec![("compat".to_owned(), "0.10".to_owned())];
+        let new = NewImage { format: Format::Qcow2, size: None, parent, options };
+        create(&host, top, &new, &how).unwrap();
+        let inode = host.witness(top).unwrap().inode;
+        let notes = || host.list(Path::new("/.dchain/notes")).unwrap();
+        let is_noted =
+            || notes().iter().any(|note| note.path.to_string_lossy().ends_with(&format!("-{inode:x}")));
+        assert!(is_noted());
+        if is_reverted {
+            Revert::prepare(&host, top, below, &how).unwrap().run(&host, &[]).unwrap();
+        } else {
+            let job = Consolidation::prepare(&host, top, &how, &Request::default()).unwrap();
+            job.run(Pace::USUAL, &Progress::default()).unwrap();
+        }
+        assert!(host.witness(top).unwrap().inode != inode && !is_noted(), "{base:?} {is_reverted}");
+    }
 }

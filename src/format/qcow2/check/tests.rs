@@ -209,3 +209,32 @@ fn a_cut_while_an_image_is_created_leaves_none_of_it_or_all() {
     }
     assert!(seen > 10, "{seen} cuts with the file there");
 }
+
+/// An entry that shared its cluster with another was left as its sole owner without the flag when the other one
+/// was written: a corruption, as check saw it, that nobody had caused by then.
+#[test]
+fn what_is_written_after_a_repair_leaves_no_contradiction() {
+    for options in [&[("cluster_size", "4096")][..], &[("cluster_size", "16K"), ("extended_l2", "on")]] {
+        let mut bytes = sound(options);
+        let at = Places::find(&bytes);
+        let first = word(&bytes, at.owned[0]);
+        put(&mut bytes, at.owned[1], first);
+        let file = Arc::new(MemoryFile::new(NAME));
+        file.write_at(HostOffset::new(0), &bytes).unwrap();
+        let before = readable(file.clone()).unwrap();
+        let mended = format::check(Format::Qcow2, file.clone(), Repair::All, &NoParts).unwrap();
+        assert!(mended.corruptions == 0 && mended.corruptions_fixed > 0, "{:?}", mended.findings);
+        assert_eq!(readable(file.clone()).unwrap(), before);
+        let image = format::open(Format::Qcow2, file.clone(), true, &NoParts).unwrap();
+        for n in (0..DISK / PIECE).step_by(2) {
+            image.write(GuestOffset::new(n * PIECE), &[0x5a; 4096], &Nothing).unwrap();
+        }
+        image.flush().unwrap();
+        drop(image);
+        let found = format::check(Format::Qcow2, file.clone(), Repair::Nothing, &NoParts).unwrap();
+        assert_eq!((found.corruptions, found.errors), (0, 0), "{:?}", found.findings);
+        for (n, (was, is)) in before.into_iter().zip(readable(file).unwrap()).enumerate() {
+            assert_eq!(is, if n % 2 == 0 { Some(vec![0x5a; 4096]) } else { was }, "{n}");
+        }
+    }
+}

@@ -303,3 +303,30 @@ fn a_long_look_for_free_clusters_does_not_fail_the_write() {
     image.state.write().tables.pages = Pages::new(512, 0);
     image.write(at.plus(16 << 10), &[2; 512], &Nothing).unwrap();
 }
+
+/// The longer L1 table of one resize must not be cut to that of another, which looked before.
+#[test]
+fn two_resizes_at_once_leave_one_of_the_two_disks() {
+    for round in 0..8 {
+        let file = Arc::new(MemoryFile::new("growing.qcow2"));
+        let options = vec![("cluster_size".to_owned(), "512".to_owned())];
+        let creation = Creation { size: 1 << 16, parent: None, options };
+        let image = super::super::create(file.clone(), &creation, &NoParts).unwrap();
+        let sizes: [u64; 2] = [(8 + round) << 20, (80 + round) << 20];
+        std::thread::scope(|scope| {
+            for size in sizes {
+                let image = &image;
+                scope.spawn(move || image.resize(size, &Nothing).unwrap());
+            }
+        });
+        let size = image.size();
+        assert!(sizes.contains(&size), "{size}");
+        image.write(GuestOffset::new(size - 512), &[7; 512], &Nothing).unwrap();
+        image.flush().unwrap();
+        drop(image);
+        let image = open(file.clone(), true, &NoParts).unwrap();
+        let mut seen = [0; 512];
+        image.read(GuestOffset::new(size - 512), &mut seen, &Nothing).unwrap();
+        assert_eq!(seen, [7; 512]);
+    }
+}

@@ -10,7 +10,7 @@ mod moving;
 mod repair;
 mod reshape;
 mod seal;
-mod world;
+pub(crate) mod world;
 
 use deltachain::{
     base::{

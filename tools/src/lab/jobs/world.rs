@@ -19,13 +19,13 @@ use std::{
 };
 
 /// Where the chain is.
-pub(super) const FOLDER: &str = "/vm";
+pub(crate) const FOLDER: &str = "/vm";
 
 /// One layer.
 #[derive(Clone, Debug)]
-pub(super) struct Made {
-    pub(super) name: String,
-    pub(super) format: Format,
+pub(crate) struct Made {
+    pub(crate) name: String,
+    pub(crate) format: Format,
     cluster: u64,
     size: u64,
     /// Where, how many bytes, which byte; zero is marked as such.
@@ -33,12 +33,12 @@ pub(super) struct Made {
 }
 
 /// A chain as it was made, on the machine that has it.
-pub(super) struct World {
+pub(crate) struct World {
     /// The base first; the last is `top`.
-    pub(super) layers: Vec<Made>,
-    pub(super) host: SimHost,
+    pub(crate) layers: Vec<Made>,
+    pub(crate) host: SimHost,
     /// What each layer shows, in the order of `layers`.
-    pub(super) views: Vec<Vec<u8>>,
+    pub(crate) views: Vec<Vec<u8>>,
 }
 
 impl fmt::Debug for World {
@@ -49,10 +49,23 @@ impl fmt::Debug for World {
 
 impl World {
     /// Makes the chain that belongs to `seed`; the same numbers of `random` decide on what else there is.
-    pub(super) fn new(random: &mut Seeded, seed: u64) -> base::Result<Self> {
+    pub(crate) fn new(random: &mut Seeded, seed: u64) -> base::Result<Self> {
         let depth = 2 + index(random.below(3));
         let usual = 1024 * (12 + random.below(16));
-        let layers: Vec<Made> = (0..depth).map(|number| layer(number, depth, usual, random)).collect();
+        let layers = (0..depth).map(|number| layer(number, depth, usual, random)).collect();
+        Self::of(layers, seed)
+    }
+
+    /// Makes a raw disk with nothing beside it.
+    pub(crate) fn alone() -> base::Result<Self> {
+        let (format, size) = (Format::Raw, 8192);
+        Self::of(
+            vec![Made { name: "top".to_owned(), format, cluster: 512, size, writes: vec![(0, size, 200)] }],
+            1,
+        )
+    }
+
+    fn of(layers: Vec<Made>, seed: u64) -> base::Result<Self> {
         let host = SimHost::new();
         host.make_folder(Path::new(FOLDER))?;
         for (number, layer) in layers.iter().enumerate() {
@@ -72,17 +85,17 @@ impl World {
     }
 
     /// What the topmost layer shows.
-    pub(super) fn top(&self) -> &[u8] {
+    pub(crate) fn top(&self) -> &[u8] {
         self.views.last().map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The name of the layer of that number, counted from the base.
-    pub(super) fn path(&self, number: usize) -> PathBuf {
+    pub(crate) fn path(&self, number: usize) -> PathBuf {
         self.layers.get(number).map(|layer| path(&layer.name)).unwrap_or_default()
     }
 
     /// Says so if one of the first `count` layers shows something else than before.
-    pub(super) fn judge_layers(&self, host: &SimHost, count: usize) -> Result<(), String> {
+    pub(crate) fn judge_layers(&self, host: &SimHost, count: usize) -> Result<(), String> {
         for (layer, view) in self.layers.iter().zip(&self.views).take(count) {
             shows(host, &path(&layer.name), view)?;
         }
@@ -137,30 +150,30 @@ impl Made {
     }
 }
 
-pub(super) fn path(name: &str) -> PathBuf {
+pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
 }
 
-pub(super) fn arc(host: &SimHost) -> Arc<dyn Host> {
+pub(crate) fn arc(host: &SimHost) -> Arc<dyn Host> {
     Arc::new(host.clone())
 }
 
-pub(super) fn ledger(host: &SimHost) -> Ledger {
+pub(crate) fn ledger(host: &SimHost) -> Ledger {
     Ledger::new(arc(host), None)
 }
 
 /// Opens for reading, holding children to what they claim of their parents.
-pub(super) fn reading(host: &SimHost) -> Opening {
+pub(crate) fn reading(host: &SimHost) -> Opening {
     Opening::reading().with_ledger(ledger(host))
 }
 
 /// Opens for writing, in the same way.
-pub(super) fn writing(host: &SimHost) -> Opening {
+pub(crate) fn writing(host: &SimHost) -> Opening {
     Opening::writing().with_ledger(ledger(host))
 }
 
 /// What a name shows.
-pub(super) fn view(host: &SimHost, path: &Path) -> base::Result<Vec<u8>> {
+pub(crate) fn view(host: &SimHost, path: &Path) -> base::Result<Vec<u8>> {
     read(&Chain::open(&arc(host), path, &reading(host))?)
 }
 
@@ -171,21 +184,21 @@ fn read(chain: &Chain) -> base::Result<Vec<u8>> {
 }
 
 /// Says so unless a name opens and shows `expected`.
-pub(super) fn shows(host: &SimHost, path: &Path, expected: &[u8]) -> Result<(), String> {
+pub(crate) fn shows(host: &SimHost, path: &Path, expected: &[u8]) -> Result<(), String> {
     let place = path.display();
     let shown = view(host, path).map_err(|e| format!("{place} does not open: {e}"))?;
     if shown == expected { Ok(()) } else { Err(format!("{place} shows something else")) }
 }
 
 /// The names in a folder that are not hidden, sorted.
-pub(super) fn names(host: &SimHost, folder: &Path) -> Result<Vec<String>, String> {
+pub(crate) fn names(host: &SimHost, folder: &Path) -> Result<Vec<String>, String> {
     let entries = host.list(folder).map_err(|e| e.to_string())?;
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(entries.iter().map(|e| name(&e.path)).filter(|name| !name.starts_with('.')).collect())
 }
 
 /// Says so if the metadata of an image contradict themselves.
-pub(super) fn check(host: &SimHost, path: &Path) -> Result<(), String> {
+pub(crate) fn check(host: &SimHost, path: &Path) -> Result<(), String> {
     let file = host.open(path, Access::Read).map_err(|e| e.to_string())?;
     if Format::recognise(file.as_ref()).map_err(|e| e.to_string())? == Format::Raw {
         return Ok(());
@@ -196,7 +209,7 @@ pub(super) fn check(host: &SimHost, path: &Path) -> Result<(), String> {
 }
 
 /// Says so if an image in the folder opens whose record tells the content ID of something else.
-pub(super) fn judge_seals(host: &SimHost, folder: &Path) -> Result<(), String> {
+pub(crate) fn judge_seals(host: &SimHost, folder: &Path) -> Result<(), String> {
     for name in names(host, folder)? {
         let place = folder.join(&name);
         let Ok(chain) = Chain::open(&arc(host), &place, &reading(host)) else { continue };
