@@ -1,7 +1,7 @@
 //! Whole jobs on seeded chains: the power goes behind every event of a job and of its resume, the program is
 //! killed there, each I/O fails, barriers are forgotten.
 //!
-//! A [`Scene`] says what is there before and what must hold: at every moment each name that opens shows what it
+//! A `Scene` says what is there before and what must hold: at every moment each name that opens shows what it
 //! must under the rules of records and claims, no seal stands on other bytes, and the job given again ends.
 
 mod consolidate;
