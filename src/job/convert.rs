@@ -252,11 +252,12 @@ impl Fill<'_> {
         let (mut at, mut host) = (run.range.start, host);
         while at < run.range.end() {
             let left = run.range.end().since(at);
-            // Space that was reserved and never written is a hole in an image, too.
-            let found = file.run_at(host)?;
-            let held = if found.range.is_empty() { left } else { found.range.bytes };
+            // Space that was reserved and never written is a hole in an image, too; what is shared is so with its holes.
+            let found = if self.is_shared.load(Relaxed) { None } else { Some(file.run_at(host)?) };
+            let found = found.filter(|found| !found.range.is_empty());
+            let held = found.map_or(left, |found| found.range.bytes);
             let hole = if held >= left { left } else { held - held % self.unit };
-            let is_hole = !found.is_data && self.filling.is_blank && hole > 0;
+            let is_hole = found.is_some_and(|found| !found.is_data) && self.filling.is_blank && hole > 0;
             let bytes = if is_hole { hole } else { held.next_multiple_of(self.unit).min(left) };
             if !is_hole {
                 let moved = self.target.write_from(at.range(bytes), file.as_ref(), host, &Nothing)?;
