@@ -289,7 +289,8 @@ impl Runner {
         self.journal.as_mut().ok_or_else(unbound)?.note(position)
     }
 
-    /// Writes the journal; one that stands keeps its epochs, so that there is no moment without a binding.
+    /// Writes the journal; one that stands (the head was written since) keeps its epochs, so that there is no moment
+    /// without a binding.
     fn bind(&mut self) -> Result<()> {
         let fold = self.fold()?;
         let head_epoch = fold.images.mark_head(&self.ending)?;
@@ -298,10 +299,9 @@ impl Runner {
             Some(before) => (before.old_epoch, before.new_epoch),
             None => (fold.images.target_epoch(&self.ending)?, Epoch::fresh()),
         };
-        let view_id = match (fold.verify, before.and_then(|b| b.view_id)) {
-            (Verify::Bytes, None) => Some(fold.images.sides.view_id(Side::Top)?),
-            (_, id) => id,
-        };
+        // Whoever wrote the head changed its view: an ID from before that proves nothing.
+        let is_hashed = fold.verify == Verify::Bytes;
+        let view_id = is_hashed.then(|| fold.images.sides.view_id(Side::Top)).transpose()?;
         let plan = &self.report.plan;
         let names = Names::new(&plan.top);
         let journal = Fold {

@@ -354,6 +354,32 @@ fn con_6_a_head_written_meanwhile_is_copied_again() {
     assert!(written > 10);
 }
 
+/// The same where every byte of the disk is hashed before and after: it is what was written that comes before.
+#[test]
+fn con_6_a_head_written_meanwhile_is_hashed_again() {
+    let (host, mut expected) = PLAIN.build();
+    let opening = Opening::reading().with_ledger(ledger(&host));
+    let request = Request { verify: Verify::Bytes, ..Request::default() };
+    let life = || {
+        let job = Consolidation::prepare(&arc(&host), &path("top"), &opening, &request).unwrap();
+        job.run(PACE, &Progress::default())
+    };
+    for done in 0.. {
+        host.fail(Some(Fault { at: host.ios() + done, is_lasting: true, failure: Failure::Io }));
+        let stopped = Consolidation::prepare(&arc(&host), &path("top"), &opening, &request)
+            .and_then(|job| job.run(PACE, &Progress::default()));
+        host.fail(None);
+        stopped.unwrap_err();
+        if Journal::find(&arc(&host), &path("top")).unwrap().is_some() {
+            break;
+        }
+    }
+    put(&host, "top", &[(1024, 512, 77)], &[]);
+    expected[1024..1536].fill(77);
+    assert_eq!(life().unwrap().verified, Some(Verify::Bytes));
+    PLAIN.check_end(&host, &expected, "gone on");
+}
+
 /// TOP may be a layer that others lie on: its name goes on showing what it showed, and they go on trusting it.
 #[test]
 fn con_8_a_layer_with_children_is_folded_and_they_stay_its_children() {
