@@ -3,7 +3,7 @@
 //! It is replaced whole, after the bytes that it speaks of are durable: it may promise too little, never too much.
 
 use super::{
-    FOLDER,
+    FOLDER, is_as_before,
     place::{self, Lasting},
 };
 use crate::{
@@ -31,6 +31,9 @@ pub struct Part {
     pub done_bytes: u64,
     /// What the file looks like since it is whole, noted before it gets its name; `None` while it is filled.
     pub whole: Option<Witness>,
+    /// What is made of the source: see [`Transfer::made_as`].
+    #[serde(default)]
+    pub form: String,
 }
 
 /// A source of a whole copy that is to be removed: a layer.
@@ -60,6 +63,7 @@ pub struct Transfer {
     folder: PathBuf,
     name: PathBuf,
     content: Content,
+    form: String,
 }
 
 impl Transfer {
@@ -77,7 +81,19 @@ impl Transfer {
             left: Vec::new(),
         };
         let content = found.unwrap_or_else(empty);
-        Ok(Self { host: Arc::clone(host), folder, name, content })
+        Ok(Self { host: Arc::clone(host), folder, name, content, form: String::new() })
+    }
+
+    /// Says what this run makes of the sources, in any words; without, they are copied byte by byte. What an earlier
+    /// run made in another way is not gone on with.
+    #[must_use]
+    pub fn made_as(self, form: String) -> Self {
+        Self { form, ..self }
+    }
+
+    /// Returns what this run makes of the sources.
+    pub fn form(&self) -> &str {
+        &self.form
     }
 
     /// Returns whether an earlier run left something.
@@ -85,13 +101,14 @@ impl Transfer {
         !self.content.parts.is_empty()
     }
 
-    /// Returns how far the file of that name is, if it was begun from a source that looks as it does now.
+    /// Returns how far the file of that name is, if it was begun in this form from a source that looks as it does now.
     pub fn part(&self, name: &Path, source: &Witness) -> Option<&Part> {
         let same = |part: &&Part| {
             part.source.same_file(source)
                 && (part.source.bytes, part.source.modified_ns) == (source.bytes, source.modified_ns)
         };
-        self.content.parts.get(name).filter(|part| !Guard::ResumedSource.trips(!same(part)))
+        let part = self.content.parts.get(name).filter(|part| part.form == self.form);
+        part.filter(|part| !Guard::ResumedSource.trips(!same(part)))
     }
 
     /// Returns the temporary name of what was begun under that name, from whatever source.
@@ -118,12 +135,13 @@ impl Transfer {
         self.write()
     }
 
-    /// Returns the sources that go, if the whole copy is still where it was made.
+    /// Returns the sources that go, if the whole copy is still where it was made, and nobody wrote it since: what has
+    /// its name may be something else by now, in the same file, even.
     pub fn left(&self) -> &[Left] {
         let folder = self.folder.parent().unwrap_or(Path::new("/"));
         let is_there = |(name, part): (&PathBuf, &Part)| {
             let now = self.host.witness(&folder.join(name));
-            now.is_ok_and(|now| part.whole.is_some_and(|whole| whole.same_file(&now)))
+            now.is_ok_and(|now| part.whole.is_some_and(|whole| is_as_before(&[whole], &[now])))
         };
         if self.content.parts.iter().all(is_there) { &self.content.left } else { &[] }
     }

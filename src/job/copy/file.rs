@@ -135,14 +135,15 @@ fn begin_fresh(
 ) -> Result<(Draft, Part)> {
     let (name, witness) = (name(to), source.witness()?);
     if let Some(stale) = transfer.temporary(&name) {
-        // It was begun from a source that has changed since.
+        // It was begun from a source that has changed since, or in another way.
         remove_if_there(host.as_ref(), &to.with_file_name(stale))?;
         // Its name is forgotten below: it must not come back.
         host.sync_folder(to.parent().unwrap_or(Path::new("/")))?;
     }
     let path = Draft::temporary_name(to);
     let temporary = PathBuf::from(path.file_name().unwrap_or_default());
-    let part = Part { source: witness, temporary, done_bytes: 0, whole: None };
+    let form = transfer.form().to_owned();
+    let part = Part { source: witness, temporary, done_bytes: 0, whole: None, form };
     // Noted first: nothing is left behind that nobody knows of.
     transfer.note(&name, part.clone())?;
     Ok((Draft::noted(host, &path)?, part))

@@ -193,7 +193,8 @@ impl Copy {
         let folder = host.canonical(folder)?;
         let (depth, found) = find_match(host, ledger, &chain, (&folder, &opening), request.share)?;
         let head = chain.head()?.path.clone();
-        let transfer = Transfer::open(host, &folder, &head)?;
+        let form = request.conversion.as_ref().map(Conversion::form).unwrap_or_default();
+        let transfer = Transfer::open(host, &folder, &head)?.made_as(form);
         let leaving = if request.removes_source {
             let copied = leave::copied_depth(host.as_ref(), &chain, depth, (&folder, &transfer))?;
             leave::plan(host.as_ref(), ledger, &chain, copied)?

@@ -52,6 +52,12 @@ pub struct Proved {
 }
 
 impl Conversion {
+    /// Returns it in words: layers that were made in another way are not gone on with.
+    pub(super) fn form(&self) -> String {
+        let Self { format, options, is_packed } = self;
+        format!("{} {options:?} {is_packed}", format.name())
+    }
+
     /// Says where the layers go; `Unsupported`, with the layer, where the format has no way to name a parent.
     pub(super) fn placed(
         &self,

@@ -148,6 +148,34 @@ fn sources_stay_if_the_copy_is_gone() {
     assert!(stayed > 0);
 }
 
+/// The copy of a move that was cut off is overwritten, as `qemu-img create` does it: the file is the same one.
+#[test]
+fn sources_stay_if_the_copy_was_overwritten() {
+    let (host, views) = PLAIN.build();
+    let whole = again(&host);
+    moved(&whole).unwrap();
+    let mut stayed = 0;
+    // The copy is whole only near the end.
+    for at in (0..whole.ios()).rev().step_by(3).take(20) {
+        let machine = again(&host);
+        machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
+        moved(&machine).unwrap_err();
+        machine.fail(None);
+        let all = |folder: &str| NAMES.iter().all(|name| is_there(&machine, &format!("{folder}/{name}")));
+        if !all("/vm") || !all("/store") {
+            continue;
+        }
+        machine.open(Path::new("/store/middle"), Access::Write).unwrap().set_bytes(0).unwrap();
+        let refused = moved(&machine).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Exists, "I/O {at}: {refused}");
+        for (name, expected) in NAMES.iter().zip(&views) {
+            assert!(view(&machine, &Path::new("/vm").join(name)).unwrap() == *expected, "I/O {at}: {name}");
+        }
+        stayed += 1;
+    }
+    assert!(stayed > 0);
+}
+
 #[test]
 fn a_layer_that_another_image_needs_stays_and_so_do_those_below_it() {
     let (host, views) = PLAIN.build();

@@ -161,3 +161,38 @@ fn only_a_whole_disk_becomes_raw() {
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
     assert!(refused.to_string().starts_with("/vm/middle: "), "{refused}");
 }
+
+type Way<'a> = dyn Fn(&SimHost) -> Result<Report> + 'a;
+
+/// A conversion is cut off, and the chain copied as it is instead (or the other way round): no layer is taken for
+/// one that it is not.
+#[test]
+fn what_was_made_in_another_way_is_not_gone_on_with() {
+    let (host, views) = build();
+    let new = conversion("1024", false);
+    let as_it_is = |host: &SimHost| {
+        let request = Request { share: Share::Deny, ..Request::default() };
+        let (ledger, paths) = (Ledger::new(arc(host), None), (Path::new("/vm/top"), Path::new("/store")));
+        Copy::prepare(&arc(host), &ledger, paths, &opening(host), request)?.run(&Progress::default())
+    };
+    let ways: [&Way<'_>; 2] = [&|host| convert(host, &new), &as_it_is];
+    for (first, second) in [(ways[0], ways[1]), (ways[1], ways[0])] {
+        let whole = again(&host);
+        let before = whole.ios();
+        first(&whole).unwrap();
+        let mut refused = 0;
+        for at in (before..whole.ios()).step_by(3) {
+            let machine = again(&host);
+            machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
+            first(&machine).unwrap_err();
+            machine.fail(None);
+            let story = format!("failed at I/O {at}");
+            match second(&machine) {
+                Err(e) if e.kind() == ErrorKind::Exists => refused += 1,
+                done => drop(done.unwrap_or_else(|e| panic!("{story}: {e}"))),
+            }
+            check_names(&machine, &views, &story);
+        }
+        assert!(refused > 2, "{refused}");
+    }
+}

@@ -154,7 +154,13 @@ fn note() -> Answer<(Vec<u8>, PathBuf)> {
     let folder = Path::new(TARGET).join(FOLDER);
     host.make_folder(&folder)?;
     let mut note = Transfer::open(&host, Path::new(TARGET), Path::new(HEAD))?;
-    let part = Part { source: WITNESS, temporary: ".draft".into(), done_bytes: 77, whole: Some(WITNESS) };
+    let part = Part {
+        source: WITNESS,
+        temporary: ".draft".into(),
+        done_bytes: 77,
+        whole: Some(WITNESS),
+        form: String::new(),
+    };
     note.note(Path::new("base.raw"), part)?;
     let path = host.list(&folder)?.into_iter().map(|entry| entry.path).next().unwrap_or_default();
     Ok((whole(host.as_ref(), &path)?, path))
