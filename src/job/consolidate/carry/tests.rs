@@ -10,20 +10,29 @@ use crate::{
 
 const DISK_BYTES: u64 = 4 * LEAF_BYTES;
 
-fn image(name: &str) -> Arc<dyn Image> {
+fn image(name: &str, format: Format) -> Arc<dyn Image> {
     let options = vec![("cluster_size".into(), "4096".into())];
+    let options = if format == Format::Qcow2 { options } else { vec![] };
     let creation = Creation { size: DISK_BYTES, parent: None, options };
-    format::create(Format::Qcow2, Arc::new(MemoryFile::new(name)), &creation, &NoParts).unwrap()
+    format::create(format, Arc::new(MemoryFile::new(name)), &creation, &NoParts).unwrap()
 }
 
 /// A delta with all of leaf 1 and the first half of leaf 2, on a target that is full.
 fn sides() -> Sides {
-    let (target, delta, below) = (image("target"), image("delta"), View::new(&[]));
-    let bytes = |half_leaves: u64, byte| vec![byte; index(half_leaves * LEAF_BYTES / 2)];
-    target.write(GuestOffset::new(0), &bytes(8, 1), &below).unwrap();
+    let target = image("target", Format::Qcow2);
+    target.write(GuestOffset::new(0), &bytes(8, 1), &View::new(&[])).unwrap();
+    sides_on(target)
+}
+
+fn sides_on(target: Arc<dyn Image>) -> Sides {
+    let (delta, below) = (image("delta", Format::Qcow2), View::new(&[]));
     delta.write(GuestOffset::new(LEAF_BYTES), &bytes(3, 2), &below).unwrap();
     let run = View::new(&[Layer { path: "delta".into(), is_stated: true, image: delta }]);
     Sides { run, target, below, size: DISK_BYTES }
+}
+
+fn bytes(half_leaves: u64, byte: u8) -> Vec<u8> {
+    vec![byte; index(half_leaves * LEAF_BYTES / 2)]
 }
 
 fn disk() -> GuestRange {
@@ -71,6 +80,20 @@ fn a_move_whose_bytes_are_elsewhere_at_the_end_is_noticed() {
         }
         let checked = carrier.proof.unwrap().check(&sides, &listed(&sides), &|_| ());
         assert_eq!(checked.map_err(|e| e.kind()), later.map_or(Ok(()), |_| Err(ErrorKind::Corrupt)));
+    }
+}
+
+/// Space that was reserved for a raw disk looks like a hole, or like data that the host has read ahead.
+#[test]
+fn a_host_that_tells_other_holes_of_a_raw_target_is_believed_in_its_bytes() {
+    for (at, byte, is_same) in [(5 * LEAF_BYTES / 2, 0, true), (LEAF_BYTES, 9, false)] {
+        let sides = sides_on(image("target", Format::Raw));
+        let mut carrier = Carrier::new(Some(Proof::default()), GuestOffset::new(0), 16 << 20);
+        carrier.carry(&sides, disk(), &Progress::default()).unwrap();
+        sides.target.write(GuestOffset::new(0), &bytes(1, 0), &sides.below).unwrap();
+        sides.target.write(GuestOffset::new(at), &bytes(1, byte), &sides.below).unwrap();
+        let checked = carrier.proof.unwrap().check(&sides, &listed(&sides), &|_| ());
+        assert_eq!(checked.map_err(|e| e.kind()), is_same.then_some(()).ok_or(ErrorKind::Corrupt));
     }
 }
 
