@@ -59,6 +59,33 @@ impl Failure {
         Self { exit: Exit::Usage, what: what.into(), hint: None }
     }
 
+    /// Reports an error of a command that looks for something inside a file: what helps with files that are missing or
+    /// in the way would not help there.
+    pub fn inside(error: &Error) -> Self {
+        let failure = Self::from_error(error);
+        match error.kind() {
+            ErrorKind::Exists | ErrorKind::NotFound => Self { hint: None, ..failure },
+            _ => failure,
+        }
+    }
+
+    /// Reports an error of a command that puts images into `folder`.
+    pub fn into_folder(error: &Error, folder: &Path) -> Self {
+        let failure = Self::from_error(error);
+        match error.kind() {
+            ErrorKind::NotFound if error.file() == Some(folder) => {
+                failure.hint(format!("make the folder first: mkdir {}", quoted(folder)))
+            }
+            // What is there may be the only copy of another disk.
+            ErrorKind::Exists => failure.hint("choose another folder"),
+            _ => failure,
+        }
+    }
+
+    fn from_error(error: &Error) -> Self {
+        Self { exit: exit_for(error.kind()), what: error.to_string(), hint: hint_for(error) }
+    }
+
     /// Adds what helps.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -83,7 +110,7 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { exit: exit_for(error.kind()), what: error.to_string(), hint: hint_for(&error) }
+        Self::from_error(&error)
     }
 }
 
@@ -122,7 +149,7 @@ fn hint_for(error: &Error) -> Option<String> {
         )),
         (ErrorKind::Busy, Some(child)) => Some(format!("{} depends on it", quoted(child))),
         (ErrorKind::Busy, None) => {
-            Some("stop the program that uses it; -U reads an image that others write".to_owned())
+            Some("stop the program that uses it; commands that only read take -U".to_owned())
         }
         (ErrorKind::NoSpace, _) => Some("free some space, then run the same command again".to_owned()),
         (ErrorKind::Exists, _) => Some("choose another name, or remove the file first".to_owned()),

@@ -79,15 +79,16 @@ pub(super) fn plan(host: &dyn Host, ledger: &Ledger, chain: &Chain, depth: usize
         match why.or_else(|| further_file_in_use(&family, layer)) {
             Some(error) if at == 0 => return Err(error.path(&layer.path).doing("cannot be removed")),
             Some(error) => leaving.stays.push((layer.path.clone(), error.to_string())),
-            None => leaving.left.push(left(layer)?),
+            None => leaving.left.push(left(host, layer)?),
         }
     }
     Ok(leaving)
 }
 
-fn left(layer: &Layer) -> Result<Left> {
+/// By whole paths: who goes on after a cut may stand in another folder.
+fn left(host: &dyn Host, layer: &Layer) -> Result<Left> {
     let files = layer.image.files();
-    let files = files.iter().map(|file| Ok((file.path().to_path_buf(), file.witness()?)));
+    let files = files.iter().map(|file| Ok((host.canonical(file.path())?, file.witness()?)));
     Ok(Left { format: layer.format().name().to_owned(), files: files.collect::<Result<_>>()? })
 }
 

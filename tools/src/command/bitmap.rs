@@ -98,18 +98,20 @@ impl Arguments {
         if self.change.remove {
             edits.push(BitmapEdit::Remove { name: named() });
         }
-        let layer = edit(host, &self.image, &opening, &edits)?;
+        let layer = edit(host, &self.image, &opening, &edits).map_err(|error| Failure::inside(&error))?;
         if let Some(source) = &self.change.merge {
             let from = self.source_file.as_ref().map(|file| {
                 let how = Opening { access: Access::Read, ..opening.clone() };
                 open_layer(host, file, &how.with_format(self.source_format))
             });
             let from = from.transpose()?.unwrap_or_else(|| layer.clone());
-            merge(from.image.as_ref(), source, layer.image.as_ref(), name)?;
+            merge(from.image.as_ref(), source, layer.image.as_ref(), name)
+                .map_err(|error| Failure::inside(&error))?;
         }
         if self.change.enable || self.change.disable {
             let is_auto = self.change.enable;
-            layer.image.edit_bitmap(&BitmapEdit::Record { name: named(), is_auto })?;
+            let record = BitmapEdit::Record { name: named(), is_auto };
+            layer.image.edit_bitmap(&record).map_err(|error| Failure::inside(&error))?;
         }
         Ok(layer)
     }

@@ -88,7 +88,7 @@ impl Arguments {
     }
 
     fn give_up(&self, host: &Arc<dyn Host>, opening: &Opening, answer: &Answer) -> Result<Exit, Failure> {
-        let job = Abandonment::prepare(host, &self.top, opening)?;
+        let job = Abandonment::prepare(host, &self.top, opening).map_err(|error| Failure::inside(&error))?;
         let plan = job.plan();
         let mut lines = vec![plan.top.as_ref().map_or_else(
             || "the journal cannot be read: a disk that relied on it may no longer open".to_owned(),

@@ -105,7 +105,8 @@ impl Arguments {
         let (format, options, is_packed) = (self.target_format, self.options.pairs(), self.compress);
         let conversion = Some(Conversion { format, options, is_packed });
         let request = copy::Request { share: Share::Deny, conversion, ..copy::Request::default() };
-        let job = copy::Copy::prepare(host, &options::ledger(host), paths, &opening, request)?;
+        let job = copy::Copy::prepare(host, &options::ledger(host), paths, &opening, request)
+            .map_err(|error| Failure::into_folder(&error, paths.1))?;
         let lines = super::copy::lines(job.plan());
         let planned = Planned { dry_run: self.layers.dry_run, yes: true };
         if planned.agree(answer, job.plan(), &lines, Grade::Harmless)? {

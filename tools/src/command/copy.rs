@@ -10,7 +10,7 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use deltachain::{
-    base::Error,
+    base::{Error, ErrorKind},
     chain::{Chain, Opening},
     io::{Access, Host},
     job::{
@@ -78,13 +78,15 @@ impl Arguments {
         };
         let paths = (self.top.as_path(), self.store.as_path());
         if self.remove_source
-            && let Some(rest) = Removal::find(&host, &options::ledger(&host), paths, &opening)?
+            && let Some(rest) = Removal::find(&host, &options::ledger(&host), paths, &opening)
+                .map_err(|error| self.explain(&error))?
         {
             return self.remove_rest(rest, answer);
         }
         let request =
             Request { share, verify: self.verify, removes_source: self.remove_source, conversion: None };
-        let job = Copy::prepare(&host, &options::ledger(&host), paths, &opening, request)?;
+        let job = Copy::prepare(&host, &options::ledger(&host), paths, &opening, request)
+            .map_err(|error| self.explain(&error))?;
         let lines = lines(job.plan());
         let grade = if self.remove_source { Grade::Destructive } else { Grade::Harmless };
         if self.planned.agree(answer, job.plan(), &lines, grade)? {
@@ -97,6 +99,16 @@ impl Arguments {
             })?;
         }
         Ok(Exit::Done)
+    }
+
+    fn explain(&self, error: &Error) -> Failure {
+        let failure = Failure::into_folder(error, &self.store);
+        match (error.kind(), self.share) {
+            (ErrorKind::Exists, Shared::Allow) => failure.hint(
+                "what shows the same is linked if both are sealed (dchain id seal); else choose another folder",
+            ),
+            _ => failure,
+        }
     }
 
     /// Goes on with a move whose copy is whole already.

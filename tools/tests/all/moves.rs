@@ -59,6 +59,18 @@ fn a_moved_chain_is_whole_at_the_target_and_gone_at_the_source() {
 }
 
 #[test]
+fn a_chain_that_is_named_from_its_own_folder_is_moved_and_every_plan_names_whole_paths() {
+    let (folder, view) = scene();
+    let vm = folder.file("vm");
+    let plan = done(&vm, &["copy", "--remove-source", "top", "../store", "-n", "--output", "json"]).json();
+    let removed = plan["removed"].as_array().unwrap();
+    assert!(removed.iter().all(|file| file.as_str().unwrap().starts_with('/')), "{plan}");
+    done(&vm, &["copy", "--remove-source", "--yes", "top", "../store"]);
+    assert_eq!(names(&folder, "vm"), Vec::<String>::new());
+    assert_same(&flat(&folder, "store", "top"), &view, "top");
+}
+
+#[test]
 fn what_a_sibling_needs_stays_and_the_plan_says_so() {
     let (folder, view) = scene();
     let vm = folder.file("vm");
@@ -82,4 +94,27 @@ fn a_disk_that_others_lie_on_is_not_moved_and_neither_is_a_flat_copy() {
     assert_eq!(dchain(&folder.path(), &flat).code, Some(64));
     assert_eq!(names(&folder, "store"), Vec::<String>::new());
     assert_eq!(names(&folder, "vm"), ["base", "base.data", "middle", "top"]);
+}
+
+#[test]
+fn where_something_is_in_the_way_no_hint_says_to_remove_an_image() {
+    let (folder, _) = scene();
+    let at = folder.path();
+    done(&at, &["bitmap", "--add", "vm/top", "day"]);
+    let hint = |arguments: &[&str]| {
+        let run = dchain(&at, arguments);
+        assert_eq!(run.code, Some(1), "{}", run.err);
+        run.err.split_once("hint: ").map(|(_, hint)| hint.to_owned()).unwrap_or_default()
+    };
+    assert_eq!(hint(&["bitmap", "--add", "vm/top", "day"]), "");
+    assert_eq!(hint(&["bitmap", "--remove", "vm/top", "night"]), "");
+    assert_eq!(hint(&["consolidate", "--abandon", "vm/top"]), "");
+    assert!(hint(&["copy", "vm/top", "nowhere"]).contains("mkdir nowhere"));
+    assert!(hint(&["convert", "--chain", "-O", "qcow2", "vm/top", "nowhere"]).contains("mkdir nowhere"));
+    done(&at, &["copy", "vm/top", "store"]);
+    assert!(hint(&["copy", "vm/top", "store"]).contains("dchain id seal"));
+    assert_eq!(
+        hint(&["convert", "--chain", "-O", "qcow2", "vm/top", "store"]).trim(),
+        "choose another folder"
+    );
 }
