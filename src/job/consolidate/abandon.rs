@@ -6,8 +6,9 @@
 //! their old IDs must not stand for it. After the record the name opens the result: such a job can only be ended.
 //!
 //! At each step TOP opens, with the journal or without, so that a crash leaves a job to be given up again, or to go
-//! on with: TOP is a head again, then no layer of the run claims anything of its parent, then the layers get new epochs and lose
-//! their seals, then they claim those, and then the journal goes.
+//! on with: first the journal says that nothing is done, then TOP is a head again, then no layer of the run claims
+//! anything of its parent, then the layers get new epochs and lose their seals, then they claim those, and then the
+//! journal goes.
 
 use super::{
     bitmaps,
@@ -16,10 +17,10 @@ use super::{
     run::{gone, resolve},
 };
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Error, ErrorKind, GuestOffset, Result},
     chain::{Layer, Opening, join, open_layer},
     io::{Access, Host},
-    store::{Epoch, FoldMode, Journal, Ledger},
+    store::{Epoch, FoldMode, Journal, Ledger, Position},
 };
 use std::{
     ffi::OsStr,
@@ -101,12 +102,15 @@ impl Abandonment {
             ending.host.sync_folder(folder_of(&plan.journal))?;
             return Ok(plan);
         };
-        let journal = match Journal::resume(&ending.host, top)? {
+        let mut journal = match Journal::resume(&ending.host, top)? {
             Some(journal) => journal,
             None => Journal::open_file(&ending.host, &plan.journal, Access::Write)
                 .map_err(|e| if e.kind() == ErrorKind::NotFound { gone(top) } else { e })?,
         };
         refuse_begun(ending.host.as_ref(), &journal)?;
+        // What follows takes back what the record needs: a job that goes on all the same has to do it again, and a
+        // draft that is gone must not look like one that has got its name.
+        journal.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
         if journal.fold().mode != FoldMode::NewImage {
             ending.let_go(&journal)?;
         }

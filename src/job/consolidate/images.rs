@@ -9,7 +9,7 @@ use super::{
     work::Work,
 };
 use crate::{
-    base::{Error, Guard, Result},
+    base::{Error, Guard, GuestOffset, Result},
     chain::{Chain, Layer, View, open_layer, relative_name},
     format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
@@ -272,14 +272,21 @@ impl Setup<'_> {
         let new = self.request.new.as_ref().ok_or_else(|| Error::invalid("no new image was asked for"))?;
         let format = new.format.unwrap_or_else(|| top.format());
         let path = self.draft_name(&self.plan.result);
-        if matches!(found, Some(Found::Bound(_) | Found::Ready)) {
+        let is_there = ending.host.kind(&path)?.is_some();
+        let is_begun = match found {
+            // A job that was half given up has lost it, and starts over.
+            Some(Found::Bound(mark)) => is_there || mark > GuestOffset::new(0),
+            Some(Found::Ready) => true,
+            _ => false,
+        };
+        if is_begun {
             return open_layer(
                 &ending.host,
                 &path,
                 &ending.opening.clone().with_access(Access::Write).with_format(Some(format)),
             );
         }
-        if ending.host.kind(&path)?.is_some() {
+        if is_there {
             ending.host.remove(&path)?;
         }
         let file = ending.host.create(&path)?;

@@ -22,7 +22,7 @@ mod bitmaps;
 const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000 };
 
 /// A disk of three layers in `/vm`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Scene {
     base: Format,
     /// Sizes of base, middle and top, in bytes.

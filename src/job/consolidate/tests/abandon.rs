@@ -2,7 +2,7 @@
 //! a folded layer's name.
 
 use super::*;
-use crate::job::consolidate::ending::Ending;
+use crate::{io::faulty::Crash, job::consolidate::ending::Ending};
 
 fn abandon(host: &SimHost, image: &str) -> Result<Abandoned> {
     let opening = Opening::reading().with_ledger(ledger(host));
@@ -101,6 +101,42 @@ fn con_10_a_job_that_makes_a_new_image_is_given_up_and_nothing_is_lost() {
 #[test]
 fn con_10_a_job_whose_target_keeps_its_name_is_given_up() {
     abandon_everywhere(Scene { keeps_target_name: true, sizes: [20 << 10, 24 << 10, 24 << 10], ..PLAIN }, 60);
+}
+
+/// What power cuts leave of giving up a job right before its record, if its journal stands; `folded` has done one.
+pub(super) fn half_given_up(folded: &SimHost) -> Vec<Crash> {
+    let is_ready = |crash: &Crash| {
+        let standing = journal(&crash.host, "top").filter(|journal| journal.position().is_ready);
+        standing.is_some_and(|journal| !Ending::has_begun(&crash.host, &journal).unwrap())
+    };
+    let ready = crash_states(&folded.trace(), 5, 0).find(is_ready).unwrap().host;
+    abandon(&ready, "top").unwrap();
+    let cuts: Vec<_> = crash_states(&ready.trace(), 7, 1).collect();
+    let standing: Vec<_> = cuts.into_iter().filter(|cut| journal(&cut.host, "top").is_some()).collect();
+    assert!(standing.len() > 3, "{}", standing.len());
+    standing
+}
+
+/// Whoever gives a job up right before its record, and is cut off, gives it up again or goes on with it.
+#[test]
+fn con_10_a_job_that_was_half_given_up_is_given_up_or_goes_on() {
+    for scene in [
+        PLAIN,
+        Scene { base: Format::Raw, ..PLAIN },
+        Scene { is_new: true, ..PLAIN },
+        Scene { keeps_target_name: true, ..PLAIN },
+    ] {
+        let (machine, expected) = folded(scene);
+        for (number, cut) in half_given_up(&machine).into_iter().enumerate() {
+            let story = format!("{scene:?}: power cut after {} {:?} of giving up", cut.after, cut.landing);
+            if number.is_multiple_of(2) {
+                let given_up = abandon(&cut.host, "top").unwrap_or_else(|e| panic!("{story}: {e}"));
+                check_given_up(&cut.host, (&given_up, scene), &expected, &story);
+            }
+            scene.fold(&cut.host).unwrap_or_else(|e| panic!("{story}: {e}"));
+            scene.check_end(&cut.host, &expected, &story);
+        }
+    }
 }
 
 /// Sealed layers between TOP and a changed target: their IDs must not outlive what they stood for.

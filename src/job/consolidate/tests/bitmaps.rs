@@ -1,7 +1,7 @@
 //! Dirty bitmaps across folds, and across power cuts of folds: what the result's say is never less than what
 //! has changed, and without a cut not more.
 
-use super::*;
+use super::{abandon::half_given_up, *};
 use crate::format::{Bitmap, BitmapEdit, Bits};
 
 const GRANULE: u64 = 512;
@@ -151,6 +151,19 @@ fn bitmaps_over_a_raw_base_move_to_the_empty_top() {
 #[test]
 fn bitmaps_of_a_target_that_grows_say_too_much_rather_than_too_little() {
     cut_everywhere(Scene { sizes: [23 << 10, 24 << 10, 24 << 10], ..PLAIN }, 0);
+}
+
+/// Giving up takes merged bitmaps back. If that is cut off and the job goes on instead, it merges them again.
+#[test]
+fn a_job_that_goes_on_after_it_was_half_given_up_merges_again() {
+    let (host, expected) = recorded(PLAIN);
+    PLAIN.fold(&host).unwrap();
+    for cut in half_given_up(&host) {
+        let story = format!("power cut after {} {:?} of giving up", cut.after, cut.landing);
+        PLAIN.fold(&cut.host).unwrap_or_else(|e| panic!("{story}: {e}"));
+        PLAIN.check_end(&cut.host, &expected, &story);
+        check(PLAIN, &cut.host, false, &story);
+    }
 }
 
 /// One of the name in TOP missed writes: nobody knows what changed, so no other of that name may stand for it.
