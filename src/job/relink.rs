@@ -83,7 +83,8 @@ pub fn relink(
         let search = Search { host, ledger, family: &family, request, opening: &opening, progress };
         let (mut found, mut lost) = (Vec::new(), Vec::new());
         for child in family.members.iter().filter(|m| m.link.is_some()) {
-            match search.parent_of(child) {
+            let is_mended = report.mended.iter().any(|mended| mended.child == child.path);
+            match search.parent_of(child, is_mended) {
                 Ok(Some(parent)) => found.push((child, parent)),
                 Ok(None) => {}
                 Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
@@ -117,11 +118,12 @@ impl Search<'_> {
         how.with_format(Some(member.format))
     }
 
-    /// Returns the parent that `child` should have, `None` if it has it; an error says why it was not found.
-    fn parent_of(&self, child: &Member) -> Result<Option<(Chain, Why)>> {
+    /// Returns the parent that `child` should have, `None` if it has it; an error says why it was not found, or why a
+    /// child that is mended still does not open: nothing would be new if it were mended again.
+    fn parent_of(&self, child: &Member, is_mended: bool) -> Result<Option<(Chain, Why)>> {
         let Some(link) = &child.link else { return Ok(None) };
         let Err(refused) = Chain::open(self.host, &child.path, &self.reading(child)) else { return Ok(None) };
-        if !matches!(refused.kind(), ErrorKind::NotFound | ErrorKind::Policy) {
+        if is_mended || !matches!(refused.kind(), ErrorKind::NotFound | ErrorKind::Policy) {
             return Err(refused);
         }
         let layer = open_layer(self.host, &child.path, &self.reading(child))?;

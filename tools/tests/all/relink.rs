@@ -3,7 +3,7 @@
 use crate::foreign::{Scratch, assert_same};
 use deltachain::{
     base::ErrorKind,
-    chain::{Chain, Opening},
+    chain::{Chain, Opening, Policy},
     format::Format,
     io::{Access, Host, real::RealHost},
     job::{
@@ -55,6 +55,25 @@ fn mend(folder: &Scratch, map: Vec<(PathBuf, PathBuf)>, is_dry: bool) -> Report 
 
 fn opens(folder: &Scratch, image: &str) -> Result<usize, ErrorKind> {
     Chain::open(&host(), &folder.file(image), &opening()).map(|c| c.layers().len()).map_err(|e| e.kind())
+}
+
+#[test]
+fn a_parent_that_the_policy_keeps_out_is_written_down_once_and_named() {
+    let source = chain();
+    let target = moved(&source, &[("base", "base")]);
+    let below = target.file("below");
+    fs::create_dir(&below).unwrap();
+    fs::copy(source.file("middle"), below.join("middle")).unwrap();
+    let folders = vec![target.path(), below.clone()];
+    let request = Request { folders, map: Vec::new() };
+    let here = |opening: &Opening| {
+        relink(&host(), &ledger(), &request, (opening, false), &Progress::default()).unwrap()
+    };
+    let report = here(&opening());
+    assert_eq!((report.mended.len(), report.lost.len()), (1, 1), "{report:?}");
+    assert!(report.lost[0].1.contains("outside its folder"), "{report:?}");
+    let policy = Policy { allowed: vec![target.path()], ..Policy::default() };
+    assert_eq!(here(&opening().with_policy(policy)).lost, Vec::new(), "allowed, it is right as it is");
 }
 
 #[test]
