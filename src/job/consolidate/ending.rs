@@ -51,11 +51,14 @@ impl Ending {
             (FoldMode::TargetName, _) => {
                 is_ready && (!is_there(top)? || is_retired(host, &journal.place(top))?)
             }
-            (FoldMode::EmptyTop, Some(draft)) => is_ready && !is_there(draft)?,
+            // A draft may also be gone because somebody took it for a leftover: then its name does not open it.
+            (FoldMode::EmptyTop, Some(draft)) => {
+                is_ready && !is_there(draft)? && !host.witness(&journal.place(top))?.same_file(&fold.head)
+            }
             (FoldMode::NewImage, Some(draft)) => {
-                let both = is_there(draft)? && is_there(&fold.result)?;
                 let file = |name| host.witness(&journal.place(name));
-                is_ready && (!is_there(draft)? || (both && file(draft)?.same_file(&file(&fold.result)?)))
+                let is_same = || Ok::<_, Error>(file(draft)?.same_file(&file(&fold.result)?));
+                is_ready && is_there(&fold.result)? && (!is_there(draft)? || is_same()?)
             }
             (FoldMode::EmptyTop | FoldMode::NewImage, None) => false,
         })
@@ -130,14 +133,17 @@ impl Ending {
         if !is_still(&gone.file, file.as_ref())? {
             return Ok(Some(path));
         }
-        drop(file);
         self.refuse_orphaning(journal, &path)?;
         // What is noted of it would be read as that of a later file in its place; not being able to read the
-        // image is no reason to keep it.
-        if let Ok(layer) = open_layer(&self.host, &path, &self.opening.clone().with_access(Access::Read)) {
+        // image is no reason to keep it. It is locked already: looked at beside the lock.
+        let how = self.opening.clone().with_access(Access::ReadShared).with_format(None);
+        if let Ok(layer) = open_layer(&self.host, &path, &how) {
             self.ledger.forget(layer.image.as_ref())?;
         }
-        self.remove_file(&path).map(|()| None)
+        // Held until it is gone: nobody began to use it meanwhile.
+        let gone = self.remove_file(&path);
+        drop(file);
+        gone.map(|()| None)
     }
 
     /// An image that was put on the file since the job was planned keeps it: it stands on its only copy.

@@ -2,7 +2,12 @@
 //! a folded layer's name.
 
 use super::*;
-use crate::{io::faulty::Crash, job::consolidate::ending::Ending};
+use crate::{
+    io::{Entry, EntryKind, File, Witness, faulty::Crash},
+    job::consolidate::ending::Ending,
+};
+use parking_lot::Mutex;
+use std::path::PathBuf;
 
 fn abandon(host: &SimHost, image: &str) -> Result<Abandoned> {
     let opening = Opening::reading().with_ledger(ledger(host));
@@ -103,13 +108,18 @@ fn con_10_a_job_whose_target_keeps_its_name_is_given_up() {
     abandon_everywhere(Scene { keeps_target_name: true, sizes: [20 << 10, 24 << 10, 24 << 10], ..PLAIN }, 60);
 }
 
-/// What power cuts leave of giving up a job right before its record, if its journal stands; `folded` has done one.
-pub(super) fn half_given_up(folded: &SimHost) -> Vec<Crash> {
+/// A machine whose power failed right before the record of the job that `folded` has done.
+fn right_before_the_record(folded: &SimHost) -> SimHost {
     let is_ready = |crash: &Crash| {
         let standing = journal(&crash.host, "top").filter(|journal| journal.position().is_ready);
         standing.is_some_and(|journal| !Ending::has_begun(&crash.host, &journal).unwrap())
     };
-    let ready = crash_states(&folded.trace(), 5, 0).find(is_ready).unwrap().host;
+    crash_states(&folded.trace(), 5, 0).find(is_ready).unwrap().host
+}
+
+/// What power cuts leave of giving up a job right before its record, if its journal stands; `folded` has done one.
+pub(super) fn half_given_up(folded: &SimHost) -> Vec<Crash> {
+    let ready = right_before_the_record(folded);
     abandon(&ready, "top").unwrap();
     let cuts: Vec<_> = crash_states(&ready.trace(), 7, 1).collect();
     let standing: Vec<_> = cuts.into_iter().filter(|cut| journal(&cut.host, "top").is_some()).collect();
@@ -248,4 +258,105 @@ fn a_file_that_took_a_folded_layers_name_is_left_alone() {
     }
     println!("{left} times");
     assert!(left > 2, "{left}");
+}
+
+/// Whoever sweeps up leftovers takes the draft of a job right before its record: that is no record.
+#[test]
+fn a_draft_that_somebody_removed_is_not_taken_for_the_result() {
+    for scene in [Scene { base: Format::Raw, ..PLAIN }, Scene { is_new: true, ..PLAIN }] {
+        let (machine, expected) = folded(scene);
+        let host = right_before_the_record(&machine);
+        let standing = journal(&host, "top").unwrap();
+        host.remove(&standing.place(standing.fold().draft.as_ref().unwrap())).unwrap();
+        // A new image is made again; a job that changed its target can be given up, at least.
+        if scene.fold(&host).is_ok() {
+            scene.check_end(&host, &expected, &format!("{scene:?}"));
+            continue;
+        }
+        let given_up = abandon(&host, "top").unwrap_or_else(|e| panic!("{scene:?}: {e}"));
+        check_given_up(&host, (&given_up, scene), &expected, &format!("{scene:?}"));
+        scene.fold(&host).unwrap();
+        scene.check_end(&host, &expected, &format!("{scene:?}"));
+    }
+}
+
+/// Looks, whenever a file is to go, whether somebody else could begin to write it.
+#[derive(Debug)]
+struct Watching {
+    host: SimHost,
+    unheld: Mutex<Vec<PathBuf>>,
+}
+
+impl Host for Watching {
+    fn remove(&self, path: &Path) -> Result<()> {
+        if self.host.open(path, Access::Write).is_ok() {
+            self.unheld.lock().push(path.to_path_buf());
+        }
+        self.host.remove(path)
+    }
+
+    fn open(&self, path: &Path, access: Access) -> Result<Arc<dyn File>> {
+        self.host.open(path, access)
+    }
+
+    fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        self.host.create(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.host.rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> Result<()> {
+        self.host.link(from, to)
+    }
+
+    fn make_folder(&self, path: &Path) -> Result<()> {
+        self.host.make_folder(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> Result<()> {
+        self.host.sync_folder(folder)
+    }
+
+    fn list(&self, folder: &Path) -> Result<Vec<Entry>> {
+        self.host.list(folder)
+    }
+
+    fn kind(&self, path: &Path) -> Result<Option<EntryKind>> {
+        self.host.kind(path)
+    }
+
+    fn canonical(&self, path: &Path) -> Result<PathBuf> {
+        self.host.canonical(path)
+    }
+
+    fn opened_as(&self, file: &dyn File) -> Result<PathBuf> {
+        self.host.opened_as(file)
+    }
+
+    fn witness(&self, path: &Path) -> Result<Witness> {
+        self.host.witness(path)
+    }
+
+    fn free_bytes(&self, folder: &Path) -> Result<u64> {
+        self.host.free_bytes(folder)
+    }
+}
+
+/// To look for children takes its time in a large folder: nobody begins to write a folded layer meanwhile.
+#[test]
+fn a_folded_layer_is_held_until_it_is_gone() {
+    for scene in [PLAIN, Scene { keeps_target_name: true, ..PLAIN }] {
+        let (machine, expected) = scene.build();
+        let watching = Arc::new(Watching { host: machine.clone(), unheld: Mutex::default() });
+        let host: Arc<dyn Host> = watching.clone();
+        let opening = Opening::reading().with_ledger(Ledger::new(Arc::clone(&host), None));
+        let job = Consolidation::prepare(&host, &path("top"), &opening, &scene.request()).unwrap();
+        job.run(PACE, &Progress::default()).unwrap();
+        scene.check_end(&machine, &expected, "watched");
+        let unheld = watching.unheld.lock();
+        let images: Vec<_> = unheld.iter().filter(|path| path.parent() == Some(Path::new("/vm"))).collect();
+        assert!(images.is_empty(), "{images:?}");
+    }
 }
