@@ -150,7 +150,7 @@ impl Zeroing<'_> {
         let pieces: Vec<(GuestRange, u64)> = data.iter().flat_map(|extent| self.pieces(extent)).collect();
         pieces.par_iter().try_for_each(|(piece, unit)| self.piece(*piece, *unit))?;
         let tried = pieces.iter().map(|(piece, _)| piece.bytes).sum();
-        self.progress.moved(data.iter().map(|e| e.range.bytes).sum::<u64>().saturating_sub(tried));
+        self.progress.passed(data.iter().map(|e| e.range.bytes).sum::<u64>().saturating_sub(tried));
         Ok(())
     }
 

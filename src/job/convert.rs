@@ -123,7 +123,7 @@ pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Prog
         let steps = job.plan(stride)?;
         written += steps.iter().map(Step::written_bytes).sum::<u64>();
         job.perform(&steps)?;
-        progress.moved(stride.bytes - steps.iter().map(|s| s.range().bytes).sum::<u64>());
+        progress.passed(stride.bytes - steps.iter().map(|s| s.range().bytes).sum::<u64>());
     }
     target.flush()?;
     Ok(written)

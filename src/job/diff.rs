@@ -51,7 +51,7 @@ pub fn differences(
     let mut pending: Option<Difference> = None;
     for stride in GuestOffset::new(0).range(size).pieces(STRIDE_BYTES) {
         progress.checkpoint()?;
-        for next in stride_differences(&pair, (a, b), stride, granularity_bytes)? {
+        for next in stride_differences(&pair, (a, b), stride, granularity_bytes, progress)? {
             match &mut pending {
                 Some(last) if last.kind == next.kind && last.range.end() == next.range.start => {
                     last.range.bytes += next.range.bytes;
@@ -63,7 +63,6 @@ pub fn differences(
                 }
             }
         }
-        progress.moved(stride.bytes);
     }
     if let Some(last) = pending {
         found(last);
@@ -112,12 +111,16 @@ fn stride_differences(
     views: (&View, &View),
     stride: GuestRange,
     granularity: u64,
+    progress: &Progress,
 ) -> Result<Vec<Difference>> {
     let mut runs = Vec::new();
     pair.runs(stride, &mut runs)?;
     let pieces = pieces(&runs, stride, granularity);
     let parts: Vec<Vec<Difference>> =
         pieces.par_iter().map(|piece| piece_differences(views, piece, granularity)).collect::<Result<_>>()?;
+    let read = pieces.iter().map(|piece| piece.range.bytes).sum();
+    progress.moved(read);
+    progress.passed(stride.bytes.saturating_sub(read));
     Ok(parts.into_iter().flatten().collect())
 }
 

@@ -1,7 +1,7 @@
 //! What a running job tells, and what it is told: the one place where both sides meet.
 //!
-//! A job calls [`Progress::begin`], [`Progress::moved`] and [`Progress::checkpoint`]; whoever started it reads
-//! [`Progress::state`] and calls [`Progress::cancel`] and [`Progress::set_rate`] from another thread. The
+//! A job calls [`Progress::begin`], [`Progress::moved`], [`Progress::passed`] and [`Progress::checkpoint`]; whoever
+//! started it reads [`Progress::state`] and calls [`Progress::cancel`] and [`Progress::set_rate`] from another thread. The
 //! library draws nothing.
 
 use crate::base::{Error, ErrorKind, Result, clock::Stopwatch};
@@ -16,6 +16,8 @@ use std::{
 pub struct Progress {
     phase: Mutex<Phase>,
     moved: AtomicU64,
+    /// How many of the moved ones took neither reading nor writing.
+    passed: AtomicU64,
     is_cancelled: AtomicBool,
     /// Bytes a second; 0 is no limit.
     rate: AtomicU64,
@@ -47,6 +49,7 @@ impl Default for Progress {
         Self {
             phase: Mutex::new(phase),
             moved: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
             is_cancelled: AtomicBool::new(false),
             rate: AtomicU64::new(0),
         }
@@ -58,6 +61,7 @@ impl Progress {
     pub fn begin(&self, name: &'static str, size_bytes: u64) {
         let mut phase = self.phase.lock();
         self.moved.store(0, Ordering::Relaxed);
+        self.passed.store(0, Ordering::Relaxed);
         *phase = Phase { name, size_bytes, since: Stopwatch::start() };
     }
 
@@ -69,12 +73,21 @@ impl Progress {
             return;
         }
         #[expect(clippy::cast_precision_loss, reason = "a wait needs no more than 52 bits")]
-        let due = Duration::from_secs_f64(moved as f64 / rate as f64);
+        let due = Duration::from_secs_f64(
+            moved.saturating_sub(self.passed.load(Ordering::Relaxed)) as f64 / rate as f64,
+        );
         let since = self.phase.lock().since;
         // Short naps, so that a cancelled job or a new rate is noticed.
         while since.elapsed() < due && !self.is_cancelled() && self.rate.load(Ordering::Relaxed) == rate {
             std::thread::sleep((due.saturating_sub(since.elapsed())).min(Duration::from_millis(50)));
         }
+    }
+
+    /// Counts bytes as done that nothing had to be read or written for (holes, say): no rate slows them.
+    pub fn passed(&self, bytes: u64) {
+        // Passed before moved: whoever sees the sum in between must not wait for these.
+        self.passed.fetch_add(bytes, Ordering::Relaxed);
+        self.moved.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Returns how far the job is.
@@ -129,6 +142,18 @@ mod tests {
         progress.set_rate(1_000_000);
         progress.begin("copy", 20_000);
         progress.moved(20_000);
+        assert!(progress.state().elapsed >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn holes_are_done_at_once_whatever_the_rate() {
+        let progress = Progress::default();
+        progress.set_rate(1_000_000);
+        progress.begin("copy", 10_020_000);
+        progress.passed(10_000_000);
+        assert!(progress.state().elapsed < Duration::from_secs(5));
+        progress.moved(20_000);
+        assert_eq!(progress.state().moved_bytes, 10_020_000);
         assert!(progress.state().elapsed >= Duration::from_millis(20));
     }
 }

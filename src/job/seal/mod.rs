@@ -141,7 +141,7 @@ fn hash(
         map(*stride, &mut extents)?;
         let Work { hash, zero } = work(&extents, *stride, size);
         let leaves = hash_all(view, &hash, progress, losses)?;
-        progress.moved(stride.bytes - hash.bytes());
+        progress.passed(stride.bytes - hash.bytes());
         let mut hashed = hashed.lock();
         for (from, to) in zero {
             hashed.tree.clear(from, to);
