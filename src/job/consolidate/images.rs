@@ -70,8 +70,7 @@ impl Images {
         if Work::find(&run, setup.plan.size)?.digest != setup.work.digest {
             return Err(Error::busy("was written while the job was being planned").path(&top.path));
         }
-        let found =
-            setup.journal.as_deref().map(|journal| found(ending, &top, journal, setup)).transpose()?;
+        let found = setup.journal.as_deref().map(|journal| found(&top, journal, setup)).transpose()?;
         let (target, draft) = match mode {
             FoldMode::NewImage => {
                 setup.take_back(found)?;
@@ -104,6 +103,11 @@ impl Images {
         }
         let known = ending.ledger.freeze(self.top.image.as_ref())?;
         Ok(known.layer.frozen.map(|record| record.epoch))
+    }
+
+    /// Returns what TOP looks like from outside.
+    pub(super) fn head(&self) -> Result<Witness> {
+        head_witness(&self.top)
     }
 
     /// Returns the format that the result's name opens.
@@ -337,9 +341,9 @@ fn lock(ending: &Ending, run: Vec<Layer>) -> Result<Vec<Layer>> {
 }
 
 /// Returns what an earlier life of the job left.
-fn found(ending: &Ending, top: &Layer, journal: &Journal, setup: &Setup<'_>) -> Result<Found> {
+fn found(top: &Layer, journal: &Journal, setup: &Setup<'_>) -> Result<Found> {
     let (fold, position) = (journal.fold(), journal.position());
-    let now = ending.host.witness(&top.path)?;
+    let now = head_witness(top)?;
     let is_same =
         fold.list_digest == setup.work.digest && fold.size == setup.plan.size && looks_same(&fold.head, &now);
     let is_rewritten = fold.head.boot != now.boot && !bears(top.image.as_ref(), fold.head_epoch)?;
@@ -347,6 +351,18 @@ fn found(ending: &Ending, top: &Layer, journal: &Journal, setup: &Setup<'_>) -> 
         _ if Guard::HeadWritten.trips(!is_same) || Guard::HeadEpoch.trips(is_rewritten) => Found::HeadChanged,
         _ if position.is_ready => Found::Ready,
         _ => Found::Bound(position.mark),
+    })
+}
+
+/// Returns what TOP looks like: the file with its header, whose length and time stand for those of all its files, so
+/// that a write to its data file alone shows.
+fn head_witness(top: &Layer) -> Result<Witness> {
+    let mut files = top.image.files().into_iter();
+    let header = files.next().ok_or_else(|| Error::invalid("has no file").path(&top.path))?.witness()?;
+    files.try_fold(header, |sum, file| {
+        let Witness { bytes, modified_ns, .. } = file.witness()?;
+        let (bytes, modified_ns) = (sum.bytes.wrapping_add(bytes), sum.modified_ns.wrapping_add(modified_ns));
+        Ok(Witness { bytes, modified_ns, ..sum })
     })
 }
 

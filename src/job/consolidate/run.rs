@@ -309,7 +309,7 @@ impl Runner {
             mode: plan.mode,
             old_epoch,
             new_epoch,
-            head: self.ending.host.witness(&plan.top)?,
+            head: fold.images.head()?,
             head_epoch,
             list_digest: fold.work.digest,
             list_bytes: fold.work.list.bytes(),

@@ -8,7 +8,7 @@ use crate::{
     disk::Disk,
     format::{self, Creation, Format, NoParts, ParentName},
     io::{
-        Access, Host, Kept,
+        Access, File, Host, Kept,
         faulty::{Failure, Fault, SimHost, crash_states},
     },
     job::{Progress, snapshot::Revert},
@@ -352,6 +352,58 @@ fn con_6_a_head_written_meanwhile_is_copied_again() {
     }
     println!("{written} times");
     assert!(written > 10);
+}
+
+/// Opens the data file of an image in `/vm`.
+struct DataFile<'a>(&'a SimHost);
+
+impl format::Parts for DataFile<'_> {
+    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
+        self.0.open(&path(std::str::from_utf8(name).unwrap()), Access::Write)
+    }
+}
+
+/// The same where the head keeps its bytes in a data file: a write in place leaves the file with the header as it was.
+#[test]
+fn con_6_a_data_file_written_meanwhile_is_copied_again() {
+    let (host, _) = PLAIN.build();
+    let link = ParentName { name: b"top".to_vec(), format: Some("qcow2".to_owned()) };
+    let options = vec![("data_file".to_owned(), "head.data".to_owned())];
+    let creation = Creation { size: 24 << 10, parent: Some(link), options };
+    drop(host.create(&path("head.data")).unwrap());
+    let file = host.create(&path("head")).unwrap();
+    format::create(Format::Qcow2, file, &creation, &DataFile(&host)).unwrap().flush().unwrap();
+    put(&host, "head", &[(0, 24 << 10, 8)], &[]);
+    host.sync_folder(Path::new("/vm")).unwrap();
+    drop(host.create(Path::new("/waits as well")).unwrap());
+    let again = || crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    let fold = |host: &SimHost| {
+        let opening = Opening::reading().with_ledger(ledger(host));
+        Consolidation::prepare(&arc(host), &path("head"), &opening, &Request::default())?
+            .run(PACE, &Progress::default())
+    };
+    let whole = again();
+    let old_head = whole.witness(&path("head")).unwrap();
+    fold(&whole).unwrap();
+    let mut written = 0;
+    for at in (0..whole.ios()).step_by(3) {
+        let machine = again();
+        machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
+        drop(fold(&machine));
+        machine.fail(None);
+        let journal = Journal::find(&arc(&machine), &path("head")).unwrap();
+        if journal.is_none() || !machine.witness(&path("head")).unwrap().same_file(&old_head) {
+            continue;
+        }
+        put(&machine, "head", &[(1024, 512, 77)], &[]);
+        fold(&machine).unwrap_or_else(|e| panic!("failed at I/O {at}: {e}"));
+        let mut expected = vec![8; 24 << 10];
+        expected[1024..1536].fill(77);
+        assert!(view(&machine, "head").unwrap() == expected, "failed at I/O {at}: a write is lost");
+        written += 1;
+    }
+    println!("{written} times");
+    assert!(written > 10, "{written}");
 }
 
 /// The same where every byte of the disk is hashed before and after: it is what was written that comes before.

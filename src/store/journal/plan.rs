@@ -136,7 +136,8 @@ pub struct Fold {
     pub old_epoch: Option<Epoch>,
     /// The target's epoch since.
     pub new_epoch: Epoch,
-    /// What TOP looked like from outside when the list was made.
+    /// What TOP looked like from outside when the list was made: the file with its header; lengths and times are those
+    /// of all its files, summed up.
     pub head: Witness,
     /// TOP's own epoch then, if it had a record.
     pub head_epoch: Option<Epoch>,

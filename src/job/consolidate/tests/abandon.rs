@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::{
-    io::{Entry, EntryKind, File, Witness, faulty::Crash},
+    io::{Entry, EntryKind, Witness, faulty::Crash},
     job::consolidate::ending::Ending,
 };
 use parking_lot::Mutex;
