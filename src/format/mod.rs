@@ -491,6 +491,9 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// Makes everything before this call durable, in an order that leaves at worst leaks after a cut.
     fn flush(&self) -> Result<()>;
 
+    /// The same, and with it the times at which the image's files were changed.
+    fn flush_with_time(&self) -> Result<()>;
+
     /// Returns the bits of a persistent bitmap; `NotFound` if there is none of that name.
     fn bitmap(&self, name: &str) -> Result<Bits>;
 
@@ -532,8 +535,8 @@ impl<I: Image + ?Sized> Carrier for I {
         self.set_record(record)
     }
 
-    fn flush(&self) -> Result<()> {
-        Image::flush(self)
+    fn flush_with_time(&self) -> Result<()> {
+        Image::flush_with_time(self)
     }
 
     fn format_name(&self) -> &'static str {

@@ -2,7 +2,7 @@
 //!
 //! The merged map is walked once, in guest order. Long runs of plain data go from file to file with the host's
 //! help; what is left (short runs, compressed clusters) is put together in memory, in whole units of the target,
-//! so that no unit is written twice. Zeros are not written to an image that is new. One flush ends it.
+//! so that no unit is written twice. Zeros are not written to an image that is new.
 
 use super::{Progress, create::Target};
 use crate::{
@@ -95,12 +95,11 @@ pub fn convert(
     let filling = Filling { is_blank: !target.is_device(), is_packed };
     let written_bytes = fill(source, image.as_ref(), filling, progress).map_err(|e| target.named(e))?;
     Ledger::new(Arc::clone(host), None).know(image.as_ref())?;
-    drop(image);
-    target.publish()?;
+    target.publish(image)?;
     Ok(Converted { image: path.to_path_buf(), format, size, written_bytes })
 }
 
-/// Makes `target` show what `source` shows, durably; returns how many bytes were written.
+/// Makes `target` show what `source` shows; returns how many bytes were written. Durable once `target` is flushed.
 ///
 /// A larger target shows zeros behind; a smaller one is `Invalid`.
 pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Progress) -> Result<u64> {
@@ -125,7 +124,6 @@ pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Prog
         job.perform(&steps)?;
         progress.passed(stride.bytes - steps.iter().map(|s| s.range().bytes).sum::<u64>());
     }
-    target.flush()?;
     Ok(written)
 }
 

@@ -68,8 +68,7 @@ pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Openi
     {
         join(ledger, image.as_ref(), &known)?;
     }
-    drop(image);
-    target.publish()?;
+    target.publish(image)?;
     Ok(Created { image: path.to_path_buf(), format: new.format, size, parent: shown })
 }
 
@@ -137,11 +136,13 @@ impl Target {
         error.renamed(self.file().path(), &self.path)
     }
 
-    /// Gives it its name.
-    pub(super) fn publish(self) -> Result<()> {
+    /// Makes the image, with all its files, durable, closes it and gives it its name.
+    pub(super) fn publish(self, image: Arc<dyn Image>) -> Result<()> {
+        image.flush().map_err(|e| self.named(e))?;
+        drop(image);
         match self.place {
-            Place::Draft(draft) => draft.publish(&self.path, Publish::New),
-            Place::Device(file) => file.flush(),
+            Place::Draft(draft) => draft.publish_flushed(&self.path, Publish::New),
+            Place::Device(_) => Ok(()),
         }
     }
 }

@@ -82,8 +82,13 @@ impl Draft {
     }
 
     /// Makes the file durable and gives it its name, durably.
-    pub fn publish(mut self, target: &Path, how: Publish) -> Result<()> {
+    pub fn publish(self, target: &Path, how: Publish) -> Result<()> {
         self.file.flush()?;
+        self.publish_flushed(target, how)
+    }
+
+    /// Gives the file, which is durable already, its name, durably.
+    pub fn publish_flushed(mut self, target: &Path, how: Publish) -> Result<()> {
         match how {
             Publish::New => {
                 self.host.link(&self.temporary, target)?;

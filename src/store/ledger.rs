@@ -38,8 +38,8 @@ pub trait Carrier {
     /// image is open for reading only.
     fn store(&self, record: Option<&[u8]>) -> Result<bool>;
 
-    /// Makes everything written before this call durable.
-    fn flush(&self) -> Result<()>;
+    /// Makes everything written before this call durable, and with it the files' times of change.
+    fn flush_with_time(&self) -> Result<()>;
 
     /// Returns the name of the image's format.
     fn format_name(&self) -> &'static str;
@@ -370,8 +370,7 @@ impl Ledger {
         let outside = (!is_inside && !layer.is_empty()).then(|| layer.clone());
         let seen = match (vouch, layer.frozen) {
             (Vouch::Yes, Some(record)) => {
-                image.flush()?;
-                image.files().iter().try_for_each(|file| file.flush_with_time())?;
+                image.flush_with_time()?;
                 let files = witnesses(image)?;
                 let noted_ns = io::settle(&image.files(), &files);
                 Some(Seen { epoch: record.epoch, files, noted_ns })

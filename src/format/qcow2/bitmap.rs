@@ -160,14 +160,13 @@ fn flaw(entry: &Entry, header: &Header) -> Option<&'static str> {
 /// Marks bitmaps as stale (in use), durable: those that ought to record writes, because they are not recorded
 /// here; every one before a change of size, because a bitmap is as long as its disk.
 pub(super) fn mark_stale(file: &dyn File, header: &Header, is_resize: bool) -> Result<()> {
-    let is_good = |s: &Stored| (s.bitmap.is_auto || is_resize) && !s.bitmap.is_in_use;
-    let recording = read(file, header)?.into_iter().filter(is_good);
-    let mut is_changed = false;
-    for stored in recording {
+    let mut recording = read(file, header)?;
+    recording.retain(|s| s.bitmap.is_auto || is_resize);
+    for stored in recording.iter().filter(|s| !s.bitmap.is_in_use) {
         file.write_at(stored.at.plus(FLAGS_AT), &(stored.flags | IN_USE).to_be_bytes())?;
-        is_changed = true;
     }
-    if is_changed { file.flush() } else { Ok(()) }
+    // Those that were stale before may be so in the host's cache alone: their flush may have failed.
+    if recording.is_empty() { Ok(()) } else { file.flush() }
 }
 
 #[cfg(test)]

@@ -36,6 +36,16 @@ pub(super) fn set_fields(
     header: &mut Header,
     change: impl FnOnce(&mut Header),
 ) -> Result<()> {
+    write_fields(file, header, change)?;
+    file.flush()
+}
+
+/// As [`set_fields`], durable once the file is flushed; nothing that only the old fields tell of is given up before.
+pub(super) fn write_fields(
+    file: &dyn File,
+    header: &mut Header,
+    change: impl FnOnce(&mut Header),
+) -> Result<()> {
     let mut new = header.clone();
     change(&mut new);
     if commit(file, header, &new)? {
@@ -70,16 +80,17 @@ pub(super) fn set_parent(file: &dyn File, header: &mut Header, parent: Option<&P
     let format = parent.and_then(|p| p.format.as_ref()).map(|f| f.clone().into_bytes());
     put(&mut new.extensions, extension::BACKING_FORMAT, format);
     if commit(file, header, &new)? {
-        return Ok(());
+        return file.flush();
     }
     let name_bytes = parent.map_or(0, |p| p.name.len());
     Err(Error::invalid(format!("the first cluster has no room for a parent's name of {name_bytes} bytes"))
         .path(file.path()))
 }
 
-/// Stores, replaces or removes an extension, and sets or clears the autoclear bits that go with it; durable,
-/// in one step. False, and nothing changed, where the first cluster has no room.
-pub(super) fn set_extension(
+/// Stores, replaces or removes an extension, and sets or clears the autoclear bits that go with it, in one step;
+/// durable once the file is flushed, before which no name or extension is changed again. False, and nothing
+/// changed, where the first cluster has no room.
+pub(super) fn write_extension(
     file: &dyn File,
     header: &mut Header,
     extension: (u32, Option<&[u8]>),
@@ -95,6 +106,7 @@ pub(super) fn set_extension(
     }
     // The extension first: the bit says that it can be believed.
     if bytes.is_some() && in_place(file, header, &list)? {
+        file.flush()?;
         return in_place(file, header, &both);
     }
     moved(file, header, &both)
@@ -120,7 +132,8 @@ pub(super) fn set_record(file: &dyn File, header: &mut Header, record: Option<&[
     {
         return Ok(true);
     }
-    if set_extension(file, header, (extension::RECORD, record), feature::RECORD)? {
+    if write_extension(file, header, (extension::RECORD, record), feature::RECORD)? {
+        file.flush()?;
         return Ok(true);
     }
     if header.has_autoclear(feature::RECORD) {
@@ -144,7 +157,7 @@ fn put(list: &mut Vec<Extension>, kind: u32, bytes: Option<Vec<u8>>) {
     }
 }
 
-/// Makes `new` the header; false, and nothing changed, where the first cluster has no room.
+/// Makes `new` the header, durable once the file is flushed; false, and nothing changed, where the first cluster has no room.
 fn commit(file: &dyn File, header: &mut Header, new: &Header) -> Result<bool> {
     Ok(in_place(file, header, new)? || moved(file, header, new)?)
 }
@@ -198,6 +211,8 @@ fn moved(file: &dyn File, header: &mut Header, new: &Header) -> Result<bool> {
         return Ok(false);
     }
     *header = away.clone();
+    // Before the old list's place is written to.
+    file.flush()?;
     // Already done; what follows only tidies up.
     in_place(file, header, &away)?;
     Ok(true)
@@ -208,7 +223,8 @@ fn fits(header: &Header) -> bool {
     header.places_end() <= header.geometry.cluster_bytes()
 }
 
-/// Writes `new` over `old` with one flip; false, and nothing written, if one sector is not enough.
+/// Writes `new` over `old`, which is durable, with one flip; false, and nothing written, if one sector is not
+/// enough.
 fn flip(file: &dyn File, old: &Header, new: &Header) -> Result<bool> {
     let bytes = units::index(old.places_end().max(new.places_end())).next_multiple_of(SECTOR);
     let mut now = vec![0; bytes];
@@ -226,12 +242,19 @@ fn flip(file: &dyn File, old: &Header, new: &Header) -> Result<bool> {
     if last.start / SECTOR != last.end.saturating_sub(1).max(last.start) / SECTOR {
         return Ok(false);
     }
-    for step in [(changed(&now, &prepared), &prepared), (last, &wanted)] {
-        let (span, bytes) = step;
-        if let Some(part) = bytes.get(span.clone()).filter(|part| !part.is_empty()) {
-            file.write_at(HostOffset::new(units::count(span.start)), part)?;
-            file.flush()?;
-        }
+    let write = |span: Range<usize>, bytes: &[u8]| {
+        let part = bytes.get(span.clone()).unwrap_or_default();
+        file.write_at(HostOffset::new(units::count(span.start)), part)
+    };
+    let first = changed(&now, &prepared);
+    if !first.is_empty() {
+        write(first, &prepared)?;
+        file.flush()?;
+    }
+    if !last.is_empty() {
+        // The whole sector: a flip before it whose flush failed is in it, too, and the two never mix.
+        let sector = last.start / SECTOR * SECTOR;
+        write(sector..sector + SECTOR, &wanted)?;
     }
     Ok(true)
 }

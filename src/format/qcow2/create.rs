@@ -27,9 +27,10 @@ use std::sync::Arc;
 /// How much is written at once where zeros are asked for.
 const ZEROS_BYTES: u64 = 1 << 20;
 
-/// Makes a new image in an empty file (a device is overwritten); durable once that file is flushed.
+/// Makes a new image in an empty file (a device is overwritten); durable once that file and its data file are
+/// flushed.
 ///
-/// The data file is opened, and sized durably, through `parts`. `Invalid` for options that are unknown or exclude
+/// The data file is opened, and sized, through `parts`. `Invalid` for options that are unknown or exclude
 /// each other, and for a disk or a name that does not fit.
 pub(super) fn create(file: &dyn File, creation: &Creation, parts: &dyn Parts) -> Result<Header> {
     let options = Options::parse(creation).in_file(file.path())?;
@@ -290,7 +291,7 @@ fn size_data_file(data_file: &Arc<dyn File>, options: &Options, disk_bytes: u64)
         Preallocation::Space => data_file.allocate(all)?,
         Preallocation::Full => write_zeros(&**data_file, all)?,
     }
-    data_file.flush()
+    Ok(())
 }
 
 fn write_zeros(file: &dyn File, range: HostRange) -> Result<()> {

@@ -265,6 +265,11 @@ impl Image for Qcow2Image {
         if self.is_writable { self.flush_all().in_file(self.file.path()) } else { Ok(()) }
     }
 
+    fn flush_with_time(&self) -> Result<()> {
+        self.flush()?;
+        self.files().iter().try_for_each(|file| file.flush_with_time())
+    }
+
     fn bitmap(&self, name: &str) -> Result<Bits> {
         self.read_bitmap(name).in_file(self.file.path())
     }

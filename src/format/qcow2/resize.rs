@@ -55,7 +55,8 @@ impl State {
         Ok(())
     }
 
-    /// Moves L1 to `to`, with room for `entries`; durable. What it says is in the file already.
+    /// Moves L1 to `to`, with room for `entries`; durable with the next batch, which also gives up the old table.
+    /// What it says is in the file already.
     fn move_l1(&mut self, header: &mut Header, to: HostRange, entries: u64) -> Result<()> {
         let file = self.tables.image.file.clone();
         let old = self.tables.l1_at.range(count(self.tables.l1.len()) * 8);
@@ -66,7 +67,7 @@ impl State {
         BigEndian::write_u64_into(&l1, front);
         file.write_at(to.start, &bytes)?;
         file.flush()?;
-        let moved = change::set_fields(&*file, header, |h| h.l1 = Table { at: to.start, entries });
+        let moved = change::write_fields(&*file, header, |h| h.l1 = Table { at: to.start, entries });
         moved.inspect_err(|e| self.poison = Some(e.to_string()))?;
         (self.tables.l1, self.tables.l1_at) = (l1, to.start);
         if !old.is_empty() {

@@ -24,8 +24,8 @@ pub fn retire(file: &dyn File, why: &str) -> Result<bool> {
     let line = feature::FeatureName { class: 0, bit: RETIRED, name }.to_bytes();
     let table = header.extension(extension::FEATURE_NAMES).unwrap_or_default();
     let table = [table, &line].concat();
-    // Without room for the name the bit has to do.
-    change::set_extension(file, &mut header, (extension::FEATURE_NAMES, Some(&table)), 0)?;
+    // Without room for the name the bit has to do, as it may after a cut: no order is kept.
+    change::write_extension(file, &mut header, (extension::FEATURE_NAMES, Some(&table)), 0)?;
     change::set_fields(file, &mut header, |header| header.incompatible |= 1 << RETIRED)?;
     Ok(true)
 }

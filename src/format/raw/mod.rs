@@ -224,6 +224,10 @@ impl Image for RawImage {
         self.file.flush()
     }
 
+    fn flush_with_time(&self) -> Result<()> {
+        self.file.flush_with_time()
+    }
+
     fn bitmap(&self, _name: &str) -> Result<Bits> {
         Err(Error::unsupported("raw images have no bitmaps").path(self.file.path()))
     }

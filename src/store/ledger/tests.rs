@@ -44,8 +44,8 @@ impl Carrier for Image {
         Ok(self.has_place)
     }
 
-    fn flush(&self) -> Result<()> {
-        self.file.flush()
+    fn flush_with_time(&self) -> Result<()> {
+        self.file.flush_with_time()
     }
 
     fn format_name(&self) -> &'static str {

@@ -139,7 +139,11 @@ impl Arguments {
                 .into());
         }
         let filling = Filling { is_blank: false, is_packed: self.compress };
-        let filled = |progress: &_| fill(&chain.view(0), layer.image.as_ref(), filling, progress);
+        let image = layer.image.as_ref();
+        let filled = |progress: &_| {
+            let filled = fill(&chain.view(0), image, filling, progress);
+            filled.and_then(|written_bytes| image.flush().map(|()| written_bytes))
+        };
         let written_bytes = self.watching.run(|progress| filled(progress).map_err(|e| e.path(target)))?;
         let (format, size) = (self.target_format, layer.size());
         Ok(Converted { image: target.to_path_buf(), format, size: size.max(chain.size()), written_bytes })

@@ -71,7 +71,7 @@ impl Qcow2Image {
             // Bits, tables, directory and their refcounts: all durable before the header names them.
             self.flush_under(&mut header)?;
             let place = (extension::BITMAPS, extension.as_ref().map(<[u8; 24]>::as_slice));
-            let is_named = change::set_extension(&*self.file, &mut header, place, feature::BITMAPS);
+            let is_named = change::write_extension(&*self.file, &mut header, place, feature::BITMAPS);
             if is_named.inspect_err(|e| self.state.write().poison = Some(e.to_string()))? {
                 return Ok(());
             }
@@ -81,6 +81,7 @@ impl Qcow2Image {
         self.forget_begun();
         let left = if done.is_ok() { given_up } else { taken };
         self.state.write().dropped.extend(left);
+        // Makes the header durable, then gives up what it no longer names.
         done.and(self.flush_under(&mut header))
     }
 

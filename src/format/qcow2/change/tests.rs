@@ -220,7 +220,10 @@ fn survives_in_order(start: &[u8], to: Option<&[u8]>) -> usize {
     put(&mut list.extensions, extension::RECORD, to.map(<[u8]>::to_vec));
     if to.is_some() && in_place(&file, &mut header, &list).unwrap() {
         let middle = whole(&file);
-        let first = survives(start, |file, header| assert!(in_place(file, header, &list).unwrap()));
+        let first = survives(start, |file, header| {
+            assert!(in_place(file, header, &list).unwrap());
+            file.flush().unwrap();
+        });
         return first + survives(&middle, |file, header| assert!(set_record(file, header, to).unwrap()));
     }
     survives(start, |file, header| assert!(set_record(file, header, to).unwrap()))

@@ -47,9 +47,8 @@ impl Carrier for Split {
         self.header.store(record)
     }
 
-    fn flush(&self) -> Result<()> {
-        // Nothing waits in memory: the barriers that count are the ledger's own.
-        Ok(())
+    fn flush_with_time(&self) -> Result<()> {
+        self.files().iter().try_for_each(|file| file.flush_with_time())
     }
 
     fn format_name(&self) -> &'static str {
@@ -108,7 +107,6 @@ fn live(
     let thawed = ledger.thaw(&image, Epoch::fresh())?;
     begin("");
     image.write(2)?;
-    image.flush()?;
     image.write(3)?;
     begin("refreeze");
     let frozen = ledger.refreeze(&image, &thawed)?;
