@@ -72,7 +72,7 @@ pub fn search(history: &History, seed: u64, points: u64) -> Result<Tally, String
 pub(crate) fn cut_everywhere(
     history: &History,
     seed: u64,
-    setup: Setup,
+    setup: Setup<'_>,
     points: u64,
 ) -> Result<Tally, String> {
     let steps = history.steps(seed, STEPS);

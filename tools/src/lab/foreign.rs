@@ -1,5 +1,5 @@
-//! What only other programs do to a qcow2 image: taking an internal snapshot, and going to it (`qcow2.rst`,
-//! "Snapshots"). Small images with refcounts of 16 bits and entries without subclusters; nobody looks on.
+//! What only other programs do to a qcow2 image: clearing the autoclear bits that they do not know, taking an
+//! internal snapshot, and going to it (`qcow2.rst`, "Snapshots"). Small images with refcounts of 16 bits and entries without subclusters; nobody looks on.
 
 use deltachain::{
     base::{
@@ -17,6 +17,7 @@ const L1_SIZE_AT: u64 = 36;
 const L1_AT: u64 = 40;
 const REFCOUNTS_AT: u64 = 48;
 const SNAPSHOTS_AT: u64 = 60;
+const AUTOCLEAR_AT: u64 = 88;
 
 const COPIED: u64 = 1 << 63;
 const PACKED: u64 = 1 << 62;
@@ -38,6 +39,11 @@ fn half(file: &dyn File, at: u64) -> Result<u32> {
 
 fn put(file: &dyn File, at: u64, bytes: &[u8]) -> Result<()> {
     file.write_at(HostOffset::new(at), bytes)
+}
+
+/// Opens the image for writing as a program that knows no autoclear bits does.
+pub(crate) fn distrust(file: &dyn File) -> Result<()> {
+    put(file, AUTOCLEAR_AT, &[0; 8])
 }
 
 /// Takes the image's first snapshot: its L1 table is copied, and all that it reaches is shared from here on.

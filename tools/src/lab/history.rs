@@ -93,11 +93,32 @@ pub enum Step {
 
 /// What goes wrong during a history.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Setup {
+pub struct Setup<'a> {
     /// An I/O that fails.
     pub fault: Option<Fault>,
-    /// In operations of this kind, the barrier of this number does nothing.
-    pub dropped: Option<(Kind, u64)>,
+    /// What becomes of barriers.
+    pub barriers: Barriers<'a>,
+}
+
+/// What becomes of the barriers of a history.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Barriers<'a> {
+    /// They work.
+    #[default]
+    Work,
+    /// They work, and the log names who asked for each.
+    Named,
+    /// These do nothing.
+    Forgotten(&'a [Barrier]),
+}
+
+/// One barrier of a history.
+#[derive(Clone, Copy, Debug)]
+pub struct Barrier {
+    /// The operation, as the log counts them.
+    pub operation: usize,
+    /// The number within that operation.
+    pub number: u64,
 }
 
 const fn qcow2(
@@ -232,7 +253,7 @@ impl History {
     }
 
     /// Makes the image on a new machine, unless it is there before, and performs the steps.
-    pub fn run(&self, steps: &[Step], setup: Setup) -> (SimHost, Log, Option<Arc<dyn Image>>) {
+    pub fn run(&self, steps: &[Step], setup: Setup<'_>) -> (SimHost, Log, Option<Arc<dyn Image>>) {
         let found = (self.before != Before::Nothing).then(|| self.prepare().ok()).flatten();
         let (host, log) = match &found {
             Some(host) => (host.clone(), Log::on(self.shown_before(), self.sectors)),
@@ -328,7 +349,7 @@ struct Hand<'a> {
     history: &'a History,
     host: &'a SimHost,
     log: Log,
-    setup: Setup,
+    setup: Setup<'a>,
     image: Option<Arc<dyn Image>>,
     next: Mark,
 }
@@ -340,12 +361,19 @@ impl Hand<'_> {
 
     /// Performs one operation and notes what came of it.
     fn note(&mut self, op: Op, perform: impl FnOnce(&mut Self) -> Result<()>) {
-        let dropped = self.setup.dropped.filter(|(kind, _)| *kind == op.kind).map(|(_, nth)| nth);
-        self.host.begin_operation(dropped);
+        match self.setup.barriers {
+            Barriers::Work => self.host.begin_operation([]),
+            Barriers::Named => self.host.begin_named_operation(),
+            Barriers::Forgotten(all) => {
+                let number = self.log.ops.len();
+                let own = all.iter().filter(|barrier| barrier.operation == number);
+                self.host.begin_operation(own.map(|barrier| barrier.number));
+            }
+        }
         let start = self.host.events();
         let is_done = perform(self).is_ok();
         let end = is_done.then(|| self.host.events());
-        self.log.ops.push(Op { start, end, barriers: self.host.barriers(), ..op });
+        self.log.ops.push(Op { start, end, barriers: self.host.barrier_names(), ..op });
     }
 
     fn create(&mut self) {
@@ -361,7 +389,7 @@ impl Hand<'_> {
     }
 
     fn op(&self, kind: Kind, sectors: std::ops::Range<u64>, mark: Mark) -> Op {
-        Op { kind, sectors, mark, size: self.size(), start: 0, end: None, barriers: 0 }
+        Op { kind, sectors, mark, size: self.size(), start: 0, end: None, barriers: Vec::new() }
     }
 
     fn take(&mut self, step: &Step) {

@@ -2,7 +2,8 @@
 //!
 //! A sector shows the last value that was made durable, or that of any later operation: one that was not
 //! flushed, was under way, or failed. Never anything else. An operation is durable when it was acknowledged
-//! before the start of a flush that was itself acknowledged; a change of size is durable by itself.
+//! before the start of a flush that was itself acknowledged; a change of size is durable by itself, and one that
+//! cuts something off is done or not.
 
 use crate::mark::{Mark, PARENT};
 use std::{fmt, ops::Range};
@@ -47,8 +48,8 @@ pub struct Op {
     pub(crate) start: usize,
     /// Events when it was acknowledged; `None` if it failed.
     pub(crate) end: Option<usize>,
-    /// Barriers that it had.
-    pub(crate) barriers: u64,
+    /// Who asked for each of its barriers, in order, if that is noted.
+    pub(crate) barriers: Vec<String>,
 }
 
 /// The operations of one history on one machine.
@@ -129,7 +130,10 @@ impl Log {
             let is_flushed = flushed.get(n).copied().unwrap_or_default();
             let is_durable = is_done(op) && (is_flushed || op.kind == Kind::Resize);
             if !is_durable {
-                later.push((n, op));
+                // What is being cut off stays whole as long as the disk has it.
+                if op.kind != Kind::Resize || op.size > op.sectors.start {
+                    later.push((n, op));
+                }
             } else if let Some(sectors) = durable.get_mut(places(&op.sectors)) {
                 sectors.fill((op.mark, n + 1));
             }
@@ -141,6 +145,11 @@ impl Log {
             }
         }
         Expected { durable, later, sizes }
+    }
+
+    /// Returns whether an operation failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.ops.iter().any(|op| op.end.is_none())
     }
 
     /// Returns whether the log begins with the image's making.

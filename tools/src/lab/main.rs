@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use dchain_lab::{
     HISTORIES, History, crash, errors, fuzz,
-    jobs::{self, By, JOBS},
+    jobs::{self, By, Forgotten, JOBS},
     kill::{self, Job},
     mutants,
 };
@@ -57,7 +57,7 @@ struct Mutants {
     /// Not the guards, only barriers.
     #[arg(long = "no-guards", action = clap::ArgAction::SetFalse)]
     has_guards: bool,
-    /// Tell the barriers of jobs apart by what needs them, too: some are there for the sake of others.
+    /// Tell barriers apart by what needs them, too: some are there for the sake of others.
     #[arg(long = "fine")]
     is_fine: bool,
 }
@@ -191,30 +191,21 @@ fn take_guards_away() -> bool {
 /// Forgets barriers of histories and of jobs; returns whether each was noticed.
 fn forget_all(wanted: &Mutants) -> bool {
     let Mutants { seed, seeds, is_fine, .. } = *wanted;
-    let mut is_sound = true;
-    for history in &HISTORIES {
-        let found = mutants::search(history, seed, seeds);
-        let missed: Vec<String> = found
-            .iter()
-            .filter(|m| m.noticed.is_none())
-            .map(|m| format!("{:?} {}", m.kind, m.barrier))
-            .collect();
-        is_sound &= say_missed(history.name, found.len(), &missed);
-    }
     let by = if is_fine { By::Need } else { By::Line };
-    let jobs: Vec<_> = JOBS.iter().collect();
-    match jobs::forget(&jobs, seed..seed + seeds, by) {
-        Ok(found) => {
-            let missed = found.iter().filter(|one| one.noticed.is_none()).map(|one| one.barrier.clone());
-            is_sound & say_missed("jobs", found.len(), &missed.collect::<Vec<_>>())
-        }
+    let found = mutants::search(&HISTORIES, seed..seed + seeds, by);
+    let is_sound = say_missed("histories", &found);
+    let others = jobs::forget(seed..seed + seeds, by, &found);
+    match others {
+        Ok(found) => say_missed("jobs, what histories do not have", &found) && is_sound,
         Err(wrong) => say(&Err(wrong)),
     }
 }
 
-fn say_missed(what: &str, all: usize, missed: &[String]) -> bool {
-    let done = format!("{what}: {all} forgotten barriers");
-    say(&match missed {
+fn say_missed(what: &str, all: &[Forgotten]) -> bool {
+    let done = format!("{what}: {} forgotten barriers", all.len());
+    let missed = all.iter().filter(|one| one.noticed.is_none());
+    let missed: Vec<&str> = missed.map(|one| one.barrier.as_str()).collect();
+    say(&match missed.as_slice() {
         [] => Ok(format!("{done}, each noticed")),
         missed => Err(format!("{done}, not noticed: {}", missed.join(", "))),
     })

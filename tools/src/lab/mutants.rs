@@ -2,39 +2,52 @@
 
 use crate::{
     crash,
-    history::{History, Setup},
+    history::{Barrier, Barriers, History, Setup},
+    jobs::{By, Forgotten},
     log::Kind,
 };
-use std::collections::BTreeMap;
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use std::{collections::BTreeMap, ops::Range};
 
-/// One forgotten barrier, and how it was noticed.
-#[derive(Clone, Debug)]
-pub struct Mutant {
-    /// In operations of this kind ...
-    pub kind: Kind,
-    /// ... the barrier of this number (from 0) does nothing.
-    pub barrier: u64,
-    /// The first wrong power cut; `None` if none was found.
-    pub noticed: Option<String>,
+/// For each barrier as the code has it: which ones of which run stand for it.
+type Places = BTreeMap<String, Vec<(&'static History, u64, Vec<Barrier>)>>;
+
+/// Forgets the barriers that the histories of `seeds` have, those of one kind of operation and one place in the
+/// code at a time, and looks for a power cut that shows it.
+pub fn search(histories: &'static [History], seeds: Range<u64>, by: By) -> Vec<Forgotten> {
+    let mut places = Places::new();
+    for history in histories {
+        seeds.clone().for_each(|seed| find_barriers(history, seed, by, &mut places));
+    }
+    let judged = places.into_par_iter().map(|(barrier, runs)| {
+        let shows = |(history, seed, forgotten): &(&History, u64, Vec<Barrier>)| {
+            let setup = Setup { barriers: Barriers::Forgotten(forgotten), ..Setup::default() };
+            crash::cut_everywhere(history, *seed, setup, u64::MAX).err()
+        };
+        Forgotten { noticed: runs.iter().find_map(shows), barrier }
+    });
+    judged.collect()
 }
 
-/// Drops each barrier that the operations of `seeds` histories have, one at a time, and looks for a power cut
-/// that shows it.
-pub fn search(history: &History, seed: u64, seeds: u64) -> Vec<Mutant> {
-    let mut barriers: BTreeMap<Kind, u64> = BTreeMap::new();
-    for seed in seed..seed + seeds {
-        let (_, log, _) = history.run(&history.steps(seed, crash::STEPS), Setup::default());
-        for op in &log.ops {
-            let most = barriers.entry(op.kind).or_default();
-            *most = op.barriers.max(*most);
+/// Adds to `places` the barriers of one run.
+fn find_barriers(history: &'static History, seed: u64, by: By, places: &mut Places) {
+    let setup = Setup { barriers: Barriers::Named, ..Setup::default() };
+    let (_, log, _) = history.run(&history.steps(seed, crash::STEPS), setup);
+    let mut found: BTreeMap<String, Vec<Barrier>> = BTreeMap::new();
+    for (operation, op) in log.ops.iter().enumerate() {
+        for (number, stack) in (0..).zip(&op.barriers) {
+            let place = place(history, op.kind, stack, by);
+            found.entry(place).or_default().push(Barrier { operation, number });
         }
     }
-    let all = barriers.into_iter().flat_map(|(kind, most)| (0..most).map(move |barrier| (kind, barrier)));
-    all.map(|(kind, barrier)| {
-        let setup = Setup { dropped: Some((kind, barrier)), ..Setup::default() };
-        let noticed =
-            (seed..seed + seeds).find_map(|seed| crash::cut_everywhere(history, seed, setup, u64::MAX).err());
-        Mutant { kind, barrier, noticed }
-    })
-    .collect()
+    for (place, barriers) in found {
+        places.entry(place).or_default().push((history, seed, barriers));
+    }
+}
+
+fn place(history: &History, kind: Kind, stack: &str, by: By) -> String {
+    match by {
+        By::Line => format!("{kind:?}: {}", stack.split(" < ").next().unwrap_or_default()),
+        By::Need => format!("{}: {kind:?}: {stack}", history.name),
+    }
 }

@@ -67,6 +67,10 @@ impl History {
         let file = host.open(Path::new(DATA), Access::Read).map_err(|e| e.to_string())?;
         let mut bytes = vec![0; index(file.bytes().map_err(|e| e.to_string())?)];
         file.read_at(HostOffset::new(0), &mut bytes).map_err(|e| e.to_string())?;
+        // After a resize that failed it may be shorter: what is not there reads as zeros.
+        if !log.has_failed() && count(bytes.len()) < size * SECTOR_BYTES {
+            return Err(format!("its data file has {} bytes for {size} sectors", bytes.len()));
+        }
         let mut sectors = (0..size).zip(bytes.chunks(SECTOR));
         let wrong = |(sector, found): &(u64, &[u8])| {
             (log.is_first_life() || expected.was_written(*sector))

@@ -6,6 +6,7 @@
 
 mod consolidate;
 mod copy;
+mod header;
 mod moving;
 mod repair;
 mod reshape;
@@ -51,11 +52,12 @@ pub struct Job {
 }
 
 /// Every job.
-pub static JOBS: [Job; 11] = [
+pub static JOBS: [Job; 12] = [
     Job { name: "consolidate", scene: consolidate::scene },
     Job { name: "copy", scene: copy::scene },
     Job { name: "move", scene: moving::scene },
     Job { name: "repair", scene: repair::scene },
+    Job { name: "header", scene: header::scene },
     Job { name: "seal", scene: seal::scene },
     Job { name: "snapshot", scene: reshape::snapshot },
     Job { name: "revert", scene: reshape::revert },
@@ -93,6 +95,13 @@ pub struct Forgotten {
     pub barrier: String,
     /// What went wrong first when it was forgotten; `None` if nothing did.
     pub noticed: Option<String>,
+}
+
+impl Forgotten {
+    /// Returns the line that asks for it, without the operation in which it does.
+    fn asks(&self) -> &str {
+        self.barrier.split_once(": ").map_or(self.barrier.as_str(), |(_, line)| line)
+    }
 }
 
 impl Job {
@@ -148,11 +157,13 @@ impl Job {
 /// For each place in the code: which barriers of which run are asked for there.
 type Places = BTreeMap<String, Vec<(&'static Job, u64, Vec<u64>)>>;
 
-/// Forgets the barriers that the jobs have for each of `seeds`, those of one place in the code at a time, and
-/// looks for a power cut or a kill that shows it.
-pub fn forget(jobs: &[&'static Job], seeds: Range<u64>, by: By) -> Result<Vec<Forgotten>, String> {
+/// Forgets the barriers that every job has for each of `seeds`, those of one place in the code at a time, and
+/// looks for a power cut or a kill that shows it; not those that are in `noticed` already.
+pub fn forget(seeds: Range<u64>, by: By, noticed: &[Forgotten]) -> Result<Vec<Forgotten>, String> {
     let mut places = Places::new();
-    jobs.iter().try_for_each(|job| job.find_barriers(seeds.clone(), by, &mut places))?;
+    JOBS.iter().try_for_each(|job| job.find_barriers(seeds.clone(), by, &mut places))?;
+    let is_new = |place: &str| !noticed.iter().any(|one| one.noticed.is_some() && one.asks() == place);
+    places.retain(|place, _| is_new(place));
     let judged = places.into_par_iter().map(|(barrier, runs)| {
         let shows = |(job, seed, numbers): &(&Job, u64, Vec<u64>)| {
             let scene = job.scene(*seed).ok()?;
