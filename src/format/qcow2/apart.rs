@@ -24,7 +24,8 @@ impl Qcow2Image {
     /// Gives stored clusters that something else refers to, too, a place of their own, durably; returns whether
     /// there were any.
     pub(super) fn part_clusters(&self) -> Result<bool> {
-        if self.header.lock().snapshots.entries > 0 {
+        // In an external data file each cluster has its own place by rule.
+        if self.shape.is_external || self.header.lock().snapshots.entries > 0 {
             return Ok(false);
         }
         let (mut is_changed, mut extents) = (false, Vec::new());

@@ -41,7 +41,10 @@ pub use retire::{is_retired, retire};
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 use super::{Checked, Creation, Image, Measure, Parts, Repair};
-use crate::{base::Result, io::File};
+use crate::{
+    base::{Result, error::InFile},
+    io::File,
+};
 use std::sync::Arc;
 
 /// Opens a qcow2 image.
@@ -66,9 +69,14 @@ pub fn check(file: Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<C
     let looked_at = Arc::clone(&file);
     let checked = check::check(&*looked_at, repair, parts)?;
     let is_mended = checked.corruptions_fixed > 0 && checked.corruptions + checked.errors == 0;
-    if !is_mended || !image::Qcow2Image::open(file, true, parts)?.part_clusters()? {
+    if !is_mended {
         return Ok(checked);
     }
+    let image = image::Qcow2Image::open(file, true, parts)?;
+    if !image.part_clusters().in_file(looked_at.path())? {
+        return Ok(checked);
+    }
+    drop(image);
     // The entry that a shared cluster was left to is its sole owner now, and is told so.
     let again = check::check(&*looked_at, repair, parts)?;
     let Checked { corruptions_fixed, leaks_fixed, .. } = checked;
