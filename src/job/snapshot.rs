@@ -7,7 +7,7 @@ use crate::{
     base::{Error, Guard, Result},
     chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off},
     format::{self, Creation, Format, NoParts},
-    io::{Access, Host},
+    io::{Access, Host, Likeness},
     store::{Draft, Ledger, Publish},
 };
 use std::{
@@ -67,7 +67,9 @@ pub fn snapshot(
     if let Some(ledger) = &opening.ledger {
         refuse_cut_off(ledger, &frozen.path)?;
     }
-    let child = Child { target: new, options, how: Publish::New };
+    // The new head is the disk from now on; its parent may be read-only, it is not.
+    let likeness = likeness(frozen).map(Likeness::at_work);
+    let child = Child { target: new, options, how: Publish::New, likeness };
     let name = child.publish(host, opening.ledger.as_ref(), chain.layers())?;
     Ok(Taken { frozen: frozen.path.clone(), head: new.to_path_buf(), name, size: frozen.size() })
 }
@@ -77,6 +79,12 @@ struct Child<'a> {
     target: &'a Path,
     options: &'a [(String, String)],
     how: Publish,
+    /// Whose it is, and who may use it.
+    likeness: Option<Likeness>,
+}
+
+fn likeness(layer: &Layer) -> Option<Likeness> {
+    Likeness::of(layer.image.files().first()?.as_ref())
 }
 
 impl Child<'_> {
@@ -86,6 +94,9 @@ impl Child<'_> {
     fn publish(&self, host: &Arc<dyn Host>, ledger: Option<&Ledger>, layers: &[Layer]) -> Result<String> {
         let parent = layers.first().ok_or_else(|| Error::invalid("a chain without layers"))?;
         let draft = Draft::new(host, self.target)?;
+        if let Some(likeness) = self.likeness {
+            likeness.give(draft.file().as_ref());
+        }
         let home = host.opened_as(draft.file().as_ref())?;
         let link = parent.name_in(home.parent().unwrap_or(Path::new("/")));
         let name = String::from_utf8_lossy(&link.name).into_owned();
@@ -161,7 +172,8 @@ impl Revert {
     pub fn run(self, host: &Arc<dyn Host>, options: &[(String, String)]) -> Result<Plan> {
         let head = self.chain.head()?;
         let layers = self.chain.layers().get(self.depth..).unwrap_or_default();
-        let child = Child { target: &head.path, options, how: Publish::Replace };
+        let likeness = likeness(head);
+        let child = Child { target: &head.path, options, how: Publish::Replace, likeness };
         child.publish(host, self.ledger.as_ref(), layers)?;
         if let Some(ledger) = &self.ledger {
             ledger.forget_replaced(&head.path, head.image.as_ref())?;

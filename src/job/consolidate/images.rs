@@ -12,7 +12,7 @@ use crate::{
     base::{Error, Guard, GuestOffset, Result},
     chain::{Chain, Layer, View, open_layer, relative_name},
     format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
-    io::{Access, Witness},
+    io::{Access, Likeness, Witness},
     map::RangeSet,
     store::{Claim, Epoch, FoldMode, Held, Journal, LayerRecord, Position},
 };
@@ -157,7 +157,10 @@ impl Images {
     ) -> Result<Vec<String>> {
         let target = self.sides.target.as_ref();
         match self.mode {
-            FoldMode::TopName => self.name_parent_for_both(ending)?,
+            FoldMode::TopName => {
+                imitate(target, &self.top);
+                self.name_parent_for_both(ending)?;
+            }
             FoldMode::EmptyTop => {
                 let top = self.make_empty_top(ending, journal)?;
                 let result = top.as_ref();
@@ -192,6 +195,7 @@ impl Images {
         let creation = Creation { size: self.sides.size, parent: Some(parent.clone()), options };
         let file = ending.host.create(draft)?;
         let image = format::create(self.top.format(), file, &creation, &NoParts)?;
+        imitate(image.as_ref(), &self.top);
         let claim = claim(journal.fold().new_epoch, parent);
         ending.ledger.claim(image.as_ref(), Some(claim))?;
         image.flush()?;
@@ -227,6 +231,16 @@ impl Images {
             return Ok(());
         }
         ending.host.remove(&self.top.path)
+    }
+}
+
+/// What takes TOP's place belongs to whom TOP belongs, and is as private.
+fn imitate(result: &dyn Image, top: &Layer) {
+    let Some(likeness) = top.image.files().first().and_then(|file| Likeness::of(file.as_ref())) else {
+        return;
+    };
+    for file in result.files() {
+        likeness.give(file.as_ref());
     }
 }
 
@@ -294,6 +308,9 @@ impl Setup<'_> {
             ending.host.remove(&path)?;
         }
         let file = ending.host.create(&path)?;
+        if let Some(likeness) = top.image.files().first().and_then(|file| Likeness::of(file.as_ref())) {
+            likeness.at_work().give(file.as_ref());
+        }
         let path = ending.host.opened_as(file.as_ref())?;
         let name = parent.map(|parent| parent.name_in(folder_of(&path)));
         let creation = Creation { size: self.plan.size, parent: name.clone(), options: new.options.clone() };

@@ -3,7 +3,7 @@
 use super::Report;
 use crate::{
     base::{ErrorKind, HostOffset, HostRange, Result},
-    io::{self, File, Host, Moved},
+    io::{self, File, Host, Likeness, Moved},
     job::Progress,
     store::{Draft, Part, Publish, Transfer},
 };
@@ -24,9 +24,19 @@ pub(super) struct Copied {
     draft: Draft,
     part: Part,
     moved: Moved,
+    /// Whose the source is, and who may use it.
+    likeness: Option<Likeness>,
 }
 
 impl Copied {
+    fn new(host: &Arc<dyn Host>, source: &dyn File, (draft, part): (Draft, Part)) -> Self {
+        let likeness = Likeness::of(source);
+        if let Some(likeness) = likeness {
+            likeness.at_work().give(draft.file().as_ref());
+        }
+        Self { host: Arc::clone(host), draft, part, moved: Moved::default(), likeness }
+    }
+
     /// Begins a file that is made from `source` in some other way than byte by byte, and always from its start.
     pub(super) fn begin_anew(
         host: &Arc<dyn Host>,
@@ -34,8 +44,7 @@ impl Copied {
         to: &Path,
         transfer: &mut Transfer,
     ) -> Result<Self> {
-        let (draft, part) = begin_fresh(host, source, to, transfer)?;
-        Ok(Self { host: Arc::clone(host), draft, part, moved: Moved::default() })
+        Ok(Self::new(host, source, begin_fresh(host, source, to, transfer)?))
     }
 
     /// Counts bytes that were written.
@@ -51,6 +60,9 @@ impl Copied {
     /// Gives the file its name, durably.
     pub(super) fn finish(mut self, to: &Path, transfer: &mut Transfer, report: &mut Report) -> Result<()> {
         let file = self.draft.file();
+        if let Some(likeness) = self.likeness {
+            likeness.give(file.as_ref());
+        }
         file.flush_with_time()?;
         // Noted first: whoever finds the name after a crash knows that it stands for this, whole.
         self.part.whole = Some(file.witness()?);
@@ -102,8 +114,7 @@ pub(super) fn copy(
     transfer: &mut Transfer,
     progress: &Progress,
 ) -> Result<Copied> {
-    let (draft, part) = begin(host, source, to, transfer)?;
-    let mut copied = Copied { host: Arc::clone(host), draft, part, moved: Moved::default() };
+    let mut copied = Copied::new(host, source, begin(host, source, to, transfer)?);
     io::stream(copied.file().as_ref());
     copied.fill(source, to, transfer, progress)?;
     Ok(copied)

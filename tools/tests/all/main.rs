@@ -25,6 +25,7 @@ mod manners;
 mod matrix;
 mod moves;
 mod oracles;
+mod owner;
 mod qcow2_create;
 mod qcow2_foreign;
 mod raw;
