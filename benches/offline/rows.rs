@@ -313,9 +313,9 @@ pub(crate) const ROWS: &[Row] = &[
     },
     COPY,
     Row {
-        name: "copy base + 8 deltas, base there",
-        setup: "mkdir $W.to && if [ $W = ours ]; then $DCHAIN copy copy/base.qcow2 $W.to; \
-                else cp copy/base.qcow2 $W.to/; fi",
+        name: "copy base + 8 deltas, base there, its ID known",
+        setup: "mkdir $W.to && if [ $W = ours ]; then $DCHAIN copy copy/base.qcow2 $W.to && \
+                $DCHAIN id seal $W.to/base.qcow2; else cp copy/base.qcow2 $W.to/; fi",
         theirs: &["cp copy/c.* $W.to/ && sync $W.to/c.*"],
         ..COPY
     },

@@ -72,7 +72,8 @@ impl Pool {
         places.retain(|place| place.strong_count() > 0);
         let mut open: Vec<_> = places.iter().filter_map(Weak::upgrade).collect();
         open.retain(|place| place.open.lock().is_some());
-        open.sort_by_key(|place| place.used.load(Relaxed));
+        // Others read meanwhile: each moment is looked at once, or there would be no order to sort by.
+        open.sort_by_cached_key(|place| place.used.load(Relaxed));
         let excess = (open.len() + 1).saturating_sub(limit);
         open.iter().take(excess).for_each(|place| *place.open.lock() = None);
     }

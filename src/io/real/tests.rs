@@ -161,3 +161,26 @@ fn names_are_made_listed_and_removed() {
     assert!(host.canonical(&folder.path().join("x/./y/../y")).unwrap().ends_with("x/y"));
     assert!(host.free_bytes(&inner).unwrap() > 0);
 }
+
+#[test]
+fn files_rest_while_others_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = RealHost::with_descriptors(64);
+    let names: Vec<_> = (0..200).map(|n| folder.path().join(n.to_string())).collect();
+    for name in &names {
+        fs::write(name, [7; 512]).unwrap();
+    }
+    let files: Vec<_> = names.iter().map(|name| host.open(name, Access::Read).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for step in [1, 3, 7, 11] {
+            let files = &files;
+            scope.spawn(move || {
+                for n in 0..4000 {
+                    let mut byte = [0];
+                    files[n * step % 200].read_at(HostOffset::new(5), &mut byte).unwrap();
+                    assert_eq!(byte, [7]);
+                }
+            });
+        }
+    });
+}
