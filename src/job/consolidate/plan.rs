@@ -49,7 +49,7 @@ pub struct NewImage {
 pub enum Verify {
     /// Not at all.
     Nothing,
-    /// Every leaf of the content tree that the job touches is hashed as it passes and again in the target.
+    /// Every leaf of the content tree that the job touches is compared as it passes, or is the same blocks on the host.
     #[default]
     Tree,
     /// Every byte of the disk is hashed before and after.

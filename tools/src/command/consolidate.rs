@@ -20,7 +20,7 @@ use std::{path::PathBuf, sync::Arc};
 /// How the result is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Proof {
-    /// Hash what moves as it passes, and again in the target.
+    /// Compare all that the job touches with the target as it passes.
     Tree,
     /// Hash the whole disk before and after.
     Bytes,
