@@ -26,6 +26,11 @@ impl Likeness {
         Some(Self { owner: stat.st_uid, group: stat.st_gid, mode: stat.st_mode & 0o777 })
     }
 
+    /// Returns whether the file belongs to the user that this process acts as.
+    pub fn is_own(self) -> bool {
+        Uid::from_raw(self.owner) == rustix::process::geteuid()
+    }
+
     /// The same, and the owner may read and write: what a file that is being worked on needs.
     #[must_use]
     pub const fn at_work(self) -> Self {

@@ -1,6 +1,7 @@
 //! The note of a copy under way: what of it is at the target already, so that a copy that was cut off goes on.
 //!
 //! It is replaced whole, after the bytes that it speaks of are durable: it may promise too little, never too much.
+//! It names files that go at the end of a move, so that nobody else's note is believed.
 
 use super::{
     FOLDER, is_as_before,
@@ -8,7 +9,7 @@ use super::{
 };
 use crate::{
     base::{Error, ErrorKind, Guard, HostOffset, Result, units::index},
-    io::{Access, Host, Witness},
+    io::{Access, Host, Likeness, Witness},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -168,7 +169,14 @@ fn read(host: &dyn Host, path: &Path) -> Result<Option<Content>> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
+    // Whoever may write the folder could otherwise name any file of this user's.
+    if Likeness::of(file.as_ref()).is_some_and(|likeness| !likeness.is_own()) {
+        return Ok(None);
+    }
     let mut bytes = vec![0; index(file.bytes()?.min(BYTES_MAX))];
     file.read_at(HostOffset::new(0), &mut bytes)?;
     Ok(serde_json::from_slice(&bytes).ok())
 }
+
+#[cfg(test)]
+mod tests;
