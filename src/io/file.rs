@@ -68,6 +68,16 @@ impl Witness {
     pub fn same_file(&self, other: &Self) -> bool {
         self.file_system == other.file_system && self.inode == other.inode
     }
+
+    /// Returns whether both have one length and one time of the last change, whichever file they name.
+    pub fn same_state(&self, other: &Self) -> bool {
+        (self.bytes, self.modified_ns) == (other.bytes, other.modified_ns)
+    }
+
+    /// Returns whether both name the same file, in the same state.
+    pub fn is_unchanged(&self, other: &Self) -> bool {
+        self.same_file(other) && self.same_state(other)
+    }
 }
 
 /// A real file as the operating system knows it.

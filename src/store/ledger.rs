@@ -407,9 +407,7 @@ fn header_path(image: &(impl Carrier + ?Sized)) -> Result<PathBuf> {
 
 /// Returns whether the files look as they did; devices, whose times tell nothing, always do.
 pub fn is_as_before(then: &[Witness], now: &[Witness]) -> bool {
-    let same =
-        |(a, b): (&Witness, &Witness)| a.same_file(b) && (a.bytes, a.modified_ns) == (b.bytes, b.modified_ns);
-    then.len() == now.len() && then.iter().zip(now).all(same)
+    then.len() == now.len() && then.iter().zip(now).all(|(then, now)| then.is_unchanged(now))
 }
 
 /// Whether the layer's files are known to hold the bytes of its epoch.

@@ -4,7 +4,7 @@
 //! It names files that go at the end of a move, so that nobody else's note is believed.
 
 use super::{
-    FOLDER, is_as_before,
+    FOLDER,
     place::{self, Lasting},
 };
 use crate::{
@@ -104,12 +104,8 @@ impl Transfer {
 
     /// Returns how far the file of that name is, if it was begun in this form from a source that looks as it does now.
     pub fn part(&self, name: &Path, source: &Witness) -> Option<&Part> {
-        let same = |part: &&Part| {
-            part.source.same_file(source)
-                && (part.source.bytes, part.source.modified_ns) == (source.bytes, source.modified_ns)
-        };
         let part = self.content.parts.get(name).filter(|part| part.form == self.form);
-        part.filter(|part| !Guard::ResumedSource.trips(!same(part)))
+        part.filter(|part| !Guard::ResumedSource.trips(!part.source.is_unchanged(source)))
     }
 
     /// Returns the temporary name of what was begun under that name, from whatever source.
@@ -142,7 +138,7 @@ impl Transfer {
         let folder = self.folder.parent().unwrap_or(Path::new("/"));
         let is_there = |(name, part): (&PathBuf, &Part)| {
             let now = self.host.witness(&folder.join(name));
-            now.is_ok_and(|now| part.whole.is_some_and(|whole| is_as_before(&[whole], &[now])))
+            now.is_ok_and(|now| part.whole.is_some_and(|whole| whole.is_unchanged(&now)))
         };
         if self.content.parts.iter().all(is_there) { &self.content.left } else { &[] }
     }

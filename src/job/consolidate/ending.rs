@@ -28,8 +28,7 @@ pub(super) struct Ending {
 /// Whether it is the file of that witness, and nobody changed it since but the job, which retires a head.
 fn is_still(then: &Witness, file: &dyn File) -> Result<bool> {
     let now = file.witness()?;
-    let is_untouched = (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns);
-    Ok(then.same_file(&now) && (is_untouched || format::is_retired(file)?))
+    Ok(then.same_file(&now) && (then.same_state(&now) || format::is_retired(file)?))
 }
 
 fn is_retired(host: &dyn Host, path: &Path) -> Result<bool> {

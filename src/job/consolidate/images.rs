@@ -362,7 +362,7 @@ fn found(top: &Layer, journal: &Journal, setup: &Setup<'_>) -> Result<Found> {
     let (fold, position) = (journal.fold(), journal.position());
     let now = head_witness(top)?;
     let is_same =
-        fold.list_digest == setup.work.digest && fold.size == setup.plan.size && looks_same(&fold.head, &now);
+        fold.list_digest == setup.work.digest && fold.size == setup.plan.size && fold.head.is_unchanged(&now);
     let is_rewritten = fold.head.boot != now.boot && !bears(top.image.as_ref(), fold.head_epoch)?;
     Ok(match position {
         _ if Guard::HeadWritten.trips(!is_same) || Guard::HeadEpoch.trips(is_rewritten) => Found::HeadChanged,
@@ -381,10 +381,6 @@ fn head_witness(top: &Layer) -> Result<Witness> {
         let (bytes, modified_ns) = (sum.bytes.wrapping_add(bytes), sum.modified_ns.wrapping_add(modified_ns));
         Ok(Witness { bytes, modified_ns, ..sum })
     })
-}
-
-fn looks_same(then: &Witness, now: &Witness) -> bool {
-    then.same_file(now) && (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns)
 }
 
 /// Whether an image still bears the epoch that the job gave it, and no sign of another program: what a witness of

@@ -78,8 +78,7 @@ impl Copied {
 pub(super) fn is_done(host: &dyn Host, source: &dyn File, to: &Path, transfer: &Transfer) -> Result<bool> {
     let whole = transfer.part(&name(to), &source.witness()?).and_then(|part| part.whole);
     let Some(then) = whole.filter(|_| matches!(host.kind(to), Ok(Some(_)))) else { return Ok(false) };
-    let now = host.witness(to)?;
-    Ok(then.same_file(&now) && (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns))
+    Ok(then.is_unchanged(&host.witness(to)?))
 }
 
 /// Ends what a crash may have left of giving a file its name.
@@ -206,8 +205,7 @@ impl Copied {
     }
 
     pub(super) fn refuse_changed(&self, source: &dyn File) -> Result<()> {
-        let (then, now) = (self.part.source, source.witness()?);
-        if (then.bytes, then.modified_ns) == (now.bytes, now.modified_ns) {
+        if self.part.source.same_state(&source.witness()?) {
             return Ok(());
         }
         Err(crate::base::Error::busy("was written while it was copied").path(source.path()))

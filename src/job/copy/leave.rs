@@ -208,8 +208,7 @@ impl Removal {
     /// Takes the right to write, which nobody has who reads; refuses what is not what was copied.
     fn lock(&self, path: &Path, then: &Witness) -> Result<Arc<dyn File>> {
         let file = self.host.open(path, Access::Write)?;
-        let now = file.witness()?;
-        if (now.bytes, now.modified_ns) == (then.bytes, then.modified_ns) {
+        if file.witness()?.same_state(then) {
             return Ok(file);
         }
         Err(Error::busy("was written since it was copied: it is not removed").path(path))
