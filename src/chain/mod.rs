@@ -30,7 +30,7 @@ use crate::{
     base::{Error, GuestOffset, GuestRange, Result},
     disk::{Disk, Status},
     format::{Format, Image, ParentName},
-    io::{Host, Kept},
+    io::{Host, Kept, Likeness},
 };
 use std::{
     os::unix::ffi::OsStringExt,
@@ -58,6 +58,11 @@ impl Layer {
     /// Returns the size of the layer's view in bytes.
     pub fn size(&self) -> u64 {
         self.image.size()
+    }
+
+    /// Returns whose the layer is and who may use it, if it lies in files of this machine.
+    pub fn likeness(&self) -> Option<Likeness> {
+        Likeness::of(self.image.files().first()?.as_ref())
     }
 
     /// Returns how the header of a child in `folder` (absolute, without links) names this layer as its parent.

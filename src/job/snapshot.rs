@@ -68,7 +68,7 @@ pub fn snapshot(
         refuse_cut_off(ledger, &frozen.path)?;
     }
     // The new head is the disk from now on; its parent may be read-only, it is not.
-    let likeness = likeness(frozen).map(Likeness::at_work);
+    let likeness = frozen.likeness().map(Likeness::at_work);
     let child = Child { target: new, options, how: Publish::New, likeness };
     let name = child.publish(host, opening.ledger.as_ref(), chain.layers())?;
     Ok(Taken { frozen: frozen.path.clone(), head: new.to_path_buf(), name, size: frozen.size() })
@@ -81,10 +81,6 @@ struct Child<'a> {
     how: Publish,
     /// Whose it is, and who may use it.
     likeness: Option<Likeness>,
-}
-
-fn likeness(layer: &Layer) -> Option<Likeness> {
-    Likeness::of(layer.image.files().first()?.as_ref())
 }
 
 impl Child<'_> {
@@ -172,7 +168,7 @@ impl Revert {
     pub fn run(self, host: &Arc<dyn Host>, options: &[(String, String)]) -> Result<Plan> {
         let head = self.chain.head()?;
         let layers = self.chain.layers().get(self.depth..).unwrap_or_default();
-        let likeness = likeness(head);
+        let likeness = head.likeness();
         let child = Child { target: &head.path, options, how: Publish::Replace, likeness };
         child.publish(host, self.ledger.as_ref(), layers)?;
         if let Some(ledger) = &self.ledger {

@@ -12,7 +12,7 @@ use crate::{
     base::{Error, Guard, GuestOffset, Result},
     chain::{Chain, Layer, View, open_layer, relative_name},
     format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
-    io::{Access, Likeness, Witness},
+    io::{Access, Witness},
     map::RangeSet,
     store::{Claim, Epoch, FoldMode, Held, Journal, LayerRecord, Position},
 };
@@ -236,9 +236,7 @@ impl Images {
 
 /// What takes TOP's place belongs to whom TOP belongs, and is as private.
 fn imitate(result: &dyn Image, top: &Layer) {
-    let Some(likeness) = top.image.files().first().and_then(|file| Likeness::of(file.as_ref())) else {
-        return;
-    };
+    let Some(likeness) = top.likeness() else { return };
     for file in result.files() {
         likeness.give(file.as_ref());
     }
@@ -308,7 +306,7 @@ impl Setup<'_> {
             ending.host.remove(&path)?;
         }
         let file = ending.host.create(&path)?;
-        if let Some(likeness) = top.image.files().first().and_then(|file| Likeness::of(file.as_ref())) {
+        if let Some(likeness) = top.likeness() {
             likeness.at_work().give(file.as_ref());
         }
         let path = ending.host.opened_as(file.as_ref())?;
