@@ -89,6 +89,8 @@ pub struct Descriptor {
     pub file_system: u64,
     /// Bytes in a block of the file system: what can be shared starts and ends on one.
     pub block_bytes: u64,
+    /// Whether the file system's bytes are on another machine, which may be asked to copy them.
+    pub is_remote: bool,
     /// Whether what is written is not read again soon (see [`crate::io::stream`]).
     pub(in crate::io) streams: Arc<AtomicBool>,
 }

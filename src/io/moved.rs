@@ -52,7 +52,7 @@ pub fn is_helped(from: &dyn File, to: &dyn File) -> bool {
     let route = Route { from, from_at: HostOffset::new(0), to, to_at: HostOffset::new(0) };
     route.descriptors().is_some_and(|(from, to)| {
         let may_share = from.file_system == to.file_system && is_able(Way::Share, &from, &to);
-        may_share || (is_remote(&from) && is_able(Way::Server, &from, &to))
+        may_share || (from.is_remote && is_able(Way::Server, &from, &to))
     })
 }
 
@@ -80,10 +80,6 @@ thread_local! {
     static PASSAGE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Magic numbers (`statfs(2)`) of file systems whose bytes are elsewhere: NFS, SMB 1 to 3, Ceph, FUSE, AFS, 9P.
-const REMOTE: [u64; 8] =
-    [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x6573_5546, 0x5346_414f, 0x0102_1997];
-
 /// Pairs of file systems that refused a way.
 static UNABLE: RwLock<BTreeSet<(Way, u64, u64)>> = RwLock::new(BTreeSet::new());
 
@@ -102,11 +98,6 @@ fn note(way: Way, from: &Descriptor, to: &Descriptor, e: Errno) {
     if matches!(e, Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) {
         UNABLE.write().insert((way, from.file_system, to.file_system));
     }
-}
-
-fn is_remote(file: &Descriptor) -> bool {
-    let kind = rustix::fs::fstatfs(&file.fd).map_or(0, |f| f.f_type);
-    u64::try_from(kind).is_ok_and(|kind| REMOTE.contains(&kind))
 }
 
 /// From where to where; ranges below are in `from`.
@@ -166,7 +157,7 @@ impl Route<'_> {
 
     /// Copies what a file server agrees to copy; returns how many bytes.
     fn copy_on_server(&self, range: HostRange) -> Result<u64> {
-        let is_worth = |from: &Descriptor, to: &Descriptor| is_remote(from) && is_able(Way::Server, from, to);
+        let is_worth = |from: &Descriptor, to: &Descriptor| from.is_remote && is_able(Way::Server, from, to);
         let Some((from, to)) = self.descriptors().filter(|(from, to)| is_worth(from, to)) else {
             return Ok(0);
         };

@@ -44,6 +44,7 @@ pub(super) struct RealFile {
     path: PathBuf,
     place: Place,
     is_device: bool,
+    is_remote: bool,
     file_system: u64,
     block_bytes: u64,
     /// Whether a flush failed: the kernel forgets what it could not write, so no later one may succeed.
@@ -80,7 +81,7 @@ fn is_unable(e: Errno) -> bool {
 impl RealFile {
     /// Wraps a file just opened: one that is only read lends its descriptor to `pool`.
     pub(super) fn new(path: &Path, opened: Opened, pool: Option<(&Arc<Pool>, Access)>) -> Result<Self> {
-        let Opened { fd, is_device, file_system, block_bytes } = opened;
+        let Opened { fd, is_device, is_remote, file_system, block_bytes } = opened;
         let place = match pool {
             None => Place::Held(Arc::new(fd)),
             Some((pool, access)) => Place::Pooled(pool.admit(fd, path, access)?),
@@ -89,6 +90,7 @@ impl RealFile {
             path: path.to_path_buf(),
             place,
             is_device,
+            is_remote,
             file_system,
             block_bytes,
             is_lost: AtomicBool::new(false),
@@ -287,6 +289,7 @@ impl File for RealFile {
             fd,
             file_system: self.file_system,
             block_bytes: self.block_bytes,
+            is_remote: self.is_remote,
             streams: Arc::clone(&self.streams),
         })
     }

@@ -77,19 +77,27 @@ fn is_bytes(kind: EntryKind) -> Result<()> {
 struct Opened {
     fd: OwnedFd,
     is_device: bool,
+    is_remote: bool,
     file_system: u64,
     block_bytes: u64,
 }
 
+/// Magic numbers (`statfs(2)`) of file systems whose bytes are elsewhere: NFS, SMB 1 to 3, Ceph, FUSE, AFS, 9P.
+const REMOTE: [u64; 8] =
+    [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x6573_5546, 0x5346_414f, 0x0102_1997];
+
 /// Looks at what was opened, and locks it.
 fn check_opened(fd: OwnedFd, path: &Path, access: Access) -> Result<Opened> {
-    let looked = rustix::fs::fstat(&fd).and_then(|stat| Ok((stat, rustix::fs::fstatvfs(&fd)?)));
+    let looked = rustix::fs::fstat(&fd).and_then(|stat| Ok((stat, rustix::fs::fstatfs(&fd)?)));
     let (stat, system) = looked.map_err(|e| Error::io("look at what was opened", e.into()))?;
     let kind = kind_of(FileType::from_raw_mode(stat.st_mode));
     is_bytes(kind)?;
     locks::acquire(&fd, path, access)?;
     let is_device = kind == EntryKind::Device;
-    Ok(Opened { fd, is_device, file_system: stat.st_dev, block_bytes: system.f_frsize.max(1) })
+    let block = if system.f_frsize == 0 { system.f_bsize } else { system.f_frsize };
+    let block_bytes = u64::try_from(block).unwrap_or(1).max(1);
+    let is_remote = u64::try_from(system.f_type).is_ok_and(|kind| REMOTE.contains(&kind));
+    Ok(Opened { fd, is_device, is_remote, file_system: stat.st_dev, block_bytes })
 }
 
 /// Opens and locks a regular file or block device.
