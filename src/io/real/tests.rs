@@ -165,8 +165,8 @@ fn names_are_made_listed_and_removed() {
 #[test]
 fn files_rest_while_others_are_read() {
     let folder = tempfile::tempdir().unwrap();
-    let host = RealHost::with_descriptors(64);
-    let names: Vec<_> = (0..200).map(|n| folder.path().join(n.to_string())).collect();
+    let host = RealHost::with_descriptors(500);
+    let names: Vec<_> = (0..600).map(|n| folder.path().join(n.to_string())).collect();
     for name in &names {
         fs::write(name, [7; 512]).unwrap();
     }
@@ -177,7 +177,7 @@ fn files_rest_while_others_are_read() {
             scope.spawn(move || {
                 for n in 0..4000 {
                     let mut byte = [0];
-                    files[n * step % 200].read_at(HostOffset::new(5), &mut byte).unwrap();
+                    files[n * step % 600].read_at(HostOffset::new(5), &mut byte).unwrap();
                     assert_eq!(byte, [7]);
                 }
             });
