@@ -8,6 +8,8 @@ pub mod consolidate;
 pub mod convert;
 pub mod copy;
 pub mod create;
+#[cfg(test)]
+mod cuts;
 pub mod diff;
 pub mod lint;
 pub mod measure;

@@ -11,7 +11,7 @@ use crate::{
         Access, File, Host, Kept,
         faulty::{Failure, Fault, SimHost, crash_states},
     },
-    job::{Progress, snapshot::Revert},
+    job::{Progress, cuts, snapshot::Revert},
     store::{Claim, Journal, Ledger},
 };
 use std::{path::Path, sync::Arc};
@@ -209,29 +209,14 @@ fn crash_everywhere(scene: Scene, samples: u64, second_every: usize) -> usize {
     let report = scene.fold(&machine).unwrap();
     assert_eq!(report.verified, Some(Verify::Tree));
     scene.check_end(&machine, &expected, "without a crash");
-    let mut points = 0;
-    for (number, crash) in crash_states(&machine.trace(), 7, samples).enumerate() {
-        let story = format!("power cut after {} {:?}", crash.after, crash.landing);
-        scene.check_view(&crash.host, &expected, &story);
-        scene.finish(&crash.host, &story);
-        scene.check_end(&crash.host, &expected, &story);
-        points += 1;
-        if !number.is_multiple_of(second_every) {
-            continue;
-        }
-        for (nested, second) in crash_states(&crash.host.trace(), 11, 1).enumerate() {
-            if !(nested + number).is_multiple_of(5) {
-                continue;
-            }
-            let story = format!("{story}, then after {} {:?} of the resume", second.after, second.landing);
-            scene.check_view(&second.host, &expected, &story);
-            scene.finish(&second.host, &story);
-            scene.check_end(&second.host, &expected, &story);
-            points += 1;
-        }
-    }
-    println!("{points} crash points");
-    points
+    let check = |host: &SimHost, story: &str| scene.check_view(host, &expected, story);
+    let end = |host: &SimHost, story: &str| {
+        scene.finish(host, story);
+        scene.check_end(host, &expected, story);
+    };
+    let cuts = cuts::everywhere(&machine, (samples, second_every), check, end);
+    println!("{cuts} power cuts");
+    cuts
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::{
     disk::Disk,
     format::{Creation, Format, NoParts},
     io::faulty::{Failure, Fault, SimHost, crash_states},
-    job::snapshot::snapshot,
+    job::{cuts, snapshot::snapshot},
 };
 
 mod reformat;
@@ -165,29 +165,14 @@ fn crash_everywhere(scene: Scene, samples: u64, second_every: usize) -> usize {
     let (host, views) = scene.build();
     copy(&host).unwrap();
     scene.check_end(&host, &views, "without a crash");
-    let mut points = 0;
-    for (number, crash) in crash_states(&host.trace(), 7, samples).enumerate() {
-        let story = format!("power cut after {} {:?}", crash.after, crash.landing);
-        check_names(&crash.host, &views, &story);
-        finish(&crash.host, &story);
-        scene.check_end(&crash.host, &views, &story);
-        points += 1;
-        if !number.is_multiple_of(second_every) {
-            continue;
-        }
-        for (nested, second) in crash_states(&crash.host.trace(), 11, 1).enumerate() {
-            if !(nested + number).is_multiple_of(5) {
-                continue;
-            }
-            let story = format!("{story}, then after {} {:?} of the resume", second.after, second.landing);
-            check_names(&second.host, &views, &story);
-            finish(&second.host, &story);
-            scene.check_end(&second.host, &views, &story);
-            points += 1;
-        }
-    }
-    println!("{points} power cuts");
-    points
+    let check = |host: &SimHost, story: &str| check_names(host, &views, story);
+    let end = |host: &SimHost, story: &str| {
+        finish(host, story);
+        scene.check_end(host, &views, story);
+    };
+    let cuts = cuts::everywhere(&host, (samples, second_every), check, end);
+    println!("{cuts} power cuts");
+    cuts
 }
 
 #[test]

@@ -93,19 +93,25 @@ fn each_failing_io_of_a_move_is_reported_and_the_next_life_ends_it() {
     assert!(failed > 15, "{failed}");
 }
 
+/// Machines on which a move failed at an I/O near its end, by the number of that: only there is the copy whole.
+fn cut_off_near_the_end(host: &SimHost) -> impl Iterator<Item = (u64, SimHost)> {
+    let whole = again(host);
+    moved(&whole).unwrap();
+    (0..whole.ios()).rev().step_by(3).take(20).map(move |at| {
+        let machine = again(host);
+        machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
+        moved(&machine).unwrap_err();
+        machine.fail(None);
+        (at, machine)
+    })
+}
+
 /// Somebody writes the disk between the copy and the removal: what was written is not thrown away.
 #[test]
 fn a_source_that_was_written_since_it_was_copied_stays() {
     let (host, _) = PLAIN.build();
-    let whole = again(&host);
-    moved(&whole).unwrap();
     let mut stayed = 0;
-    // The copy is whole only near the end.
-    for at in (0..whole.ios()).rev().step_by(3).take(20) {
-        let machine = again(&host);
-        machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
-        moved(&machine).unwrap_err();
-        machine.fail(None);
+    for (_, machine) in cut_off_near_the_end(&host) {
         let paths = (Path::new("/vm/top"), Path::new("/store"));
         let is_whole = Removal::find(&arc(&machine), &ledger(&machine), paths, &opening(&machine));
         if is_whole.unwrap().is_none() || !is_there(&machine, "/vm/base") {
@@ -125,15 +131,8 @@ fn a_source_that_was_written_since_it_was_copied_stays() {
 #[test]
 fn sources_stay_if_the_copy_is_gone() {
     let (host, views) = PLAIN.build();
-    let whole = again(&host);
-    moved(&whole).unwrap();
     let mut stayed = 0;
-    // The copy is whole only near the end.
-    for at in (0..whole.ios()).rev().step_by(3).take(20) {
-        let machine = again(&host);
-        machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
-        moved(&machine).unwrap_err();
-        machine.fail(None);
+    for (at, machine) in cut_off_near_the_end(&host) {
         if !NAMES.iter().all(|name| is_there(&machine, &format!("/vm/{name}")))
             || !is_there(&machine, "/store/top")
         {
@@ -152,15 +151,8 @@ fn sources_stay_if_the_copy_is_gone() {
 #[test]
 fn sources_stay_if_the_copy_was_overwritten() {
     let (host, views) = PLAIN.build();
-    let whole = again(&host);
-    moved(&whole).unwrap();
     let mut stayed = 0;
-    // The copy is whole only near the end.
-    for at in (0..whole.ios()).rev().step_by(3).take(20) {
-        let machine = again(&host);
-        machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::Io }));
-        moved(&machine).unwrap_err();
-        machine.fail(None);
+    for (at, machine) in cut_off_near_the_end(&host) {
         let all = |folder: &str| NAMES.iter().all(|name| is_there(&machine, &format!("{folder}/{name}")));
         if !all("/vm") || !all("/store") {
             continue;
