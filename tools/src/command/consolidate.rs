@@ -36,7 +36,7 @@ pub struct Arguments {
     /// Fold into LAYER (by default down to the oldest layer that is this disk's own)
     #[arg(long, value_name = "LAYER")]
     into: Option<PathBuf>,
-    /// Fold into a new image
+    /// Fold into a new image; TOP and its layers stay
     #[arg(long, value_name = "IMAGE")]
     new: Option<PathBuf>,
     /// Format of the new image (TOP's if not given)
