@@ -2,7 +2,7 @@
 //! reshape them.
 //!
 //! Rooms, lowest first; a room uses what stands above it in this list and nothing below:
-//! [`base`], [`map`], [`content`], [`io`], [`store`], [`mod@format`], [`disk`], [`chain`], [`job`].
+//! [`base`], [`map`], [`content`], [`io`], [`store`], [`mod@format`], [`disk`], [`chain`], [`job`], [`export`].
 //!
 //! # A base, a delta on it, and a fold
 //!
@@ -57,6 +57,7 @@ pub mod base;
 pub mod chain;
 pub mod content;
 pub mod disk;
+pub mod export;
 pub mod format;
 pub mod io;
 pub mod job;

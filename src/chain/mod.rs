@@ -27,7 +27,10 @@ pub use policy::Policy;
 pub use view::{Run, View};
 
 use crate::{
-    base::{Error, GuestOffset, GuestRange, Result},
+    base::{
+        Error, GuestOffset, GuestRange, Result,
+        units::{SECTOR_BYTES, index},
+    },
     disk::{Disk, Status},
     format::{Format, Image, ParentName},
     io::{Host, Kept, Likeness},
@@ -37,6 +40,9 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// Bytes that are read at once to have them in the host's cache.
+const CACHE_BYTES: u64 = 1 << 20;
 
 /// An image with a place in a chain.
 #[derive(Clone, Debug)]
@@ -191,6 +197,11 @@ impl Disk for Chain {
         self.is_writable
     }
 
+    fn sector_bytes(&self) -> u32 {
+        // All formats so far: guests see sectors of 512 bytes.
+        u32::try_from(SECTOR_BYTES).unwrap_or(512)
+    }
+
     fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
         self.check_range(at.range(buf.len() as u64))?;
         if self.is_writable {
@@ -206,6 +217,19 @@ impl Disk for Chain {
 
     fn zero(&self, range: GuestRange, kept: Kept) -> Result<()> {
         self.writable_head(range)?.image.zero(range, kept, &self.merged)
+    }
+
+    fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool {
+        self.writable_head(range).is_ok_and(|head| head.image.zeroes_fast(range, kept))
+    }
+
+    fn cache(&self, range: GuestRange) -> Result<()> {
+        self.check_range(range)?;
+        // Into the host's cache, whatever file of whatever layer it is in.
+        let mut scratch = vec![0; index(range.bytes.min(CACHE_BYTES))];
+        range.pieces(CACHE_BYTES).try_for_each(|piece| {
+            self.read(piece.start, scratch.get_mut(..index(piece.bytes)).unwrap_or_default())
+        })
     }
 
     fn flush(&self) -> Result<()> {

@@ -28,6 +28,9 @@ pub trait Disk: Send + Sync {
     /// Returns whether the disk may be written.
     fn is_writable(&self) -> bool;
 
+    /// Returns the smallest unit that a guest should address, in bytes: a power of two, 512 or more.
+    fn sector_bytes(&self) -> u32;
+
     /// Fills `buf` from `at`.
     fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()>;
 
@@ -36,6 +39,13 @@ pub trait Disk: Send + Sync {
 
     /// Makes exactly the bytes of `range` read as zeros, giving space back if `kept` says so.
     fn zero(&self, range: GuestRange, kept: Kept) -> Result<()>;
+
+    /// Returns whether [`Disk::zero`] is known to write no zeros for this range: it is quicker than writing then,
+    /// however long the range.
+    fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool;
+
+    /// Has `range` be where reading it again is quick, as far as that can be. A hint.
+    fn cache(&self, range: GuestRange) -> Result<()>;
 
     /// Returns once every write that had returned before this call is durable.
     fn flush(&self) -> Result<()>;

@@ -488,6 +488,9 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// Makes exactly the bytes of `range` read as zeros; [`Kept::Nothing`] gives whole units back.
     fn zero(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()>;
 
+    /// Returns whether [`Image::zero`] is known to store no zeros for this range.
+    fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool;
+
     /// Makes everything before this call durable, in an order that leaves at worst leaks after a cut.
     fn flush(&self) -> Result<()>;
 

@@ -119,6 +119,9 @@ pub trait File: Send + Sync + fmt::Debug {
     /// [`Kept::Space`] grows the file if the range passes its end.
     fn zero(&self, range: HostRange, kept: Kept) -> Result<()>;
 
+    /// Returns whether [`File::zero`] is known to write no zeros: the host makes them without.
+    fn zeroes_fast(&self, kept: Kept) -> bool;
+
     /// Reserves space for the range, so that writing it cannot fail for want of space; the bytes stay as
     /// they are (zeros past the old end; the file grows to the range's end).
     fn allocate(&self, range: HostRange) -> Result<()>;

@@ -65,6 +65,10 @@ impl File for MemoryFile {
         Ok(())
     }
 
+    fn zeroes_fast(&self, _kept: Kept) -> bool {
+        true
+    }
+
     fn allocate(&self, range: HostRange) -> Result<()> {
         if !range.is_empty() {
             self.change(|pages| pages.grow(range.end().bytes()));

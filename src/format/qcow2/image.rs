@@ -261,6 +261,10 @@ impl Image for Qcow2Image {
         self.zero_checked(range, kept, below).in_file(self.file.path())
     }
 
+    fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool {
+        self.erases_whole(range, kept)
+    }
+
     fn flush(&self) -> Result<()> {
         if self.is_writable { self.flush_all().in_file(self.file.path()) } else { Ok(()) }
     }

@@ -80,6 +80,15 @@ impl State {
 }
 
 impl Qcow2Image {
+    /// Returns whether zeroing `range` changes entries only: whole clusters, whose entries can say it.
+    pub(super) fn erases_whole(&self, range: GuestRange, kept: Kept) -> bool {
+        let reached = self.to_cluster_end(range);
+        let is_whole = reached.inner(self.shape.cluster()) == reached;
+        let leaves_data = kept == Kept::Space && !self.is_raw;
+        let is_apart_fast = self.data_file.as_ref().is_none_or(|data| leaves_data || data.zeroes_fast(kept));
+        range.is_empty() || self.shape.has_zero_flag() && is_whole && is_apart_fast
+    }
+
     /// Makes `range` read as zeros; it may pass the disk's end inside the last cluster.
     pub(super) fn zero_unchecked(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
         let whole = range.inner(self.shape.unit());

@@ -220,6 +220,10 @@ impl Image for RawImage {
         self.file.zero(range, kept)
     }
 
+    fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool {
+        range.is_empty() || self.file.zeroes_fast(kept)
+    }
+
     fn flush(&self) -> Result<()> {
         self.file.flush()
     }

@@ -132,6 +132,10 @@ impl File for SimFile {
         self.change(&doing, Change::Zero { range, grows })
     }
 
+    fn zeroes_fast(&self, _kept: Kept) -> bool {
+        true
+    }
+
     fn allocate(&self, range: HostRange) -> Result<()> {
         if range.is_empty() {
             return Ok(());

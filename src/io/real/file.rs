@@ -52,6 +52,8 @@ pub(super) struct RealFile {
     /// Held during a large write. The kernel lets one writer at a time into a regular file; those that wait
     /// there spin on a core that the reader of the next bytes, or the write-back, needs.
     turn: Mutex<()>,
+    /// Whether the host makes zeros without writing them: a hole, and keeping the space.
+    makes_zeros: [AtomicBool; 2],
     /// Whether large writes leave nothing in the host's cache; off again where the file system cannot.
     streams: Arc<AtomicBool>,
 }
@@ -81,7 +83,7 @@ fn is_unable(e: Errno) -> bool {
 impl RealFile {
     /// Wraps a file just opened: one that is only read lends its descriptor to `pool`.
     pub(super) fn new(path: &Path, opened: Opened, pool: Option<(&Arc<Pool>, Access)>) -> Result<Self> {
-        let Opened { fd, is_device, is_remote, file_system, block_bytes } = opened;
+        let Opened { fd, is_device, is_remote, makes_zeros, file_system, block_bytes } = opened;
         let place = match pool {
             None => Place::Held(Arc::new(fd)),
             Some((pool, access)) => Place::Pooled(pool.admit(fd, path, access)?),
@@ -95,6 +97,7 @@ impl RealFile {
             block_bytes,
             is_lost: AtomicBool::new(false),
             turn: Mutex::new(()),
+            makes_zeros: makes_zeros.map(AtomicBool::new),
             streams: Arc::default(),
         })
     }
@@ -115,6 +118,14 @@ impl RealFile {
             self.is_lost.store(true, Relaxed);
             Error::io("flush", e.into()).path(&self.path)
         })
+    }
+
+    fn makes_zeros(&self, kept: Kept) -> &AtomicBool {
+        let [hole, space] = &self.makes_zeros;
+        match kept {
+            Kept::Nothing => hole,
+            Kept::Space => space,
+        }
     }
 
     fn failed(&self, doing: &str, range: HostRange, e: Errno) -> Error {
@@ -217,9 +228,16 @@ impl File for RealFile {
         }
         let fd = self.fd()?;
         match retry(|| rustix::fs::fallocate(&fd, mode, range.start.bytes(), range.bytes)) {
-            Err(e) if is_unable(e) => self.write_zeros(range),
+            Err(e) if is_unable(e) => {
+                self.makes_zeros(kept).store(false, Relaxed);
+                self.write_zeros(range)
+            }
             answer => answer.map_err(|e| self.failed("zero", range, e)),
         }
+    }
+
+    fn zeroes_fast(&self, kept: Kept) -> bool {
+        self.makes_zeros(kept).load(Relaxed)
     }
 
     fn allocate(&self, range: HostRange) -> Result<()> {

@@ -143,6 +143,9 @@ impl File for BadPart {
     fn zero(&self, range: HostRange, kept: Kept) -> Result<()> {
         self.file.zero(range, kept)
     }
+    fn zeroes_fast(&self, kept: Kept) -> bool {
+        self.file.zeroes_fast(kept)
+    }
     fn allocate(&self, range: HostRange) -> Result<()> {
         self.file.allocate(range)
     }

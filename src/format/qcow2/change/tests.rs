@@ -45,6 +45,9 @@ impl File for Tape {
     fn zero(&self, _range: HostRange, _kept: Kept) -> Result<()> {
         unreachable!("no header change zeroes")
     }
+    fn zeroes_fast(&self, _kept: Kept) -> bool {
+        false
+    }
     fn allocate(&self, _range: HostRange) -> Result<()> {
         unreachable!("no header change allocates")
     }

@@ -89,6 +89,10 @@ impl File for Bounded {
         self.file.zero(range, kept)
     }
 
+    fn zeroes_fast(&self, kept: Kept) -> bool {
+        self.file.zeroes_fast(kept)
+    }
+
     fn allocate(&self, range: HostRange) -> Result<()> {
         self.budget.spend(0)?;
         self.file.allocate(range)

@@ -1,0 +1,193 @@
+//! Where clients come in, and the byte stream of one of them.
+
+use crate::base::{Error, Result};
+use rustix::fs::FileType;
+use std::{
+    fs, io,
+    io::{ErrorKind, IoSlice, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// A place where clients come in.
+#[derive(Debug)]
+pub struct Listener(Place);
+
+#[derive(Debug)]
+enum Place {
+    /// The socket's name, if it is ours to remove.
+    Unix(UnixListener, Option<PathBuf>),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listens on a unix socket. One that a process left behind is replaced; `Busy` if somebody listens there.
+    pub fn unix(path: &Path) -> Result<Self> {
+        let failed = |e| Error::io("listen", e).path(path);
+        let listener = match UnixListener::bind(path) {
+            Err(e) if e.kind() == ErrorKind::AddrInUse && is_left_behind(path)? => {
+                fs::remove_file(path).map_err(failed)?;
+                UnixListener::bind(path)
+            }
+            answer => answer,
+        };
+        let listener = listener.map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self(Place::Unix(listener, Some(path.to_path_buf()))))
+    }
+
+    /// Listens on a TCP port of this machine.
+    pub fn tcp(address: SocketAddr) -> Result<Self> {
+        let failed = |e| Error::io(format!("listen on {address}"), e);
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self(Place::Tcp(listener)))
+    }
+
+    /// Returns the address of a TCP port: port 0 has become a real one.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match &self.0 {
+            Place::Unix(..) => None,
+            Place::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+
+    /// Returns the next client that waits; `WouldBlock` if none does.
+    pub(super) fn accept(&self) -> io::Result<Socket> {
+        match &self.0 {
+            Place::Unix(listener, _) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(false)?;
+                Ok(Socket::Unix(stream))
+            }
+            Place::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(false)?;
+                stream.set_nodelay(true)?;
+                Ok(Socket::Tcp(stream))
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Place::Unix(listener, _) => listener.as_fd(),
+            Place::Tcp(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Place::Unix(_, Some(path)) = &self.0 {
+            // Gone already is as good.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Whether `path` is a socket on which nobody listens; `Busy` if somebody does.
+fn is_left_behind(path: &Path) -> Result<bool> {
+    let failed = |e| Error::io("look at what is there", e).path(path);
+    let kind = rustix::fs::lstat(path).map_err(|e| failed(e.into()))?.st_mode;
+    if FileType::from_raw_mode(kind) != FileType::Socket {
+        return Ok(false);
+    }
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(true),
+        Err(e) => Err(failed(e)),
+        Ok(_) => Err(Error::busy("another server listens there").path(path)),
+    }
+}
+
+/// The byte stream of one client.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Socket {
+    /// Waits for bytes; 0 if the client has closed its side.
+    pub(super) fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let answer = match self {
+                Self::Unix(stream) => (&mut &*stream).read(buf),
+                Self::Tcp(stream) => (&mut &*stream).read(buf),
+            };
+            match answer {
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Fills `buf`.
+    pub(super) fn receive_exact(&self, mut buf: &mut [u8]) -> io::Result<()> {
+        while !buf.is_empty() {
+            let received = self.receive(buf)?;
+            if received == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            buf = buf.get_mut(received..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Sends all of `parts`.
+    pub(super) fn send(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            let answer = match self {
+                Self::Unix(stream) => (&mut &*stream).write_vectored(parts),
+                Self::Tcp(stream) => (&mut &*stream).write_vectored(parts),
+            };
+            match answer {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(sent) => IoSlice::advance_slices(&mut parts, sent),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets how long receiving and sending may wait; `None`: for ever.
+    pub(super) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => {
+                stream.set_read_timeout(patience)?;
+                stream.set_write_timeout(patience)
+            }
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(patience)?;
+                stream.set_write_timeout(patience)
+            }
+        }
+    }
+
+    /// Ends one or both directions: whoever waits on them wakes up.
+    pub(super) fn shut(&self, how: Shutdown) {
+        // A client that is gone already is as good.
+        let _ = match self {
+            Self::Unix(stream) => stream.shutdown(how),
+            Self::Tcp(stream) => stream.shutdown(how),
+        };
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
+    }
+}

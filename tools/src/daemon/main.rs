@@ -1,0 +1,77 @@
+//! `dchaind`: holds disks open and serves them until it is told to stop. Arguments, signals and the environment live
+//! here; the work is the library's.
+#![allow(
+    unreachable_pub,
+    dead_code,
+    reason = "a program's items are all its own, and some modules are dchain's, too"
+)]
+
+#[path = "../config.rs"]
+mod config;
+#[path = "../failure.rs"]
+mod failure;
+#[path = "../options.rs"]
+mod options;
+#[path = "../output.rs"]
+mod output;
+
+mod arguments;
+mod disks;
+mod ready;
+
+use arguments::Arguments;
+use clap::Parser;
+use deltachain::export::nbd::{Limits, Listener, Server};
+use failure::{Exit, Failure};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+/// How long clients may take to get their answers once the program is told to stop.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // A reader that went away wants no help.
+            drop(error.print());
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    match serve(&arguments) {
+        Ok(()) => Exit::Done.into(),
+        Err(failure) => {
+            output::note(&failure.to_string().replacen("dchain:", "dchaind:", 1));
+            failure.exit.into()
+        }
+    }
+}
+
+/// Serves until a signal says to stop.
+fn serve(arguments: &Arguments) -> Result<(), Failure> {
+    // Before anything that a signal should end in order.
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let disks = Arc::new(disks::Disks::open(&arguments.disks, &arguments.references)?);
+    let listeners = arguments.nbd.iter().map(arguments::Address::listen).collect::<Result<Vec<_>, _>>()?;
+    let places: Vec<_> =
+        listeners.iter().zip(&arguments.nbd).map(|(listener, asked)| place(listener, asked)).collect();
+    let limits = Limits { clients: arguments.max_clients, ..Limits::default() };
+    let server = Server::start(listeners, Arc::clone(&disks) as Arc<_>, limits)?;
+    ready::say(&places)?;
+    signals.forever().next();
+    ready::stopping();
+    let is_done = server.stop(PATIENCE);
+    disks.flush()?;
+    if !is_done {
+        output::note("dchaind: some clients did not take their answers in time");
+    }
+    Ok(())
+}
+
+/// Returns where a listener is, as it is written on the command line.
+fn place(listener: &Listener, asked: &arguments::Address) -> String {
+    listener.address().map_or_else(|| asked.to_string(), |address| format!("tcp:{address}"))
+}
