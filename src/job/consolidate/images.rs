@@ -70,10 +70,10 @@ impl Images {
         if Work::find(&run, setup.plan.size)?.digest != setup.work.digest {
             return Err(Error::busy("was written while the job was being planned").path(&top.path));
         }
-        let found = setup.journal.as_deref().map(|journal| found(&top, journal, setup)).transpose()?;
+        let mut found = setup.journal.as_deref().map(|journal| found(&top, journal, setup)).transpose()?;
         let (target, draft) = match mode {
             FoldMode::NewImage => {
-                setup.take_back(found)?;
+                found = setup.take_back(ending, found)?;
                 let place = setup.new_image(ending, &top, lower.first(), found)?;
                 (place.clone(), Some(place.path))
             }
@@ -262,14 +262,16 @@ fn kept_options(image: &dyn Image) -> Result<Vec<(String, String)>> {
 }
 
 impl Setup<'_> {
-    /// A draft that is made anew is not there for a moment: the journal must not say that its link comes next.
-    fn take_back(&mut self, found: Option<Found>) -> Result<()> {
-        match self.journal.as_deref_mut() {
-            Some(journal) if found == Some(Found::HeadChanged) && journal.position().is_ready => {
-                journal.note(Position { is_ready: false, ..journal.position() })
-            }
-            _ => Ok(()),
+    /// Returns what there is to go on from: nothing without the draft, which a power cut or a person may have taken.
+    ///
+    /// A draft that is made anew is not there for a moment, and then it is empty: before that, the journal says so.
+    fn take_back(&mut self, ending: &Ending, found: Option<Found>) -> Result<Option<Found>> {
+        let is_there = ending.host.kind(&self.draft_name(&self.plan.result))?.is_some();
+        let found = found.map(|found| if is_there { found } else { Found::Void });
+        if let (Some(journal), Some(Found::Void)) = (self.journal.as_deref_mut(), found) {
+            journal.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
         }
+        Ok(found)
     }
 
     fn draft_name(&self, result: &Path) -> PathBuf {
@@ -288,21 +290,14 @@ impl Setup<'_> {
         let new = self.request.new.as_ref().ok_or_else(|| Error::invalid("no new image was asked for"))?;
         let format = new.format.unwrap_or_else(|| top.format());
         let path = self.draft_name(&self.plan.result);
-        let is_there = ending.host.kind(&path)?.is_some();
-        let is_begun = match found {
-            // A job that was half given up has lost it, and starts over.
-            Some(Found::Bound(mark)) => is_there || mark > GuestOffset::new(0),
-            Some(Found::Ready) => true,
-            _ => false,
-        };
-        if is_begun {
+        if matches!(found, Some(Found::Bound(_) | Found::Ready)) {
             return open_layer(
                 &ending.host,
                 &path,
                 &ending.opening.clone().with_access(Access::Write).with_format(Some(format)),
             );
         }
-        if is_there {
+        if ending.host.kind(&path)?.is_some() {
             ending.host.remove(&path)?;
         }
         let file = ending.host.create(&path)?;
@@ -320,7 +315,6 @@ impl Setup<'_> {
         }
         ending.ledger.know(image.as_ref())?;
         image.flush()?;
-        ending.host.sync_folder(folder_of(&path))?;
         Ok(Layer { path, is_stated: true, image })
     }
 }
@@ -363,7 +357,7 @@ fn found(top: &Layer, journal: &Journal, setup: &Setup<'_>) -> Result<Found> {
         fold.list_digest == setup.work.digest && fold.size == setup.plan.size && fold.head.is_unchanged(&now);
     let is_rewritten = fold.head.boot != now.boot && !bears(top.image.as_ref(), fold.head_epoch)?;
     Ok(match position {
-        _ if Guard::HeadWritten.trips(!is_same) || Guard::HeadEpoch.trips(is_rewritten) => Found::HeadChanged,
+        _ if Guard::HeadWritten.trips(!is_same) || Guard::HeadEpoch.trips(is_rewritten) => Found::Void,
         _ if position.is_ready => Found::Ready,
         _ => Found::Bound(position.mark),
     })

@@ -62,8 +62,9 @@ pub enum Step {
 pub enum Found {
     /// The journal stands; everything before the mark is durable in the target.
     Bound(GuestOffset),
-    /// The same, but somebody else wrote the head since.
-    HeadChanged,
+    /// The same, but what was copied does not count: somebody else wrote the head since, or a new image in the making
+    /// is gone.
+    Void,
     /// The target is whole and proved, and all that the record needs is durable; the record has not landed.
     Ready,
     /// The record has landed, durably or not.
@@ -141,7 +142,7 @@ impl Machine {
     pub fn resume(mut self, found: Found) -> Self {
         self.state = match found {
             Found::Bound(mark) => State::Bound(mark),
-            Found::HeadChanged => State::Planned,
+            Found::Void => State::Planned,
             Found::Ready => State::Ready,
             Found::Recorded => State::Recorded,
         };

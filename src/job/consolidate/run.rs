@@ -226,7 +226,7 @@ impl Runner {
             Some(found) => machine.resume(found),
             None => machine,
         };
-        let doubted = journal.as_ref().filter(|_| found == Some(Found::HeadChanged));
+        let doubted = journal.as_ref().filter(|_| found == Some(Found::Void));
         let doubted_until = doubted.map_or(GuestOffset::new(0), |journal| journal.position().mark);
         let verify = request.verify;
         let proof = (verify != Verify::Nothing).then(Proof::default);

@@ -9,7 +9,7 @@ use crate::{
     format::{self, Creation, Format, NoParts, ParentName},
     io::{
         Access, File, Host, Kept,
-        faulty::{Failure, Fault, SimHost, crash_states},
+        faulty::{Failure, Fault, SimHost, crash_states, kill_states},
     },
     job::{Progress, cuts, snapshot::Revert},
     store::{Claim, Journal, Ledger},
@@ -337,6 +337,36 @@ fn con_6_a_head_written_meanwhile_is_copied_again() {
     }
     println!("{written} times");
     assert!(written > 10);
+}
+
+/// A program is killed, somebody takes the new image in the making for a leftover, the job goes on and is killed again.
+#[test]
+fn con_6_a_new_image_that_is_lost_in_the_making_is_made_again() {
+    let scene = Scene { is_new: true, ..PLAIN };
+    let (host, before) = scene.build();
+    let whole = crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    scene.fold(&whole).unwrap();
+    let mut lost = 0;
+    for killed in kill_states(&whole.trace()).step_by(3) {
+        let Some(journal) = Journal::find(&arc(&killed.host), &path("top")).unwrap() else { continue };
+        let draft = journal.fold().draft.as_ref().map(|draft| journal.place(draft)).unwrap();
+        if journal.position().mark == GuestOffset::new(0) || killed.host.kind(&path("new")).unwrap().is_some()
+        {
+            continue;
+        }
+        drop(journal);
+        killed.host.remove(&draft).unwrap();
+        let resumed = killed.host.twin();
+        scene.finish(&resumed, "without the image in the making");
+        for again in kill_states(&resumed.trace()).step_by(7) {
+            let story = format!("killed after {}, lost, killed after {}", killed.after, again.after);
+            scene.finish(&again.host, &story);
+            scene.check_end(&again.host, &before, &story);
+            lost += 1;
+        }
+    }
+    println!("{lost} times");
+    assert!(lost > 40);
 }
 
 /// Opens the data file of an image in `/vm`.

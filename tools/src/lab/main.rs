@@ -51,7 +51,7 @@ struct Mutants {
     /// The first seed; the same seed finds the same.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Seeds whose barriers are forgotten, for each history and job; 0: none are.
+    /// Seeds whose barriers are forgotten, for each history and job, and more where those show nothing; 0: none are.
     #[arg(long, default_value_t = 8)]
     seeds: u64,
     /// Not the guards, only barriers.
@@ -192,13 +192,13 @@ fn take_guards_away() -> bool {
 fn forget_all(wanted: &Mutants) -> bool {
     let Mutants { seed, seeds, is_fine, .. } = *wanted;
     let by = if is_fine { By::Need } else { By::Line };
-    let found = mutants::search(&HISTORIES, seed..seed + seeds, by);
-    let is_sound = say_missed("histories", &found);
-    let others = jobs::forget(seed..seed + seeds, by, &found);
-    match others {
-        Ok(found) => say_missed("jobs, what histories do not have", &found) && is_sound,
-        Err(wrong) => say(&Err(wrong)),
-    }
+    let forget = || {
+        let found = mutants::search(&HISTORIES, seed..seed + seeds, by)?;
+        let is_sound = say_missed("histories", &found);
+        let others = jobs::forget(seed..seed + seeds, by, &found)?;
+        Ok(say_missed("jobs, what histories do not have", &others) && is_sound)
+    };
+    forget().unwrap_or_else(|wrong| say(&Err(wrong)))
 }
 
 fn say_missed(what: &str, all: &[Forgotten]) -> bool {

@@ -3,34 +3,32 @@
 use crate::{
     crash,
     history::{Barrier, Barriers, History, Setup},
-    jobs::{By, Forgotten},
+    jobs::{By, Forgotten, Places, until_noticed},
     log::Kind,
 };
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use std::{collections::BTreeMap, ops::Range};
 
-/// For each barrier as the code has it: which ones of which run stand for it.
-type Places = BTreeMap<String, Vec<(&'static History, u64, Vec<Barrier>)>>;
+/// Which barriers of which runs stand for each as the code has it.
+type RunPlaces = Places<(&'static History, u64, Vec<Barrier>)>;
 
 /// Forgets the barriers that the histories of `seeds` have, those of one kind of operation and one place in the
-/// code at a time, and looks for a power cut that shows it.
-pub fn search(histories: &'static [History], seeds: Range<u64>, by: By) -> Vec<Forgotten> {
-    let mut places = Places::new();
-    for history in histories {
-        seeds.clone().for_each(|seed| find_barriers(history, seed, by, &mut places));
-    }
-    let judged = places.into_par_iter().map(|(barrier, runs)| {
-        let shows = |(history, seed, forgotten): &(&History, u64, Vec<Barrier>)| {
-            let setup = Setup { barriers: Barriers::Forgotten(forgotten), ..Setup::default() };
-            crash::cut_everywhere(history, *seed, setup, u64::MAX).err()
-        };
-        Forgotten { noticed: runs.iter().find_map(shows), barrier }
-    });
-    judged.collect()
+/// code at a time, and looks for a power cut that shows it. More seeds than those are tried for what they do not show.
+pub fn search(histories: &'static [History], seeds: Range<u64>, by: By) -> Result<Vec<Forgotten>, String> {
+    let find = |seeds: Range<u64>| {
+        let mut places = RunPlaces::new();
+        for history in histories {
+            seeds.clone().for_each(|seed| find_barriers(history, seed, by, &mut places));
+        }
+        Ok(places)
+    };
+    until_noticed(seeds, find, |(history, seed, forgotten): &(&History, u64, Vec<Barrier>)| {
+        let setup = Setup { barriers: Barriers::Forgotten(forgotten), ..Setup::default() };
+        crash::cut_everywhere(history, *seed, setup, u64::MAX).err()
+    })
 }
 
 /// Adds to `places` the barriers of one run.
-fn find_barriers(history: &'static History, seed: u64, by: By, places: &mut Places) {
+fn find_barriers(history: &'static History, seed: u64, by: By, places: &mut RunPlaces) {
     let setup = Setup { barriers: Barriers::Named, ..Setup::default() };
     let (_, log, _) = history.run(&history.steps(seed, crash::STEPS), setup);
     let mut found: BTreeMap<String, Vec<Barrier>> = BTreeMap::new();

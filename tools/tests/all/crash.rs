@@ -2,7 +2,7 @@
 
 use dchain_lab::{
     HISTORIES, History, crash, errors,
-    jobs::{By, Forgotten, JOBS, Job, forget},
+    jobs::{By, JOBS, Job, forget},
     mutants,
 };
 use std::process::Command;
@@ -28,13 +28,11 @@ fn no_failed_io_is_reported_as_done_or_spoils_what_follows() {
 
 #[test]
 fn each_barrier_that_is_forgotten_is_missed() {
-    let histories = mutants::search(&HISTORIES, 1..4, By::Line);
+    let histories = mutants::search(&HISTORIES, 1..4, By::Line).unwrap();
     let jobs = forget(1..4, By::Line, &histories).unwrap();
     for (what, found, barriers) in [("histories", histories, 19), ("jobs", jobs, 10)] {
         println!("{what}: {} forgotten barriers", found.len());
-        // Open: since a new image that is lost before the first mark is made again, no scene shows the sync of its name.
-        let is_open = |one: &&Forgotten| one.barrier.starts_with("job/consolidate/images.rs:");
-        let unnoticed: Vec<_> = found.iter().filter(|one| one.noticed.is_none() && !is_open(one)).collect();
+        let unnoticed: Vec<_> = found.iter().filter(|one| one.noticed.is_none()).collect();
         assert!(found.len() >= barriers && unnoticed.is_empty(), "{what}: {unnoticed:?} of {}", found.len());
     }
 }

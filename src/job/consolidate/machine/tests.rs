@@ -249,7 +249,7 @@ fn found(disk: &Disk, without: Option<Without>) -> Option<Found> {
     Some(if disk.is_recorded {
         Found::Recorded
     } else if !is_same_head && without != Some(Without::HeadChangedStartsAgain) {
-        Found::HeadChanged
+        Found::Void
     } else if journal.is_ready {
         Found::Ready
     } else {

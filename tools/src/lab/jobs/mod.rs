@@ -133,7 +133,7 @@ impl Job {
     }
 
     /// Adds to `places` which barriers of which seeds stand for each.
-    fn find_barriers(&'static self, seeds: Range<u64>, by: By, places: &mut Places) -> Result<(), String> {
+    fn find_barriers(&'static self, seeds: Range<u64>, by: By, places: &mut JobPlaces) -> Result<(), String> {
         for seed in seeds {
             let host = self.scene(seed)?.start().twin();
             host.begin_named_operation();
@@ -154,26 +154,51 @@ impl Job {
     }
 }
 
-/// For each place in the code: which barriers of which run are asked for there.
-type Places = BTreeMap<String, Vec<(&'static Job, u64, Vec<u64>)>>;
+/// For each place in the code: the runs that ask for barriers there.
+pub(crate) type Places<R> = BTreeMap<String, Vec<R>>;
+
+type JobPlaces = Places<(&'static Job, u64, Vec<u64>)>;
 
 /// Forgets the barriers that every job has for each of `seeds`, those of one place in the code at a time, and
-/// looks for a power cut or a kill that shows it; not those that are in `noticed` already.
+/// looks for a power cut or a kill that shows it; not those that are in `noticed` already. More seeds than those are
+/// tried for what they do not show.
 pub fn forget(seeds: Range<u64>, by: By, noticed: &[Forgotten]) -> Result<Vec<Forgotten>, String> {
-    let mut places = Places::new();
-    JOBS.iter().try_for_each(|job| job.find_barriers(seeds.clone(), by, &mut places))?;
-    let is_new = |place: &str| !noticed.iter().any(|one| one.noticed.is_some() && one.asks() == place);
-    places.retain(|place, _| is_new(place));
-    let judged = places.into_par_iter().map(|(barrier, runs)| {
-        let shows = |(job, seed, numbers): &(&Job, u64, Vec<u64>)| {
-            let scene = job.scene(*seed).ok()?;
-            let judged = catch_unwind(AssertUnwindSafe(|| cut_everywhere(&*scene, *seed, numbers, u64::MAX)));
-            let wrong = judged.unwrap_or_else(|_| Err("panicked".to_owned())).err()?;
-            Some(format!("{}, seed {seed}: {wrong}", job.name))
-        };
-        Forgotten { noticed: runs.iter().find_map(shows), barrier }
-    });
-    Ok(judged.collect())
+    let find = |seeds: Range<u64>| {
+        let mut places = Places::new();
+        JOBS.iter().try_for_each(|job| job.find_barriers(seeds.clone(), by, &mut places))?;
+        places.retain(|place, _| !noticed.iter().any(|one| one.noticed.is_some() && one.asks() == place));
+        Ok(places)
+    };
+    until_noticed(seeds, find, |(job, seed, numbers): &(&Job, u64, Vec<u64>)| {
+        let scene = job.scene(*seed).ok()?;
+        let judged = catch_unwind(AssertUnwindSafe(|| cut_everywhere(&*scene, *seed, numbers, u64::MAX)));
+        let wrong = judged.unwrap_or_else(|_| Err("panicked".to_owned())).err()?;
+        Some(format!("{}, seed {seed}: {wrong}", job.name))
+    })
+}
+
+/// How many times as many seeds are tried as were asked for: a few scenes need not have the one that shows a barrier.
+const ROUNDS: u64 = 8;
+
+/// Forgets what `find` finds with each of `seeds` until `shows` says what went wrong; then with the seeds that follow,
+/// as long as something has not been noticed.
+pub(crate) fn until_noticed<R: Send + Sync>(
+    seeds: Range<u64>,
+    find: impl Fn(Range<u64>) -> Result<Places<R>, String>,
+    shows: impl Fn(&R) -> Option<String> + Sync,
+) -> Result<Vec<Forgotten>, String> {
+    let (mut found, count) = (BTreeMap::new(), seeds.end - seeds.start);
+    for round in 0..ROUNDS {
+        let first = seeds.start + round * count;
+        let mut places = find(first..first + count)?;
+        places.retain(|place, _| !found.get(place).is_some_and(Option::is_some));
+        let judged = places.into_par_iter().map(|(place, runs)| (place, runs.iter().find_map(&shows)));
+        found.extend(judged.collect::<Vec<_>>());
+        if found.values().all(Option::is_some) {
+            break;
+        }
+    }
+    Ok(found.into_iter().map(|(barrier, noticed)| Forgotten { barrier, noticed }).collect())
 }
 
 /// What counts as one barrier.
