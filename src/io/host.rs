@@ -47,8 +47,9 @@ pub trait Host: Send + Sync + fmt::Debug {
     /// Gives a file another name in one step; what had that name is gone.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
 
-    /// Gives a file a second name; `Exists` if the name is taken. The way to publish without replacing.
-    fn link(&self, from: &Path, to: &Path) -> Result<()>;
+    /// Gives a file another name; `Exists` if that is taken. The way to publish without replacing. Cut off, it may leave
+    /// the file with both names.
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<()>;
 
     /// Removes a file's name.
     fn remove(&self, path: &Path) -> Result<()>;

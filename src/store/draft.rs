@@ -90,10 +90,7 @@ impl Draft {
     /// Gives the file, which is durable already, its name, durably.
     pub fn publish_flushed(mut self, target: &Path, how: Publish) -> Result<()> {
         match how {
-            Publish::New => {
-                self.host.link(&self.temporary, target)?;
-                self.host.remove(&self.temporary)?;
-            }
+            Publish::New => self.host.rename_new(&self.temporary, target)?,
             Publish::Replace => self.host.rename(&self.temporary, target)?,
         }
         self.is_over = true;

@@ -239,11 +239,12 @@ impl Host for SimHost {
         machine.rename("rename", NameChange { path, node: Some(Node::File(inode)), replaces })
     }
 
-    fn link(&self, from: &Path, to: &Path) -> Result<()> {
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<()> {
         let mut machine = self.machine.lock();
         let inode = machine.file(from)?;
         let path = machine.new_name(to, false)?;
-        machine.rename("link", NameChange { path, node: Some(Node::File(inode)), replaces: None })
+        let replaces = Some(resolved(from));
+        machine.rename("rename", NameChange { path, node: Some(Node::File(inode)), replaces })
     }
 
     fn remove(&self, path: &Path) -> Result<()> {

@@ -17,7 +17,10 @@ use super::{Access, Entry, EntryKind, File, Host, Witness};
 use crate::base::{Error, ErrorKind, Result, error::InFile};
 use file::RealFile;
 use pool::Pool;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, RenameFlags},
+    io::Errno,
+};
 use std::{
     fs, io,
     os::fd::{AsRawFd, OwnedFd},
@@ -127,6 +130,12 @@ fn io_error(doing: &str) -> impl FnOnce(io::Error) -> Error {
     move |e| Error::io(doing, e)
 }
 
+/// Renames without replacing where the host has no call for it.
+fn link_and_remove(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    fs::remove_file(from)
+}
+
 impl Host for RealHost {
     fn open(&self, path: &Path, access: Access) -> Result<Arc<dyn File>> {
         let opened = open_checked(path, access).in_file(path)?;
@@ -147,9 +156,13 @@ impl Host for RealHost {
         fs::rename(from, to).map_err(|e| Error::io(format!("rename to {}", to.display()), e).path(from))
     }
 
-    fn link(&self, from: &Path, to: &Path) -> Result<()> {
-        fs::hard_link(from, to)
-            .map_err(|e| Error::io(format!("give the second name {}", to.display()), e).path(from))
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<()> {
+        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // NFS and many a FUSE: they have no such rename, but second names. FAT has no second names.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => link_and_remove(from, to),
+            answer => answer.map_err(Into::into),
+        }
+        .map_err(|e| Error::io(format!("give it the name {}", to.display()), e).path(from))
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
@@ -183,7 +196,7 @@ impl Host for RealHost {
     fn kind(&self, path: &Path) -> Result<Option<EntryKind>> {
         match rustix::fs::stat(path) {
             Ok(stat) => Ok(Some(kind_of(FileType::from_raw_mode(stat.st_mode)))),
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(e) => Err(Error::io("look for", e.into()).path(path)),
         }
     }

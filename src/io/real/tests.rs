@@ -135,6 +135,29 @@ fn a_witness_tells_a_write_from_a_rename() {
     assert!(file.witness().unwrap() != before && file.witness().unwrap().same_file(&before));
 }
 
+/// How a file gets a name that is free.
+type Naming = fn(&RealHost, &Path, &Path) -> Result<()>;
+
+/// Both ways: by a rename that replaces nothing, which FAT has, and by a second name, which it lacks.
+#[test]
+fn a_file_gets_a_name_that_is_free_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = RealHost::new();
+    let at = |name: &str| folder.path().join(name);
+    let ways: [Naming; 2] =
+        [RealHost::rename_new, |_, from, to| link_and_remove(from, to).map_err(|e| Error::io("link", e))];
+    for (number, way) in ways.into_iter().enumerate() {
+        let [draft, free] = ["draft", "free"].map(|name| at(&format!("{name}{number}")));
+        write(&host, &at("taken"), b"1");
+        write(&host, &draft, b"2");
+        assert_eq!(way(&host, &draft, &at("taken")).unwrap_err().kind(), ErrorKind::Exists);
+        assert_eq!(std::fs::read(at("taken")).unwrap(), b"1");
+        way(&host, &draft, &free).unwrap();
+        assert_eq!((host.kind(&draft).unwrap(), std::fs::read(&free).unwrap()), (None, b"2".to_vec()));
+        host.remove(&at("taken")).unwrap();
+    }
+}
+
 #[test]
 fn names_are_made_listed_and_removed() {
     let folder = tempfile::tempdir().unwrap();
@@ -143,8 +166,7 @@ fn names_are_made_listed_and_removed() {
     host.make_folder(&inner).unwrap();
     let [a, b] = ["a", "b"].map(|name| inner.join(name));
     write(&host, &b, b"1");
-    host.link(&b, &a).unwrap();
-    assert_eq!(host.link(&b, &a).unwrap_err().kind(), ErrorKind::Exists);
+    write(&host, &a, b"2");
     assert_eq!(host.create(&a).unwrap_err().kind(), ErrorKind::Exists);
     std::os::unix::fs::symlink("nowhere", inner.join("dangling")).unwrap();
     let listed: Vec<_> =

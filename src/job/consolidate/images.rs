@@ -211,7 +211,7 @@ impl Images {
             FoldMode::TopName => self.replace_top(ending, &self.target),
             FoldMode::EmptyTop => self.replace_top(ending, draft()?),
             FoldMode::TargetName => self.retire_top(ending),
-            FoldMode::NewImage => ending.host.link(draft()?, &result),
+            FoldMode::NewImage => ending.host.rename_new(draft()?, &result),
         }
     }
 }

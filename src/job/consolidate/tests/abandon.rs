@@ -307,8 +307,8 @@ impl Host for Watching {
         self.host.rename(from, to)
     }
 
-    fn link(&self, from: &Path, to: &Path) -> Result<()> {
-        self.host.link(from, to)
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<()> {
+        self.host.rename_new(from, to)
     }
 
     fn make_folder(&self, path: &Path) -> Result<()> {
