@@ -35,6 +35,19 @@ impl Default for Policy {
     }
 }
 
+impl Policy {
+    /// Returns whether an image in `folder` may lead to `place`; both are paths without links.
+    pub(crate) fn allows(&self, folder: &Path, place: &Path) -> bool {
+        !is_special(place)
+            && self.allowed.iter().map(PathBuf::as_path).chain([folder]).any(|f| place.starts_with(f))
+    }
+}
+
+/// Whether no image can be there. Among the devices there is one ordinary file system.
+fn is_special(place: &Path) -> bool {
+    !place.starts_with("/dev/shm") && ["/proc", "/sys", "/dev"].iter().any(|folder| place.starts_with(folder))
+}
+
 /// An image whose references are to be followed.
 pub(super) struct Referrer<'a> {
     pub(super) host: &'a dyn Host,
@@ -97,9 +110,7 @@ impl Referrer<'_> {
     fn check_place(&self, place: &Path, name: &[u8]) -> Result<()> {
         let inside = |folder: &Path| place.starts_with(folder);
         let allowed = || self.policy.allowed.iter().any(|f| inside(f));
-        // Among the devices there is one ordinary file system.
-        let is_memory = inside(Path::new("/dev/shm"));
-        let is_special = !is_memory && ["/proc", "/sys", "/dev"].iter().any(|f| inside(Path::new(f)));
+        let is_special = is_special(place);
         let is_inside = !is_special && (inside(self.folder()) || (self.is_stated && allowed()));
         if !Guard::OutsideFolder.trips(!is_inside) {
             return Ok(());

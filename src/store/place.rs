@@ -7,7 +7,8 @@ use crate::{
 };
 use std::{
     io::{self, BufReader, BufWriter, Read, Write},
-    path::{Path, PathBuf},
+    os::unix::ffi::OsStrExt,
+    path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
@@ -42,6 +43,13 @@ pub(super) fn replace_in_first(
         }
     }
     Err(refused.unwrap_or_else(|| Error::invalid("no folder to keep notes in")))
+}
+
+/// Returns whether a name stands for a file in its own folder, whatever is put before it.
+pub(super) fn is_plain(name: &Path) -> bool {
+    let mut parts = name.components();
+    let first = parts.next().filter(|_| parts.next().is_none());
+    first == Some(Component::Normal(name.as_os_str())) && !name.as_os_str().as_bytes().contains(&0)
 }
 
 /// Returns whether the failure says that this place is closed to us, not that something is wrong with it.

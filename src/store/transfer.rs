@@ -4,8 +4,8 @@
 //! It names files that go at the end of a move, so that nobody else's note is believed.
 
 use super::{
-    FOLDER,
-    place::{self, Lasting},
+    Draft, FOLDER,
+    place::{self, Lasting, is_plain},
 };
 use crate::{
     base::{Error, ErrorKind, Guard, HostOffset, Result, units::index},
@@ -69,6 +69,8 @@ pub struct Transfer {
 
 impl Transfer {
     /// Reads the note of the copy of `head` into `folder`; an empty one if there is none that can be relied on.
+    ///
+    /// `Corrupt`, with the field, for one that names files where no copy of `head` has any.
     pub fn open(host: &Arc<dyn Host>, folder: &Path, head: &Path) -> Result<Self> {
         let hash = blake3::hash(head.as_os_str().as_encoded_bytes()).to_hex();
         let name = PathBuf::from(format!("copy-{}.json", hash.get(..16).unwrap_or_default()));
@@ -82,7 +84,14 @@ impl Transfer {
             left: Vec::new(),
         };
         let content = found.unwrap_or_else(empty);
+        content.check().map_err(|e| e.path(folder.join(&name)))?;
         Ok(Self { host: Arc::clone(host), folder, name, content, form: String::new() })
+    }
+
+    /// Returns whether a path is that of a note, by its name.
+    pub fn is_name(path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("copy-") && name.ends_with(".json")
     }
 
     /// Says what this run makes of the sources, in any words; without, they are copied byte by byte. What an earlier
@@ -132,15 +141,21 @@ impl Transfer {
         self.write()
     }
 
-    /// Returns the sources that go, if the whole copy is still where it was made, and nobody wrote it since: what has
-    /// its name may be something else by now, in the same file, even.
+    /// Returns the sources that go, if each has a copy, and the whole copy is still where it was made, and nobody wrote
+    /// it since: what has its name may be something else by now, in the same file, even.
     pub fn left(&self) -> &[Left] {
         let folder = self.folder.parent().unwrap_or(Path::new("/"));
+        let parts = &self.content.parts;
         let is_there = |(name, part): (&PathBuf, &Part)| {
             let now = self.host.witness(&folder.join(name));
             now.is_ok_and(|now| part.whole.is_some_and(|whole| whole.is_unchanged(&now)))
         };
-        if self.content.parts.iter().all(is_there) { &self.content.left } else { &[] }
+        let has_copy = |(source, witness): &(PathBuf, Witness)| {
+            let part = source.file_name().and_then(|name| parts.get(Path::new(name)));
+            part.is_some_and(|part| part.source.same_file(witness))
+        };
+        let mut sources = self.content.left.iter().flat_map(|left| &left.files);
+        if parts.iter().all(is_there) && sources.all(has_copy) { &self.content.left } else { &[] }
     }
 
     fn write(&self) -> Result<()> {
@@ -156,6 +171,33 @@ impl Transfer {
         match self.host.remove(&self.folder.join(&self.name)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             done => done,
+        }
+    }
+}
+
+impl Content {
+    /// Refuses names that lead elsewhere: what is a copy's own is removed, and so are the sources of a move.
+    fn check(&self) -> Result<()> {
+        let wrong = |field: &str, name: &Path, why: &str| {
+            let name = name.as_os_str().to_string_lossy();
+            Err(Error::corrupt(format!("{field}: '{}' {why}", name.escape_debug())))
+        };
+        for (name, part) in &self.parts {
+            if !is_plain(name) {
+                return wrong("parts", name, "is not a plain name in the folder");
+            }
+            if !is_plain(&part.temporary) || !Draft::is_left_over(&part.temporary) {
+                return wrong("temporary", &part.temporary, "is not the name of a file in the making");
+            }
+        }
+        let mut sources = self.left.iter().flat_map(|left| &left.files).map(|(source, _)| source);
+        let is_beside = |source: &PathBuf| {
+            source.parent() == self.head.parent()
+                && source.file_name().is_some_and(|name| is_plain(name.as_ref()))
+        };
+        match sources.find(|source| !is_beside(source)) {
+            Some(source) => wrong("left", source, "is not in the folder of the copied disk"),
+            None => Ok(()),
         }
     }
 }

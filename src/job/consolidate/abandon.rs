@@ -12,7 +12,7 @@
 
 use super::{
     bitmaps,
-    ending::Ending,
+    ending::{Ending, refuse_foreign},
     plan::folder_of,
     run::{gone, resolve},
 };
@@ -32,7 +32,7 @@ use std::{
 /// What giving a job up comes to.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Abandoned {
-    /// The disk whose job it is; it goes on showing what it shows. `None`: the journal cannot be read, so that nobody
+    /// The disk whose job it is; it goes on showing what it shows. `None`: the journal cannot be relied on, so that nobody
     /// can tell whose it is, and a disk that relied on it may no longer open.
     pub top: Option<PathBuf>,
     /// The journal, which goes.
@@ -61,8 +61,15 @@ impl Abandonment {
         let ending = Ending { host: Arc::clone(host), ledger, opening: opening.clone() };
         let is_by_file = Journal::is_name(&path);
         let journal = if is_by_file {
-            match Journal::open_file(host, &path, Access::ReadShared) {
-                Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+            let foreign =
+                |journal: &Journal| refuse_foreign(host.as_ref(), journal, &opening.policy, &|_| true);
+            match Journal::open_file(host, &path, Access::ReadShared).and_then(|j| foreign(&j).map(|()| j)) {
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Policy
+                    ) =>
+                {
                     let plan = Abandoned { top: None, journal: path, removed: Vec::new(), lost: Vec::new() };
                     return Ok(Self { ending, plan });
                 }
@@ -78,6 +85,7 @@ impl Abandonment {
             Some(top) => Journal::find(host, &top)?.unwrap_or(journal),
             None => journal,
         };
+        refuse_foreign(host.as_ref(), &journal, &opening.policy, &|_| true)?;
         refuse_begun(host.as_ref(), &journal)?;
         if !is_by_file {
             refuse_without_target(host.as_ref(), &journal)?;

@@ -2,10 +2,10 @@
 //!
 //! All of it needs the journal and nothing else, and can be done again by a later life of the job.
 
-use super::plan::folder_of;
+use super::{plan::folder_of, run::resolve};
 use crate::{
     base::{Error, ErrorKind, Guard, Result},
-    chain::{Family, Layer, Member, Opening, open_layer, relative_name},
+    chain::{Family, Layer, Member, Opening, Policy, open_layer, relative_name},
     format::{self, Format, Image, ParentName},
     io::{Access, File, Host, Witness},
     store::{Claim, FoldMode, Journal, Ledger},
@@ -33,6 +33,38 @@ fn is_still(then: &Witness, file: &dyn File) -> Result<bool> {
 
 fn is_retired(host: &dyn Host, path: &Path) -> Result<bool> {
     format::is_retired(host.open(path, Access::ReadShared)?.as_ref())
+}
+
+/// Refuses a journal that names files which an image in TOP's folder may not lead to: somebody else could have made it,
+/// and what it names is written and removed. `is_asked` tells whether a person named the new image in that folder.
+pub(super) fn refuse_foreign(
+    host: &dyn Host,
+    journal: &Journal,
+    policy: &Policy,
+    is_asked: &dyn Fn(&Path) -> bool,
+) -> Result<()> {
+    let fold = journal.fold();
+    let own = host.canonical(&journal.place(Path::new(".")))?;
+    let removed = fold.removed.iter().map(|gone| ("removed", &gone.name));
+    let layers = fold.layers.iter().map(|name| ("layer", name));
+    for (field, name) in layers.chain([("result", &fold.result)]).chain(removed) {
+        let place = match resolve(host, &journal.place(name)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            resolved => resolved?,
+        };
+        let folder = folder_of(&place);
+        let is_new =
+            fold.mode == FoldMode::NewImage && (*name == fold.result || Some(name) == fold.draft.as_ref());
+        if !(policy.allows(&own, &place) || is_new && is_asked(folder)) {
+            let name = name.as_os_str().to_string_lossy();
+            let what = format!(
+                "the plan's {field} '{}' is outside the disk's folder and the allowed ones",
+                name.escape_debug()
+            );
+            return Err(Error::policy(what).subject(folder).path(journal.path()));
+        }
+    }
+    Ok(())
 }
 
 impl Ending {

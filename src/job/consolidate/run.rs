@@ -5,7 +5,7 @@
 
 use super::{
     carry::Carrier,
-    ending::Ending,
+    ending::{Ending, refuse_foreign},
     images::{Images, Setup},
     machine::{Found, Machine, Pace, Step},
     plan::{self, Plan, Request, Verify},
@@ -108,6 +108,11 @@ impl Consolidation {
         let top = resolve(host.as_ref(), top)?;
         let journal = Journal::find(host, &top)?;
         let opening = opening.clone();
+        if let Some(journal) = &journal {
+            let new = request.new.as_ref().map(|new| resolve(host.as_ref(), &new.path)).transpose()?;
+            let is_asked = |folder: &Path| new.as_deref().is_some_and(|new| plan::folder_of(new) == folder);
+            refuse_foreign(host.as_ref(), journal, &opening.policy, &is_asked)?;
+        }
         // The target changes its epoch, whether or not the caller looks at records.
         let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
         let host = Arc::clone(host);

@@ -1,10 +1,11 @@
 //! What a consolidation is: the part of its journal that stays the same while it runs, and its bytes.
 
-use super::{Epoch, PLAN_AT};
+use super::{Draft, Epoch, PLAN_AT, folder_of};
 use crate::{
     base::{Error, Result, units::index},
     io::{File, Witness},
     record,
+    store::place::is_plain,
 };
 use std::{
     ffi::OsStr,
@@ -243,7 +244,43 @@ pub(super) fn read(file: &dyn File) -> Result<Fold> {
             PLAN_AT.plus(end as u64)
         )));
     }
-    decode(&plan, &read_names(body.get(Plan::SIZE..).unwrap_or_default())?)
+    let fold = decode(&plan, &read_names(body.get(Plan::SIZE..).unwrap_or_default())?)?;
+    check(&fold)?;
+    Ok(fold)
+}
+
+/// Refuses names that no job has: what a journal names is written and removed. Which folders other than TOP's they may
+/// lead to is for the caller's policy.
+fn check(fold: &Fold) -> Result<()> {
+    let wrong = |field: &str, name: &Path, why: &str| {
+        let name = name.as_os_str().to_string_lossy();
+        Err(Error::corrupt(format!("the plan's {field} '{}' {why}", name.escape_debug())))
+    };
+    let (Some(top), Some(target)) = (fold.layers.first(), fold.layers.last()) else {
+        return Err(Error::corrupt("the plan has no layers"));
+    };
+    if !is_plain(top) {
+        return wrong("layer 0", top, "is not a plain name");
+    }
+    let (result, draft) = match fold.mode {
+        FoldMode::TopName => (top, false),
+        FoldMode::TargetName => (target, false),
+        FoldMode::EmptyTop => (top, true),
+        FoldMode::NewImage => (&fold.result, true),
+    };
+    if fold.result != *result {
+        return wrong("result", &fold.result, "is not the name that the job's kind gives it");
+    }
+    let is_draft = |name: &PathBuf| folder_of(name) == folder_of(result) && Draft::is_left_over(name);
+    if fold.draft.is_some() != draft || fold.draft.as_ref().is_some_and(|name| !is_draft(name)) {
+        let name = fold.draft.as_deref().unwrap_or(Path::new(""));
+        return wrong("draft", name, "is not that of an image in the making beside the result");
+    }
+    let stays = |name: &&PathBuf| *name == result || *name == target || fold.mode == FoldMode::NewImage;
+    match fold.removed.iter().map(|gone| &gone.name).find(stays) {
+        Some(name) => wrong("removed", name, "is the result"),
+        None => Ok(()),
+    }
 }
 
 fn read_names(mut bytes: &[u8]) -> Result<Vec<&[u8]>> {

@@ -123,6 +123,36 @@ fn a_broken_journal_is_refused_by_field() {
 }
 
 #[test]
+fn a_journal_with_names_that_no_job_has_is_refused_by_field() {
+    let gone = |name: &str| vec![Removed { name: name.into(), ..fold().removed[0].clone() }];
+    let draft = |name: &str| Fold { mode: FoldMode::EmptyTop, draft: Some(name.into()), ..fold() };
+    let layers = |names: [&str; 2]| names.map(PathBuf::from).to_vec();
+    let all = [
+        ("layer 0 'sub/top'", Fold { layers: layers(["sub/top", "base"]), ..fold() }),
+        ("result '../victim'", Fold { result: "../victim".into(), ..fold() }),
+        ("result 'top'", Fold { mode: FoldMode::TargetName, ..fold() }),
+        ("draft ''", Fold { mode: FoldMode::EmptyTop, ..fold() }),
+        ("draft 'victim'", draft("victim")),
+        ("draft '../.top.dchain-draft-0'", draft("../.top.dchain-draft-0")),
+        ("draft '.top.dchain-draft-0'", Fold { mode: FoldMode::TopName, ..draft(".top.dchain-draft-0") }),
+        ("removed 'top'", Fold { removed: gone("top"), ..fold() }),
+        ("removed 'base'", Fold { removed: gone("base"), ..fold() }),
+    ];
+    for (field, fold) in all {
+        let folder = Folder::new();
+        drop(Journal::create(&folder.host, &folder.at("top"), fold).unwrap());
+        let error = Journal::all(&folder.host, folder.dir.path()).unwrap().remove(0).1.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains(field), "{field}: {error}");
+    }
+    for sound in [fold(), draft(".top.dchain-draft-0")] {
+        let folder = Folder::new();
+        drop(Journal::create(&folder.host, &folder.at("top"), sound.clone()).unwrap());
+        assert_eq!(Journal::find(&folder.host, &folder.at("top")).unwrap().unwrap().fold(), &sound);
+    }
+}
+
+#[test]
 fn a_journal_cut_anywhere_is_refused() {
     let folder = Folder::new();
     let top = folder.at("top");

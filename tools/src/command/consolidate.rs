@@ -91,7 +91,7 @@ impl Arguments {
         let job = Abandonment::prepare(host, &self.top, opening).map_err(|error| Failure::inside(&error))?;
         let plan = job.plan();
         let mut lines = vec![plan.top.as_ref().map_or_else(
-            || "the journal cannot be read: a disk that relied on it may no longer open".to_owned(),
+            || "the journal cannot be relied on: a disk that relied on it may no longer open".to_owned(),
             |top| format!("{}: the job on it is given up", top.display()),
         )];
         let removed = plan.removed.iter().chain([&plan.journal]);

@@ -5,6 +5,7 @@ use super::*;
 use crate::{
     io::{Entry, EntryKind, Witness, faulty::Crash},
     job::consolidate::ending::Ending,
+    store::Removed,
 };
 use parking_lot::Mutex;
 use std::path::PathBuf;
@@ -359,4 +360,36 @@ fn a_folded_layer_is_held_until_it_is_gone() {
         let images: Vec<_> = unheld.iter().filter(|path| path.parent() == Some(Path::new("/vm"))).collect();
         assert!(images.is_empty(), "{images:?}");
     }
+}
+
+/// A journal that came with somebody else's folder and lists a file outside it among those that go.
+#[test]
+fn con_8_a_journal_that_names_files_elsewhere_is_refused_and_can_be_thrown_away() {
+    let (host, _) = PLAIN.build();
+    let whole = crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    PLAIN.fold(&whole).unwrap();
+    let killed = kill_states(&whole.trace())
+        .map(|kill| kill.host)
+        .find(|machine| machine.kind(&path("base")).unwrap().is_none() && journal(machine, "top").is_some());
+    let machine = killed.unwrap();
+    machine.make_folder(Path::new("/elsewhere")).unwrap();
+    let victim = Path::new("/elsewhere/victim");
+    drop(machine.create(victim).unwrap());
+    let ours = Journal::resume(&arc(&machine), &path("top")).unwrap().unwrap();
+    let (mut fold, position) = (ours.fold().clone(), ours.position());
+    fold.removed.push(Removed { name: "../elsewhere/victim".into(), file: machine.witness(victim).unwrap() });
+    let mut forged = ours.restart(fold).unwrap();
+    forged.note(position).unwrap();
+    let journal = forged.path().to_path_buf();
+    drop(forged);
+    let refused = PLAIN.fold(&machine).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Policy, "{refused}");
+    assert!(refused.to_string().contains("removed '../elsewhere/victim'"), "{refused}");
+    assert_eq!(refused.about(), Some(Path::new("/elsewhere")));
+    let give_up = |path: &Path| Abandonment::prepare(&arc(&machine), path, &Opening::reading());
+    assert_eq!(give_up(&path("top")).unwrap_err().kind(), ErrorKind::Policy);
+    assert!(machine.kind(victim).unwrap().is_some());
+    let gone = give_up(&journal).unwrap().run().unwrap();
+    assert_eq!((gone.top, gone.removed.len()), (None, 0));
+    assert!(machine.kind(&journal).unwrap().is_none() && machine.kind(victim).unwrap().is_some());
 }

@@ -156,7 +156,7 @@ fn note() -> Answer<(Vec<u8>, PathBuf)> {
     let mut note = Transfer::open(&host, Path::new(TARGET), Path::new(HEAD))?;
     let part = Part {
         source: WITNESS,
-        temporary: ".draft".into(),
+        temporary: ".disk.dchain-draft-0".into(),
         done_bytes: 77,
         whole: Some(WITNESS),
         form: String::new(),
