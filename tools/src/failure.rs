@@ -1,10 +1,11 @@
 //! How a command ends: exit codes, and errors as a person reads them.
 
+use crate::output::printable;
 use deltachain::{
     base::{Error, ErrorKind},
-    store::Journal,
+    store::{Journal, Transfer},
 };
-use std::{fmt, io, path::Path, process::ExitCode};
+use std::{fmt, io, os::unix::ffi::OsStrExt, path::Path, process::ExitCode};
 
 /// What a command's exit code says. `check` and `compare` have qemu-img's codes of their own (1, 2, 3, 63).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +84,8 @@ impl Failure {
     }
 
     fn from_error(error: &Error) -> Self {
-        Self { exit: exit_for(error.kind()), what: error.to_string(), hint: hint_for(error) }
+        let what = printable(&error.to_string()).into_owned();
+        Self { exit: exit_for(error.kind()), what, hint: hint_for(error) }
     }
 
     /// Adds what helps.
@@ -142,6 +144,9 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Corrupt | ErrorKind::Unsupported, _) if error.file().is_some_and(Journal::is_name) => {
             Some(format!("dchain consolidate --abandon {file} removes it"))
         }
+        (ErrorKind::Corrupt, _) if error.file().is_some_and(Transfer::is_name) => {
+            Some(format!("rm {file} forgets it, and the copy begins anew"))
+        }
         (ErrorKind::Corrupt, _) => Some(format!("dchain check {file} lists what is wrong")),
         // The file is there: what is missing is something that it refers to.
         (ErrorKind::NotFound, _) if error.file().is_some_and(Path::exists) => Some(format!(
@@ -159,7 +164,11 @@ fn hint_for(error: &Error) -> Option<String> {
 
 /// A path as it can be pasted into a shell.
 pub fn quoted(path: &Path) -> String {
+    let bytes = path.as_os_str().as_bytes();
     let text = path.display().to_string();
+    if str::from_utf8(bytes).is_err() || printable(&text) != text {
+        return format!("$'{}'", bytes.escape_ascii());
+    }
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
         return text;
@@ -200,5 +209,6 @@ mod tests {
         let shown = failure.to_string();
         assert!(shown.starts_with("dchain: vm.qcow2: refers to 'x'\nhint: --allow-dir '"), "{shown}");
         assert!(shown.contains(r"it'\''s here' follows"), "{shown}");
+        assert_eq!(quoted(Path::new("a\n\u{1b}'b")), r"$'a\n\x1b\'b'");
     }
 }

@@ -4,7 +4,11 @@ use crate::failure::Failure;
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
-use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
+use std::{
+    borrow::Cow,
+    fmt,
+    io::{self, BufWriter, ErrorKind, StdoutLock, Write},
+};
 
 /// The version of every JSON answer: it changes when a key goes or changes its meaning, not when one is added.
 pub const SCHEMA: u32 = 1;
@@ -90,7 +94,8 @@ impl Answer {
                 writeln!(out)
             }
             Output::Human if self.is_quiet => Ok(()),
-            Output::Human | Output::Dot | Output::Svg => human(out),
+            Output::Human => human(&mut Lines(out)),
+            Output::Dot | Output::Svg => human(out),
         })
     }
 
@@ -107,9 +112,44 @@ impl Answer {
                 writeln!(out)
             }
             Output::Human if self.is_quiet => Ok(()),
-            Output::Human | Output::Dot | Output::Svg => human(answers, out),
+            Output::Human => human(answers, &mut Lines(out)),
+            Output::Dot | Output::Svg => human(answers, out),
         })
     }
+}
+
+/// Writes lines for a person: what one call writes is one line at most, whatever stands in the names that are in it.
+pub struct Lines<'a>(pub &'a mut dyn Write);
+
+impl Write for Lines<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+
+    fn write_fmt(&mut self, line: fmt::Arguments<'_>) -> io::Result<()> {
+        let line = line.to_string();
+        let (text, end) = line.strip_suffix('\n').map_or((line.as_str(), ""), |text| (text, "\n"));
+        self.0.write_all(printable(text).as_bytes())?;
+        self.0.write_all(end.as_bytes())
+    }
+}
+
+/// Returns text as it can be shown on a terminal: names come from inside images and from folders, and a terminal acts on
+/// control characters; some others turn the order of what follows around. Those are shown as `\n` and `\u{1b}`.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| if acts(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(shown).collect())
 }
 
 /// Hands out stdout, buffered. A reader that went away is no failure: it has what it wanted.

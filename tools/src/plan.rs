@@ -2,7 +2,7 @@
 
 use crate::{
     failure::Failure,
-    output::{Answer, note},
+    output::{Answer, note, printable},
 };
 use clap::Args;
 use serde::Serialize;
@@ -46,7 +46,7 @@ impl Planned {
         }
         if !answer.is_silent() {
             for line in lines {
-                note(line);
+                note(&printable(line));
             }
         }
         match grade {

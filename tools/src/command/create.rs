@@ -67,11 +67,8 @@ impl Arguments {
         };
         let made = create(&host, image, &new, &opening)?;
         answer.print(&made, |out| {
-            write!(out, "{}: {}, {}", image.display(), made.format, size::show(made.size))?;
-            match &made.parent {
-                Some(parent) => writeln!(out, ", on {parent}"),
-                None => writeln!(out),
-            }
+            let on = made.parent.as_ref().map_or_else(String::new, |parent| format!(", on {parent}"));
+            writeln!(out, "{}: {}, {}{on}", image.display(), made.format, size::show(made.size))
         })?;
         Ok(Exit::Done)
     }

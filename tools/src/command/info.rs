@@ -169,11 +169,9 @@ impl Facts {
             writeln!(out, "cleanly shut down: no")?;
         }
         if let Some(parent) = &self.parent {
-            write!(out, "backing file: {}", parent.backing_filename)?;
-            if parent.full_backing_filename != parent.backing_filename {
-                write!(out, " (actual path: {})", parent.full_backing_filename)?;
-            }
-            writeln!(out)?;
+            let (written, whole) = (&parent.backing_filename, &parent.full_backing_filename);
+            let actual = if whole == written { String::new() } else { format!(" (actual path: {whole})") };
+            writeln!(out, "backing file: {written}{actual}")?;
             if let Some(format) = &parent.backing_filename_format {
                 writeln!(out, "backing file format: {format}")?;
             }

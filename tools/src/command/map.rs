@@ -3,7 +3,7 @@
 use crate::{
     failure::{Exit, Failure},
     options::{self, Reading},
-    output::{Answer, SCHEMA, to_stdout},
+    output::{Answer, Lines, SCHEMA, to_stdout},
     size,
 };
 use clap::Args;
@@ -162,7 +162,7 @@ impl Arguments {
                                 "Offset          Length          Kind        At              Layer"
                             )?;
                         }
-                        entry.write_line(out)
+                        entry.write_line(&mut Lines(out))
                     }
                 }
             });

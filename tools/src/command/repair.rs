@@ -3,7 +3,7 @@
 use crate::{
     failure::{Exit, Failure, quoted},
     options::{self, Source},
-    output::Answer,
+    output::{Answer, printable},
     plan::{Grade, Planned},
     progress::Watching,
     size,
@@ -73,7 +73,8 @@ impl Arguments {
     }
 
     fn refusal(&self, plan: &Plan) -> Failure {
-        let (image, copy) = (plan.image.display(), plan.copy.display());
+        let (image, copy) = (plan.image.display().to_string(), plan.copy.display().to_string());
+        let (image, copy) = (printable(&image), printable(&copy));
         let mut what =
             vec![format!("{image}: {copy} does not show all that is promised; nothing was written")];
         what.extend(plan.unproven.iter().map(|(at, n)| format!("  not proven: {n} bytes at {at:#x}")));

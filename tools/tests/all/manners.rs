@@ -235,3 +235,42 @@ fn manual_pages_and_completions_cover_every_command() {
         assert!(done(folder.path(), &["completions", shell]).out.contains("backing-chain"), "{shell}");
     }
 }
+
+/// Names come from inside images and from folders: a terminal must not act on them, nor a line of ours be forged.
+#[test]
+fn control_characters_of_names_reach_no_terminal() {
+    const EVIL: &str = "a\u{1b}[31m\nimage= forged\u{202e}";
+    let folder = folder();
+    let at = folder.path();
+    let layer = format!("{EVIL}.qcow2");
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", &layer]);
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "-b", &layer, "-F", "qcow2", "top.qcow2"]);
+    qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -P 3 0 64k", &layer]);
+    qemu(at, "qemu-img", &["snapshot", "-c", EVIL, "top.qcow2"]);
+    qemu(at, "qemu-img", &["bitmap", "--add", "top.qcow2", EVIL]);
+    let is_shown = |run: &Run| {
+        let said = format!("{}{}", run.out, run.err);
+        let acts = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!said.contains(acts) && said.contains(r"a\u{1b}[31m\nimage= forged\u{202e}"), "{said}");
+        assert!(!said.lines().any(|line| line.starts_with("image= forged")), "{said}");
+    };
+    for arguments in [
+        &["info", "top.qcow2"][..],
+        &["info", "--backing-chain", "top.qcow2"],
+        &["map", "top.qcow2"],
+        &["tree", "."],
+        &["consolidate", "--dry-run", "top.qcow2"],
+    ] {
+        is_shown(&done(at, arguments));
+    }
+    let exact = done(at, &["info", "--output", "json", "top.qcow2"]).json();
+    assert_eq!(exact["backing-filename"], layer.as_str());
+    assert_eq!(exact["snapshots"][0]["name"], EVIL);
+    fs::remove_file(at.join(&layer)).unwrap();
+    for arguments in [&["map", "top.qcow2"][..], &["lint", "."], &["tree", "."]] {
+        is_shown(&dchain(at, arguments));
+    }
+    let missing = dchain(at, &["info", &layer]);
+    is_shown(&missing);
+    assert_eq!(missing.err.lines().count(), 1, "{}", missing.err);
+}
