@@ -112,6 +112,20 @@ impl Family {
         self.members.extend(raw);
     }
 
+    /// Fails with `Policy`, that file being its subject as well, if a file could not be read: whether it is a child of what
+    /// is to change or go is not known. What a consolidation has retired is none.
+    pub fn refuse_unreadable(&self, host: &dyn Host) -> Result<()> {
+        let open = |path: &Path| host.open(path, Access::ReadShared);
+        let is_retired = |path: &Path| open(path).is_ok_and(|f| format::is_retired(f.as_ref()).unwrap_or(false));
+        match self.unreadable.iter().find(|(path, _)| !is_retired(path)) {
+            Some((path, why)) => {
+                let what = format!("might lie on a layer that is to change or go, and cannot be read: {}", why.what());
+                Err(Error::policy(what).subject(path).path(path))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Returns the images whose parent is that file, whatever name they call it by.
     pub fn children_of(&self, parent: &Witness) -> impl Iterator<Item = &Member> {
         let children = self.by_parent.get(&key(parent)).map(Vec::as_slice).unwrap_or_default();

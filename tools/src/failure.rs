@@ -141,6 +141,9 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Policy, Some(folder)) if folder.is_dir() => {
             Some(format!("--allow-dir {} follows references into that folder", quoted(folder)))
         }
+        (ErrorKind::Policy, Some(unread)) if error.file() == Some(unread) => {
+            Some("--ignore-unread goes on, if it does not".to_owned())
+        }
         (ErrorKind::Corrupt | ErrorKind::Unsupported, _) if error.file().is_some_and(Journal::is_name) => {
             Some(format!("dchain consolidate --abandon {file} removes it"))
         }

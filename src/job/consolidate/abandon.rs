@@ -58,7 +58,7 @@ impl Abandonment {
     pub fn prepare(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let path = resolve(host.as_ref(), path)?;
         let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
-        let ending = Ending { host: Arc::clone(host), ledger, opening: opening.clone() };
+        let ending = Ending { host: Arc::clone(host), ledger, opening: opening.clone(), ignores_unread: false };
         let is_by_file = Journal::is_name(&path);
         let journal = if is_by_file {
             let foreign =

@@ -23,6 +23,8 @@ pub(super) struct Ending {
     pub(super) host: Arc<dyn Host>,
     pub(super) ledger: Ledger,
     pub(super) opening: Opening,
+    /// As [`super::Request::ignores_unread`].
+    pub(super) ignores_unread: bool,
 }
 
 /// Whether it is the file of that witness, and nobody changed it since but the job, which retires a head.
@@ -181,6 +183,9 @@ impl Ending {
     fn refuse_orphaning(&self, journal: &Journal, path: &Path) -> Result<()> {
         let file = self.host.witness(path)?;
         let family = Family::scan(self.host.as_ref(), &[folder_of(path).to_path_buf()])?;
+        if !self.ignores_unread {
+            family.refuse_unreadable(self.host.as_ref())?;
+        }
         let is_folded = |child: &Member| {
             let mut removed = journal.fold().removed.iter();
             removed.any(|gone| journal.is_at(&gone.name, &child.path).unwrap_or(false))

@@ -30,6 +30,8 @@ pub struct Request {
     pub keeps_target_name: bool,
     /// How the result is proved.
     pub verify: Verify,
+    /// Whether files beside the layers that cannot be read are taken for images that lie on none of them.
+    pub ignores_unread: bool,
 }
 
 /// A new image that a run is folded into.
@@ -129,11 +131,16 @@ pub(super) struct Planned {
 }
 
 /// Refuses what [`make`] refuses, as things stand now: a person may have thought for a while about the plan.
-pub(super) fn check_again(host: &Arc<dyn Host>, chain: &Chain, depth: usize, mode: FoldMode) -> Result<()> {
+pub(super) fn check_again(
+    host: &Arc<dyn Host>,
+    chain: &Chain,
+    (depth, mode): (usize, FoldMode),
+    ignores_unread: bool,
+) -> Result<()> {
     let layers = chain.layers();
     let family = Family::scan(host.as_ref(), &folders(layers))?;
     let files: Vec<Witness> = layers.iter().map(|l| host.witness(&l.path)).collect::<Result<_>>()?;
-    Scene { host, layers, family: &family, files: &files }.refuse_dependants(depth, mode)
+    Scene { host, layers, family: &family, files: &files }.refuse_dependants(depth, mode, ignores_unread)
 }
 
 /// Works out what is to be done with an open chain; `journal` is that of the job that this goes on with.
@@ -151,7 +158,7 @@ pub(super) fn make(
     let top = chain.head()?;
     let target = layers.get(depth).filter(|_| request.new.is_none());
     let mode = mode(top, target, request);
-    scene.refuse_dependants(depth, mode)?;
+    scene.refuse_dependants(depth, mode, request.ignores_unread)?;
     let work = Work::find(&View::new(layers.get(..depth).unwrap_or_default()), top.size())?;
     let mut plan = Plan {
         top: top.path.clone(),
@@ -251,7 +258,7 @@ impl Scene<'_> {
     }
 
     /// Refuses to change or remove what another image lies on.
-    fn refuse_dependants(&self, depth: usize, mode: FoldMode) -> Result<()> {
+    fn refuse_dependants(&self, depth: usize, mode: FoldMode, ignores_unread: bool) -> Result<()> {
         let first = match mode {
             FoldMode::NewImage => return Ok(()),
             FoldMode::TargetName => 0,
@@ -264,7 +271,7 @@ impl Scene<'_> {
                 return Err(Error::busy(what).subject(other).path(&layer.path));
             }
         }
-        Ok(())
+        if ignores_unread { Ok(()) } else { self.family.refuse_unreadable(self.host.as_ref()) }
     }
 
     fn add_losses(&self, depth: usize, plan: &mut Plan) -> Result<()> {
@@ -436,5 +443,5 @@ pub(super) fn request_of(
     let format = Some(Format::parse(&fold.format)?);
     let new = is_new.then(|| NewImage { path, format, options: Vec::new() });
     let keeps_target_name = fold.mode == FoldMode::TargetName;
-    Ok(Request { into, new, keeps_target_name, verify: request.verify })
+    Ok(Request { into, new, keeps_target_name, ..request.clone() })
 }

@@ -54,6 +54,7 @@ pub struct Consolidation {
     ledger: Ledger,
     opening: Opening,
     plan: Plan,
+    ignores_unread: bool,
     stage: Stage,
 }
 
@@ -120,7 +121,8 @@ impl Consolidation {
             && Ending::has_begun(host.as_ref(), journal)?
         {
             let plan = plan::of_journal(journal, &top);
-            return Ok(Self { host, ledger, opening, plan, stage: Stage::End });
+            let ignores_unread = request.ignores_unread;
+            return Ok(Self { host, ledger, opening, plan, ignores_unread, stage: Stage::End });
         }
         if let Some(journal) = &journal
             && host.kind(&top)?.is_none()
@@ -142,8 +144,9 @@ impl Consolidation {
         }
         let planned = plan::make(&host, &chain, &request, journal.as_ref())?;
         let plan::Planned { plan, depth, work, held } = planned;
+        let ignores_unread = request.ignores_unread;
         let copy = Copy { chain, depth, work, held, request };
-        Ok(Self { host, ledger, opening, plan, stage: Stage::Copy(Box::new(copy)) })
+        Ok(Self { host, ledger, opening, plan, ignores_unread, stage: Stage::Copy(Box::new(copy)) })
     }
 
     /// Returns what is going to be done.
@@ -154,8 +157,8 @@ impl Consolidation {
     /// Does it. Stopped (`Interrupted`), failed or cut off at any moment, TOP's name opens what it opened before,
     /// or the result; [`Consolidation::prepare`] goes on from there.
     pub fn run(self, pace: Pace, progress: &Progress) -> Result<Report> {
-        let Self { host, ledger, opening, plan, stage } = self;
-        let ending = Ending { host, ledger, opening };
+        let Self { host, ledger, opening, plan, ignores_unread, stage } = self;
+        let ending = Ending { host, ledger, opening, ignores_unread };
         let report = Report {
             plan,
             copied_bytes: 0,
@@ -222,7 +225,7 @@ impl Runner {
         }
         let Copy { chain, depth, work, held, request } = copy;
         if journal.is_none() {
-            plan::check_again(&ending.host, &chain, depth, plan.mode)?;
+            plan::check_again(&ending.host, &chain, (depth, plan.mode), ending.ignores_unread)?;
         }
         let mut setup = Setup { plan, request: &request, work: &work, depth, journal: journal.as_mut() };
         let (images, found) = Images::open(&ending, chain, &mut setup)?;

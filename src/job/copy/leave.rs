@@ -63,12 +63,20 @@ impl Leaving {
 
 /// Finds out which of the topmost `depth` layers of a chain can go.
 ///
-/// `Busy` if the head itself cannot.
-pub(super) fn plan(host: &dyn Host, ledger: &Ledger, chain: &Chain, depth: usize) -> Result<Leaving> {
+/// `Busy` if the head itself cannot; `Policy` if a file beside them could not be read, unless that is ignored.
+pub(super) fn plan(
+    host: &dyn Host,
+    ledger: &Ledger,
+    chain: &Chain,
+    (depth, ignores_unread): (usize, bool),
+) -> Result<Leaving> {
     let layers = chain.layers();
     let folders: Vec<PathBuf> =
         layers.iter().filter_map(|layer| layer.path.parent().map(Path::to_path_buf)).collect();
     let family = Family::scan(host, &folders)?;
+    if !ignores_unread {
+        family.refuse_unreadable(host)?;
+    }
     let files: Vec<Witness> = layers.iter().map(|layer| host.witness(&layer.path)).collect::<Result<_>>()?;
     let mut leaving = Leaving::default();
     for (at, layer) in layers.iter().enumerate().take(depth) {
@@ -139,11 +147,18 @@ pub struct Removal {
     ledger: Ledger,
     opening: Opening,
     transfer: Transfer,
+    ignores_unread: bool,
 }
 
 impl Removal {
     pub(super) fn new(host: Arc<dyn Host>, ledger: Ledger, opening: Opening, transfer: Transfer) -> Self {
-        Self { host, ledger, opening, transfer }
+        Self { host, ledger, opening, transfer, ignores_unread: false }
+    }
+
+    /// Says whether files beside the sources that cannot be read are taken for images that lie on none of them.
+    #[must_use]
+    pub fn ignoring_unread(self, ignores_unread: bool) -> Self {
+        Self { ignores_unread, ..self }
     }
 
     /// Finds what a move of the chain at `top` to `folder` that was cut off has left to remove; `None` if it did not
@@ -218,6 +233,9 @@ impl Removal {
         let (path, witness) = (file.path(), file.witness()?);
         let family =
             Family::scan(self.host.as_ref(), &[path.parent().unwrap_or(Path::new("/")).to_path_buf()])?;
+        if !self.ignores_unread {
+            family.refuse_unreadable(self.host.as_ref())?;
+        }
         match family.children_of(&witness).next() {
             Some(child) => {
                 let what = format!("{} lies on it by now: it is not removed", child.path.display());

@@ -54,6 +54,8 @@ pub struct Request {
     pub verify: bool,
     /// Whether the sources go then. Nothing goes that was not compared: each copied layer is, in any case.
     pub removes_source: bool,
+    /// Whether files beside the sources that cannot be read are taken for images that lie on none of them.
+    pub ignores_unread: bool,
     /// Turns every layer into another format; goes with [`Share::Deny`].
     pub conversion: Option<Conversion>,
 }
@@ -197,7 +199,7 @@ impl Copy {
         let transfer = Transfer::open(host, &folder, &head)?.made_as(form);
         let leaving = if request.removes_source {
             let copied = leave::copied_depth(host.as_ref(), &chain, depth, (&folder, &transfer))?;
-            leave::plan(host.as_ref(), ledger, &chain, copied)?
+            leave::plan(host.as_ref(), ledger, &chain, (copied, request.ignores_unread))?
         } else {
             Leaving::default()
         };
@@ -277,7 +279,8 @@ impl Copy {
         self.transfer.leave(std::mem::take(&mut self.leaving.left))?;
         drop(self.chain);
         let opening = Opening { ledger: None, ..self.opening };
-        Removal::new(self.host, self.ledger, opening, self.transfer).run(progress)
+        let removal = Removal::new(self.host, self.ledger, opening, self.transfer);
+        removal.ignoring_unread(self.request.ignores_unread).run(progress)
     }
 
     /// Copies one layer's files, joins it to what it stands on, and gives it its name.

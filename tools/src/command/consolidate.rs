@@ -53,6 +53,9 @@ pub struct Arguments {
     /// Give up a job that was cut off: TOP (or the journal's file) names it, and TOP goes on showing what it shows
     #[arg(long, conflicts_with_all = ["into", "new", "keep_target_name"])]
     abandon: bool,
+    /// Go on although a file beside the layers cannot be read, which might lie on one of them
+    #[arg(long, conflicts_with = "abandon")]
+    ignore_unread: bool,
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
@@ -120,7 +123,8 @@ impl Arguments {
             Proof::Bytes => Verify::Bytes,
             Proof::None => Verify::Nothing,
         };
-        Request { into: self.into.clone(), new, keeps_target_name: self.keep_target_name, verify }
+        let (keeps_target_name, ignores_unread) = (self.keep_target_name, self.ignore_unread);
+        Request { into: self.into.clone(), new, keeps_target_name, verify, ignores_unread }
     }
 }
 

@@ -49,6 +49,9 @@ pub struct Arguments {
     /// needs stays
     #[arg(long)]
     remove_source: bool,
+    /// Remove the sources although a file beside them cannot be read, which might lie on them
+    #[arg(long, requires = "remove_source")]
+    ignore_unread: bool,
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
@@ -81,10 +84,11 @@ impl Arguments {
             && let Some(rest) = Removal::find(&host, &options::ledger(&host), paths, &opening)
                 .map_err(|error| self.explain(&error))?
         {
-            return self.remove_rest(rest, answer);
+            return self.remove_rest(rest.ignoring_unread(self.ignore_unread), answer);
         }
+        let (removes_source, ignores_unread) = (self.remove_source, self.ignore_unread);
         let request =
-            Request { share, verify: self.verify, removes_source: self.remove_source, conversion: None };
+            Request { share, verify: self.verify, removes_source, ignores_unread, conversion: None };
         let job = Copy::prepare(&host, &options::ledger(&host), paths, &opening, request)
             .map_err(|error| self.explain(&error))?;
         let lines = lines(job.plan());
