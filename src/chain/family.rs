@@ -30,6 +30,8 @@ pub struct Member {
     pub witness: Witness,
     /// The parent that its header names.
     pub link: Option<Link>,
+    /// Which file its bytes are in, if not in its own.
+    pub data: Option<Witness>,
 }
 
 /// A child's link to its parent.
@@ -132,6 +134,12 @@ impl Family {
         children.iter().filter_map(|at| self.members.get(*at))
     }
 
+    /// Returns the images other than the one at `own` that keep their bytes in that file.
+    pub fn users_of<'f>(&'f self, data: &Witness, own: &Path) -> impl Iterator<Item = &'f Member> {
+        let is_it = |member: &Member| member.data.is_some_and(|file| file.same_file(data));
+        self.members.iter().filter(move |member| is_it(member) && member.path != own)
+    }
+
     /// Returns the image at that file.
     pub fn member(&self, file: &Witness) -> Option<&Member> {
         self.by_file.get(&key(file)).and_then(|at| self.members.get(*at))
@@ -146,8 +154,10 @@ fn member(host: &dyn Host, path: &Path) -> Result<Member> {
     let format = if is_raw { Format::Raw } else { Format::recognise(file.as_ref())? };
     let peek = format::peek(format, file.as_ref())?;
     let path = host.canonical(path)?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let data = peek.data_name.and_then(|name| host.witness(&join(folder, Path::new(OsStr::from_bytes(&name)))).ok());
     let link = peek.parent.map(|name| find(host, &path, name));
-    Ok(Member { path, format, size: peek.size, witness: file.witness()?, link })
+    Ok(Member { path, format, size: peek.size, witness: file.witness()?, link, data })
 }
 
 fn find(host: &dyn Host, child: &Path, name: ParentName) -> Link {

@@ -23,6 +23,13 @@ pub(super) fn why_not(family: &Family, (layers, files): (&[Layer], &[Witness]), 
     files.iter().any(|f| is_marked_read_only(f.as_ref())).then(|| Error::policy("is read-only"))
 }
 
+/// Returns why a further file of the image at `own` is not that image's alone, if so.
+pub(super) fn why_shared(family: &Family, data: &Witness, own: &Path) -> Option<Error> {
+    let child = family.children_of(data).next().map(|child| ("lies on its data", child));
+    let (what, other) = child.or_else(|| Some(("keeps its bytes there, too", family.users_of(data, own).next()?)))?;
+    Some(Error::busy(format!("{} {what}", other.path.display())).subject(&other.path))
+}
+
 /// Returns a child of layer `at` which is not the layer above it.
 pub(super) fn other_child<'f>(family: &'f Family, files: &[Witness], at: usize) -> Option<&'f Path> {
     let (file, above) = (files.get(at)?, at.checked_sub(1).and_then(|above| files.get(above)));

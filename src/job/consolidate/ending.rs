@@ -167,10 +167,16 @@ impl Ending {
             return Ok(Some(path));
         }
         self.refuse_orphaning(journal, &path)?;
+        let is_layer = journal.fold().layers.contains(&gone.name);
+        if !is_layer && self.is_data_in_use(&path)? {
+            return Ok(Some(path));
+        }
         // What is noted of it would be read as that of a later file in its place; not being able to read the
         // image is no reason to keep it. It is locked already: looked at beside the lock.
         let how = self.opening.clone().with_access(Access::ReadShared).with_format(None);
-        if let Ok(layer) = open_layer(&self.host, &path, &how) {
+        if let Ok(layer) = open_layer(&self.host, &path, &how)
+            && is_layer
+        {
             self.ledger.forget(layer.image.as_ref())?;
         }
         // Held until it is gone: nobody began to use it meanwhile.
@@ -198,6 +204,12 @@ impl Ending {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether an image keeps its bytes in that file: the folded layer that did is gone, or was changed and stays.
+    fn is_data_in_use(&self, path: &Path) -> Result<bool> {
+        let family = Family::scan(self.host.as_ref(), &[folder_of(path).to_path_buf()])?;
+        Ok(family.users_of(&self.host.witness(path)?, path).next().is_some())
     }
 
     pub(super) fn remove_file(&self, path: &Path) -> Result<()> {

@@ -92,8 +92,10 @@ pub struct Plan {
     pub need_bytes: u64,
     /// Space that is free there, in bytes.
     pub free_bytes: u64,
-    /// Files that are gone afterwards.
+    /// Files that are gone afterwards; a layer's header comes before its data file.
     pub removed: Vec<PathBuf>,
+    /// Data files of removed layers that stay, with the reason.
+    pub stays: Vec<(PathBuf, String)>,
     /// What can no longer be restored, from the first byte written.
     pub lost: Vec<Lost>,
     /// Persistent bitmaps of the folded layers that the result has as well, as `FILE: NAME`: those of one name
@@ -173,6 +175,7 @@ pub(super) fn make(
         need_bytes: 0,
         free_bytes: 0,
         removed: Vec::new(),
+        stays: Vec::new(),
         lost: Vec::new(),
         bitmaps_merged: Vec::new(),
         bitmaps_lost: Vec::new(),
@@ -289,10 +292,23 @@ impl Scene<'_> {
             if at >= first_removed {
                 plan.removed.push(layer.path.clone());
             }
+            self.add_data(layer, plan)?;
             let details = layer.image.details()?;
             let gone =
                 |s: crate::format::Snapshot| Lost { layer: layer.path.clone(), snapshot: Some(s.name) };
             plan.lost.extend(details.snapshots.into_iter().map(gone));
+        }
+        Ok(())
+    }
+
+    /// The further files of a folded layer go with it, unless they are not its own.
+    fn add_data(&self, layer: &Layer, plan: &mut Plan) -> Result<()> {
+        for file in layer.image.files().iter().skip(1).filter(|file| !file.is_device()) {
+            let path = self.host.canonical(file.path())?;
+            match own::why_shared(self.family, &file.witness()?, &layer.path) {
+                Some(why) => plan.stays.push((path, why.to_string())),
+                None => plan.removed.push(path),
+            }
         }
         Ok(())
     }
@@ -400,6 +416,7 @@ pub(super) fn of_journal(journal: &Journal, top: &Path) -> Plan {
         need_bytes: 0,
         free_bytes: 0,
         removed: fold.removed.iter().map(|gone| place(&gone.name)).collect(),
+        stays: Vec::new(),
         lost: Vec::new(),
         bitmaps_merged: Vec::new(),
         bitmaps_lost: Vec::new(),

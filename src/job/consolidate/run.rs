@@ -229,7 +229,9 @@ impl Runner {
         }
         let mut setup = Setup { plan, request: &request, work: &work, depth, journal: journal.as_mut() };
         let (images, found) = Images::open(&ending, chain, &mut setup)?;
-        let machine = Machine::new(work.list.clone(), plan.removed.len(), pace);
+        let bound = journal.as_ref().filter(|_| found != Some(Found::Void));
+        let folded = bound.map_or(plan.removed.len(), |journal| journal.fold().removed.len());
+        let machine = Machine::new(work.list.clone(), folded, pace);
         let machine = match found {
             Some(found) => machine.resume(found),
             None => machine,

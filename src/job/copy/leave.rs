@@ -100,12 +100,11 @@ fn left(host: &dyn Host, layer: &Layer) -> Result<Left> {
     Ok(Left { format: layer.format().name().to_owned(), files: files.collect::<Result<_>>()? })
 }
 
-/// An image may lie on the data file of another one as if that were a raw disk.
+/// An image may lie on the data file of another one as if that were a raw disk, or keep its bytes there, too.
 fn further_file_in_use(family: &Family, layer: &Layer) -> Option<Error> {
     let files = layer.image.files();
     let mut further = files.iter().skip(1).filter_map(|file| file.witness().ok());
-    let child = further.find_map(|file| family.children_of(&file).next().map(|child| child.path.clone()))?;
-    Some(Error::busy(format!("{} lies on its data", child.display())).subject(&child))
+    further.find_map(|file| own::why_shared(family, &file, &layer.path))
 }
 
 /// Fails with `Corrupt` unless each copied layer holds what its source holds, where its source holds something.
@@ -236,10 +235,12 @@ impl Removal {
         if !self.ignores_unread {
             family.refuse_unreadable(self.host.as_ref())?;
         }
-        match family.children_of(&witness).next() {
-            Some(child) => {
-                let what = format!("{} lies on it by now: it is not removed", child.path.display());
-                Err(Error::busy(what).subject(&child.path).path(path))
+        // The image that a further file belonged to is gone by now.
+        let mut dependants = family.children_of(&witness).chain(family.users_of(&witness, path));
+        match dependants.next() {
+            Some(other) => {
+                let what = format!("{} lies on it by now: it is not removed", other.path.display());
+                Err(Error::busy(what).subject(&other.path).path(path))
             }
             None => Ok(()),
         }

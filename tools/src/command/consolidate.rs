@@ -148,6 +148,7 @@ fn lines(plan: &Plan) -> Vec<String> {
     ));
     lines.push(format!("{} opens the result", plan.result.display()));
     lines.extend(plan.removed.iter().map(|file| format!("removed afterwards: {}", file.display())));
+    lines.extend(plan.stays.iter().map(|(file, why)| format!("stays: {}: {why}", file.display())));
     for lost in &plan.lost {
         let what = lost.snapshot.as_ref().map_or_else(String::new, |name| format!(", snapshot {name}"));
         lines.push(format!("can no longer be restored: {}{what}", lost.layer.display()));

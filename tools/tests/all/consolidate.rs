@@ -1,6 +1,9 @@
 //! Chains that qemu made, folded by us, read by qemu again.
 
-use crate::foreign::{Scratch, assert_same};
+use crate::{
+    dchain::{dchain, done},
+    foreign::{Scratch, assert_same},
+};
 use deltachain::{
     chain::Opening,
     format::Format,
@@ -363,4 +366,44 @@ fn a_target_that_cannot_hold_bitmaps_loses_them_by_name() {
     let report = bench.fold_and_compare("top", ("qcow2", "top"), &Request::default());
     assert_eq!(report.plan.bitmaps_lost, [format!("{}: changes", f.file("top").display())]);
     assert_eq!(report.plan.bitmaps_merged, [""; 0]);
+}
+
+/// qemu's commit leaves them behind.
+#[test]
+fn con_5_data_files_go_with_their_layers_unless_another_image_needs_them() {
+    let bench = Bench::new();
+    let f = &bench.folder;
+    f.qemu_img("create -q -f qcow2 base 4M");
+    f.qemu_io("qcow2", "base", &["write -P 1 0 4M"]);
+    for (parent, layer, write) in
+        [("base", "middle", "write -P 2 1M 64k"), ("middle", "second", "write -P 3 2M 64k"), ("second", "top", "write -P 4 3M 64k")]
+    {
+        f.qemu_img(&format!("create -q -f qcow2 -o data_file={layer}.data -b {parent} -F qcow2 {layer} 4M"));
+        f.qemu_io("qcow2", layer, &[write]);
+    }
+    f.qemu_img("create -q -f qcow2 -o data_file=other.data other 4M");
+    f.qemu_img("amend -q -f qcow2 -o data_file=second.data other");
+    let report = bench.fold_and_compare("top", ("qcow2", "top"), &Request::default());
+    let removed = ["top.data", "second", "middle", "middle.data"];
+    assert_eq!(report.plan.removed, removed.map(|name| f.file(name)));
+    let (stays, why) = report.plan.stays.first().unwrap();
+    assert_eq!((stays, report.plan.stays.len()), (&f.file("second.data"), 1));
+    assert!(why.contains("other keeps its bytes there"), "{why}");
+    assert_eq!(bench.names(), ["other", "other.data", "second.data", "top"]);
+}
+
+#[test]
+fn con_8_a_file_that_cannot_be_read_may_be_a_child_until_a_person_says_no() {
+    let bench = three_layers("raw", "");
+    std::fs::write(bench.folder.file("broken"), b"QFI\xfb and no version").unwrap();
+    let names = bench.names();
+    let refused = dchain(&bench.folder.path(), &["consolidate", "--yes", "top"]);
+    assert_eq!(refused.code, Some(77), "{}", refused.err);
+    assert!(refused.err.contains("/broken: might lie on a layer"), "{}", refused.err);
+    assert!(refused.err.contains("hint: --ignore-unread"), "{}", refused.err);
+    assert_eq!(bench.names(), names);
+    let folded = done(&bench.folder.path(), &["consolidate", "--yes", "--ignore-unread", "top"]);
+    assert!(folded.out.contains("verified: tree"), "{}", folded.out);
+    assert!(folded.err.contains("could not be read: ") && folded.err.contains("/broken"), "{}", folded.err);
+    assert_eq!(bench.names(), ["base", "broken", "top"]);
 }

@@ -118,3 +118,29 @@ fn where_something_is_in_the_way_no_hint_says_to_remove_an_image() {
         "choose another folder"
     );
 }
+
+#[test]
+fn a_source_stays_if_a_file_that_cannot_be_read_may_lie_on_it() {
+    let (folder, view) = scene();
+    fs::write(folder.file("vm/broken"), b"QFI\xfb and no version").unwrap();
+    let arguments = ["copy", "--remove-source", "--yes", "vm/top", "store"];
+    let refused = dchain(&folder.path(), &arguments);
+    assert_eq!(refused.code, Some(77), "{}", refused.err);
+    assert!(refused.err.contains("broken: might lie on a layer"), "{}", refused.err);
+    assert!(refused.err.contains("hint: --ignore-unread"), "{}", refused.err);
+    assert_eq!(names(&folder, "store"), Vec::<String>::new());
+    done(&folder.path(), &[&arguments[..], &["--ignore-unread"]].concat());
+    assert_eq!(names(&folder, "vm"), ["broken"]);
+    assert_same(&flat(&folder, "store", "top"), &view, "top");
+}
+
+#[test]
+fn a_source_stays_whose_data_another_image_needs() {
+    let (folder, _) = scene();
+    let vm = folder.file("vm");
+    qemu(&vm, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", "data_file=other.data", "other", "8M"]);
+    qemu(&vm, "qemu-img", &["amend", "-q", "-f", "qcow2", "-o", "data_file=base.data", "other"]);
+    let run = done(&folder.path(), &["copy", "--remove-source", "--yes", "vm/top", "store"]);
+    assert!(run.err.contains("other keeps its bytes there"), "{}", run.err);
+    assert_eq!(names(&folder, "vm"), ["base", "base.data", "other", "other.data"]);
+}

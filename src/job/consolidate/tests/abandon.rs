@@ -393,3 +393,26 @@ fn con_8_a_journal_that_names_files_elsewhere_is_refused_and_can_be_thrown_away(
     assert_eq!((gone.top, gone.removed.len()), (None, 0));
     assert!(machine.kind(&journal).unwrap().is_none() && machine.kind(victim).unwrap().is_some());
 }
+
+/// A child that nobody may read was put on a folded layer while the job was cut off.
+#[test]
+fn con_8_what_cannot_be_read_keeps_folded_layers_until_a_person_says_no() {
+    let (host, before) = PLAIN.build();
+    let whole = crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    PLAIN.fold(&whole).unwrap();
+    let ended = kill_states(&whole.trace()).map(|kill| kill.host).find(|machine| {
+        machine.kind(&path("base")).unwrap().is_none() && machine.kind(&path("middle")).unwrap().is_some()
+    });
+    let machine = ended.unwrap();
+    let broken = machine.create(&path("broken")).unwrap();
+    broken.write_at(HostOffset::new(0), b"QFI\xfb and no version").unwrap();
+    drop(broken);
+    let refused = PLAIN.fold(&machine).unwrap_err();
+    assert_eq!((refused.kind(), refused.file()), (ErrorKind::Policy, Some(path("broken").as_path())));
+    assert!(machine.kind(&path("middle")).unwrap().is_some());
+    let request = Request { ignores_unread: true, ..PLAIN.request() };
+    let job = Consolidation::prepare(&arc(&machine), &path("top"), &Opening::reading(), &request).unwrap();
+    job.run(PACE, &Progress::default()).unwrap();
+    machine.remove(&path("broken")).unwrap();
+    PLAIN.check_end(&machine, &before, "without it");
+}
