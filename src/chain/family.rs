@@ -118,10 +118,14 @@ impl Family {
     /// is to change or go is not known. What a consolidation has retired is none.
     pub fn refuse_unreadable(&self, host: &dyn Host) -> Result<()> {
         let open = |path: &Path| host.open(path, Access::ReadShared);
-        let is_retired = |path: &Path| open(path).is_ok_and(|f| format::is_retired(f.as_ref()).unwrap_or(false));
+        let is_retired =
+            |path: &Path| open(path).is_ok_and(|f| format::is_retired(f.as_ref()).unwrap_or(false));
         match self.unreadable.iter().find(|(path, _)| !is_retired(path)) {
             Some((path, why)) => {
-                let what = format!("might lie on a layer that is to change or go, and cannot be read: {}", why.what());
+                let what = format!(
+                    "might lie on a layer that is to change or go, and cannot be read: {}",
+                    why.what()
+                );
                 Err(Error::policy(what).subject(path).path(path))
             }
             None => Ok(()),
@@ -147,7 +151,7 @@ impl Family {
 }
 
 /// Reads the header of the image at `path`.
-fn member(host: &dyn Host, path: &Path) -> Result<Member> {
+pub(super) fn member(host: &dyn Host, path: &Path) -> Result<Member> {
     let file = host.open(path, Access::ReadShared)?;
     let notes = [path.parent().unwrap_or(Path::new("/")).join(FOLDER)];
     let is_raw = noted_format(host, &notes, file.as_ref())?.as_deref() == Some(Format::Raw.name());
@@ -155,7 +159,8 @@ fn member(host: &dyn Host, path: &Path) -> Result<Member> {
     let peek = format::peek(format, file.as_ref())?;
     let path = host.canonical(path)?;
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let data = peek.data_name.and_then(|name| host.witness(&join(folder, Path::new(OsStr::from_bytes(&name)))).ok());
+    let data =
+        peek.data_name.and_then(|name| host.witness(&join(folder, Path::new(OsStr::from_bytes(&name)))).ok());
     let link = peek.parent.map(|name| find(host, &path, name));
     Ok(Member { path, format, size: peek.size, witness: file.witness()?, link, data })
 }

@@ -1,10 +1,11 @@
 //! What is known of the layers of a chain, each in the light of what lies below it.
 
-use super::Layer;
+use super::{Layer, Link, Policy, family::member};
 use crate::{
     base::{Error, Guard, Result},
     content::ContentId,
     format::{self, Image},
+    io::Host,
     store::{
         Child, Claim, Differs, Doubt, FoldMode, Journal, Known, Ledger, Lineage, Refusal, Trust, accept,
     },
@@ -131,7 +132,8 @@ pub fn freeze(ledger: &Ledger, layers: &[Layer]) -> Result<Option<Known>> {
 /// Refuses an image that a consolidation which was cut off is folding into: what it shows is neither the old nor
 /// the new. The job's top shows the right thing.
 pub(super) fn refuse_half_folded(ledger: &Ledger, head: &Layer) -> Result<()> {
-    let Some(journal) = ledger.journal_of_layer(&head.path)? else { return Ok(()) };
+    let is_apart = |host: &dyn Host, top: &Path| is_apart(host, top, &head.path).unwrap_or(false);
+    let Some(journal) = ledger.journal_of_layer(&head.path, &is_apart)? else { return Ok(()) };
     let fold = journal.fold();
     let (Some(top), Some(target)) = (fold.layers.first(), fold.layers.last()) else { return Ok(()) };
     let is_target = fold.mode != FoldMode::NewImage && journal.is_at(target, &head.path)?;
@@ -149,9 +151,28 @@ pub(super) fn refuse_half_folded(ledger: &Ledger, head: &Layer) -> Result<()> {
 /// Refuses to reshape around an image that a consolidation which was cut off names: the layers below may be half
 /// changed, and the job could not go on.
 pub fn refuse_cut_off(ledger: &Ledger, image: &Path) -> Result<()> {
-    let found = ledger.journal_of_layer(image)?.filter(|_| Guard::CutOff.trips(true));
+    let is_apart = |host: &dyn Host, top: &Path| is_apart(host, top, image).unwrap_or(false);
+    let found = ledger.journal_of_layer(image, &is_apart)?.filter(|_| Guard::CutOff.trips(true));
     let Some(journal) = found else { return Ok(()) };
     Err(cut_off(&journal, "a consolidation of TOP").path(image))
+}
+
+/// Returns whether the headers tell that `image` is neither `top` nor below it.
+fn is_apart(host: &dyn Host, top: &Path, image: &Path) -> Result<bool> {
+    let (image, mut place) = (host.witness(image)?, top.to_path_buf());
+    for _ in 0..Policy::default().depth_max {
+        let found = member(host, &place)?;
+        if found.witness.same_file(&image) {
+            return Ok(false);
+        }
+        match found.link {
+            None => return Ok(true),
+            Some(Link { place: Some(parent), .. }) => place = parent,
+            // Nobody knows what was there.
+            Some(_) => return Ok(false),
+        }
+    }
+    Ok(false)
 }
 
 /// Says that the job of a journal was cut off, and how it is ended.

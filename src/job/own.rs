@@ -26,7 +26,8 @@ pub(super) fn why_not(family: &Family, (layers, files): (&[Layer], &[Witness]), 
 /// Returns why a further file of the image at `own` is not that image's alone, if so.
 pub(super) fn why_shared(family: &Family, data: &Witness, own: &Path) -> Option<Error> {
     let child = family.children_of(data).next().map(|child| ("lies on its data", child));
-    let (what, other) = child.or_else(|| Some(("keeps its bytes there, too", family.users_of(data, own).next()?)))?;
+    let (what, other) =
+        child.or_else(|| Some(("keeps its bytes there, too", family.users_of(data, own).next()?)))?;
     Some(Error::busy(format!("{} {what}", other.path.display())).subject(&other.path))
 }
 

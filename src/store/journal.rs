@@ -72,6 +72,19 @@ fn path_of(top: &Path) -> PathBuf {
     folder_of(top).join(super::FOLDER).join(format!("consolidate-{short}.journal"))
 }
 
+/// Returns the disk that a journal's name stands for; `None` if that may have another name by now: if nothing is called
+/// so, or if another job's journal is named after it, too.
+fn top_by_name(host: &dyn Host, journal: &Path, all: &[PathBuf]) -> Result<Option<PathBuf>> {
+    let stem = |path: &Path| {
+        path.file_name().unwrap_or_default().to_string_lossy().split('.').next().map(str::to_owned)
+    };
+    if all.iter().any(|other| other != journal && stem(other) == stem(journal)) {
+        return Ok(None);
+    }
+    let mut entries = host.list(folder_of(folder_of(journal)))?.into_iter().map(|entry| entry.path);
+    Ok(entries.find(|path| path_of(path).file_name() == journal.file_name()))
+}
+
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -172,9 +185,23 @@ impl Journal {
 
     /// Returns the journal of a job that was cut off and that names the image at `image` (a path without links),
     /// as its top or as a layer below it; `None` if there is none in the image's folder.
-    pub fn of_layer(host: &Arc<dyn Host>, image: &Path) -> Result<Option<Self>> {
-        for (_, journal) in Self::all(host, folder_of(image))? {
-            let journal = journal?.adopt(image)?;
+    ///
+    /// Fails for a journal that cannot be relied on if its job may be about the image: `is_apart` tells of the disk that
+    /// it is on, known by the journal's name, whether the image is neither that nor below it.
+    pub fn of_layer(
+        host: &Arc<dyn Host>,
+        image: &Path,
+        is_apart: &dyn Fn(&Path) -> bool,
+    ) -> Result<Option<Self>> {
+        let all = Self::all(host, folder_of(image))?;
+        let names: Vec<PathBuf> = all.iter().map(|(path, _)| path.clone()).collect();
+        for (path, journal) in all {
+            let journal = match journal {
+                Err(_) if top_by_name(host.as_ref(), &path, &names)?.is_some_and(|top| is_apart(&top)) => {
+                    continue;
+                }
+                journal => journal?.adopt(image)?,
+            };
             for layer in &journal.fold.layers {
                 if journal.is_at(layer, image)? {
                     return Ok(Some(journal));

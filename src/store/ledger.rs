@@ -271,8 +271,12 @@ impl Ledger {
     }
 
     /// Returns the journal of a job that was cut off and that names the image, as its top or below it.
-    pub fn journal_of_layer(&self, image: &Path) -> Result<Option<Journal>> {
-        Journal::of_layer(&self.host, image)
+    pub fn journal_of_layer(
+        &self,
+        image: &Path,
+        is_apart: &dyn Fn(&dyn Host, &Path) -> bool,
+    ) -> Result<Option<Journal>> {
+        Journal::of_layer(&self.host, image, &|top| is_apart(self.host.as_ref(), top))
     }
 
     /// Notes the format of an image whose bytes do not tell it: whatever its guest writes, it stays what it is.

@@ -58,7 +58,8 @@ impl Abandonment {
     pub fn prepare(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let path = resolve(host.as_ref(), path)?;
         let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
-        let ending = Ending { host: Arc::clone(host), ledger, opening: opening.clone(), ignores_unread: false };
+        let ending =
+            Ending { host: Arc::clone(host), ledger, opening: opening.clone(), ignores_unread: false };
         let is_by_file = Journal::is_name(&path);
         let journal = if is_by_file {
             let foreign =
@@ -77,7 +78,8 @@ impl Abandonment {
             }
         } else {
             let found = Journal::find(host, &path)?;
-            let found = found.map_or_else(|| Journal::of_layer(host, &path), |found| Ok(Some(found)))?;
+            let found =
+                found.map_or_else(|| Journal::of_layer(host, &path, &|_| false), |found| Ok(Some(found)))?;
             let none = || Error::new(ErrorKind::NotFound, "no consolidation that was cut off names it");
             found.ok_or_else(|| none().path(&path))?
         };

@@ -375,9 +375,11 @@ fn con_5_data_files_go_with_their_layers_unless_another_image_needs_them() {
     let f = &bench.folder;
     f.qemu_img("create -q -f qcow2 base 4M");
     f.qemu_io("qcow2", "base", &["write -P 1 0 4M"]);
-    for (parent, layer, write) in
-        [("base", "middle", "write -P 2 1M 64k"), ("middle", "second", "write -P 3 2M 64k"), ("second", "top", "write -P 4 3M 64k")]
-    {
+    for (parent, layer, write) in [
+        ("base", "middle", "write -P 2 1M 64k"),
+        ("middle", "second", "write -P 3 2M 64k"),
+        ("second", "top", "write -P 4 3M 64k"),
+    ] {
         f.qemu_img(&format!("create -q -f qcow2 -o data_file={layer}.data -b {parent} -F qcow2 {layer} 4M"));
         f.qemu_io("qcow2", layer, &[write]);
     }

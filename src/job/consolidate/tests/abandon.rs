@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::{
+    base::HostOffset,
     io::{Entry, EntryKind, Witness, faulty::Crash},
     job::consolidate::ending::Ending,
     store::Removed,
@@ -392,6 +393,38 @@ fn con_8_a_journal_that_names_files_elsewhere_is_refused_and_can_be_thrown_away(
     let gone = give_up(&journal).unwrap().run().unwrap();
     assert_eq!((gone.top, gone.removed.len()), (None, 0));
     assert!(machine.kind(&journal).unwrap().is_none() && machine.kind(victim).unwrap().is_some());
+}
+
+/// What the journal of one disk's job would say is lost: another disk in that folder is none of its business.
+#[test]
+fn con_8_a_garbled_journal_keeps_no_other_disk_from_being_opened() {
+    let (host, _) = PLAIN.build();
+    make(&host, "other", Format::Qcow2, 1024, None);
+    make(&host, "child", Format::Qcow2, 1024, Some(("other", Format::Qcow2)));
+    let whole = crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    PLAIN.fold(&whole).unwrap();
+    let bound = kill_states(&whole.trace()).map(|kill| kill.host).find(|machine| {
+        journal(machine, "top").is_some_and(|journal| journal.position().mark > GuestOffset::new(0))
+    });
+    let machine = bound.unwrap();
+    let garbled = journal(&machine, "top").unwrap().path().to_path_buf();
+    machine.open(&garbled, Access::Write).unwrap().write_at(HostOffset::new(8192), &[0; 512]).unwrap();
+    for name in ["other", "child"] {
+        view(&machine, name).unwrap();
+    }
+    for name in ["top", "middle", "base"] {
+        let error = view(&machine, name).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.file()),
+            (ErrorKind::Corrupt, Some(garbled.as_path())),
+            "{name}: {error}"
+        );
+    }
+    // Nobody can tell what a disk that has another name by now is called.
+    machine.rename(&path("top"), &path("renamed")).unwrap();
+    for name in ["other", "renamed", "base"] {
+        assert_eq!(view(&machine, name).unwrap_err().kind(), ErrorKind::Corrupt, "{name}");
+    }
 }
 
 /// A child that nobody may read was put on a folded layer while the job was cut off.
