@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod error;
 pub mod guard;
+pub mod name;
 pub mod record;
 pub mod seed;
 pub mod units;

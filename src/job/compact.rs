@@ -33,6 +33,7 @@ const BLOCK_BYTES: u64 = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// The image.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// Space that it takes on the host now, in bytes.
     pub allocated_bytes: u64,
@@ -46,6 +47,7 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Compacted {
     /// The image.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// Bytes of the disk that were stored as zeros, and are only said to be zero now.
     pub zeroed_bytes: u64,

@@ -48,6 +48,7 @@ pub struct Filling {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Converted {
     /// The new image.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// Its format.
     pub format: Format,

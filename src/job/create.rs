@@ -33,6 +33,7 @@ pub struct NewImage {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Created {
     /// The image.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// Its format.
     pub format: Format,

@@ -29,10 +29,13 @@ const COMPARED_BYTES: u64 = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// The image that gets another parent.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// Its parent now.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub from: Option<PathBuf>,
     /// Its parent then.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub to: Option<PathBuf>,
     /// The name that its header will hold.
     pub name: Option<String>,

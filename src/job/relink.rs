@@ -44,10 +44,12 @@ pub enum Why {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Mended {
     /// The child.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub child: PathBuf,
     /// The parent's name in its header before.
     pub was: String,
     /// The parent.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub parent: PathBuf,
     /// Its name in the header then.
     pub name: String,
@@ -61,6 +63,7 @@ pub struct Report {
     /// Links that were wrong and are right now (or would be, if nothing was to be written).
     pub mended: Vec<Mended>,
     /// Children whose parent was not found, with the reason.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub lost: Vec<(PathBuf, String)>,
 }
 
@@ -215,8 +218,10 @@ impl Search<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Accepted {
     /// The child.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub child: PathBuf,
     /// Its parent, taken as it is.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub parent: PathBuf,
     /// What reads differently below the child now (start and length in bytes); `None` where nothing is known of
     /// what was there.

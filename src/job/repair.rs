@@ -34,8 +34,10 @@ const PIECE_BYTES: u64 = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// The layer.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// The copy.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub copy: PathBuf,
     /// What the layer promises to show.
     pub id: ContentId,
@@ -62,6 +64,7 @@ impl Plan {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Repaired {
     /// The layer.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// Bytes that were put back.
     pub restored_bytes: u64,

@@ -16,6 +16,7 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// The image.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// Its size now, in bytes.
     pub from: u64,

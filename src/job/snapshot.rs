@@ -19,8 +19,10 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Taken {
     /// The layer that is frozen now.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub frozen: PathBuf,
     /// The new head.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub head: PathBuf,
     /// The parent's name in the new head's header.
     pub name: String,
@@ -114,14 +116,17 @@ impl Child<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// The head, whose own bytes are given up.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub head: PathBuf,
     /// Space that the head takes now, in bytes.
     pub head_bytes: u64,
     /// The layer that the new head starts from.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub layer: PathBuf,
     /// Size of the disk then, in bytes.
     pub size: u64,
     /// Layers between them: they stay, and nothing of this chain refers to them any more.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub left: Vec<PathBuf>,
 }
 

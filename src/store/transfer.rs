@@ -1,4 +1,5 @@
-//! The note of a copy under way: what of it is at the target already, so that a copy that was cut off goes on.
+//! The note of a copy: what of it is at the target already, so that a copy that was cut off goes on, and one that is
+//! asked for again when it is whole moves nothing.
 //!
 //! It is replaced whole, after the bytes that it speaks of are durable: it may promise too little, never too much.
 //! It names files that go at the end of a move, so that nobody else's note is believed.
@@ -8,7 +9,7 @@ use super::{
     place::{self, Lasting, is_plain},
 };
 use crate::{
-    base::{Error, ErrorKind, Guard, HostOffset, Result, units::index},
+    base::{Error, ErrorKind, Guard, HostOffset, Result, name::FileName, units::index},
     io::{Access, Host, Likeness, Witness},
 };
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,7 @@ pub struct Part {
     /// What the source looked like when it was begun: if it looks otherwise now, it is begun again.
     pub source: Witness,
     /// The name that the file has until it is whole, in the target folder.
-    pub temporary: PathBuf,
+    pub temporary: FileName,
     /// Bytes before this place are durable at the target.
     pub done_bytes: u64,
     /// What the file looks like since it is whole, noted before it gets its name; `None` while it is filled.
@@ -43,15 +44,15 @@ pub struct Left {
     /// Its format's name.
     pub format: String,
     /// Its files and what they looked like when they were copied, the one with the header first.
-    pub files: Vec<(PathBuf, Witness)>,
+    pub files: Vec<(FileName, Witness)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Content {
     version: u32,
-    head: PathBuf,
+    head: FileName,
     /// By name in the target folder.
-    parts: BTreeMap<PathBuf, Part>,
+    parts: BTreeMap<FileName, Part>,
     /// What is removed next, children first: everything before this is done.
     #[serde(default)]
     left: Vec<Left>,
@@ -63,35 +64,45 @@ pub struct Transfer {
     host: Arc<dyn Host>,
     folder: PathBuf,
     name: PathBuf,
+    /// What the note is called from the end of the copy on.
+    ended: PathBuf,
+    is_ended: bool,
     content: Content,
     form: String,
 }
 
 impl Transfer {
-    /// Reads the note of the copy of `head` into `folder`; an empty one if there is none that can be relied on.
+    /// Reads the note of the copy of `head` into `folder`, of one under way before that of one that ended; an empty one
+    /// if there is none that can be relied on.
     ///
     /// `Corrupt`, with the field, for one that names files where no copy of `head` has any.
     pub fn open(host: &Arc<dyn Host>, folder: &Path, head: &Path) -> Result<Self> {
         let hash = blake3::hash(head.as_os_str().as_encoded_bytes()).to_hex();
-        let name = PathBuf::from(format!("copy-{}.json", hash.get(..16).unwrap_or_default()));
+        let called = |what| PathBuf::from(format!("{what}-{}.json", hash.get(..16).unwrap_or_default()));
+        let (name, ended) = (called("copy"), called("copied"));
         let folder = folder.join(FOLDER);
-        let found =
-            read(host.as_ref(), &folder.join(&name))?.filter(|c| c.version == VERSION && c.head == head);
+        let read = |name: &Path| -> Result<Option<Content>> {
+            let found = read(host.as_ref(), &folder.join(name))?;
+            Ok(found.filter(|content| content.version == VERSION && content.head.0 == head))
+        };
+        let under_way = read(&name)?;
+        let is_ended = under_way.is_none();
+        let found = if is_ended { read(&ended)? } else { under_way };
         let empty = || Content {
             version: VERSION,
-            head: head.to_path_buf(),
+            head: FileName(head.to_path_buf()),
             parts: BTreeMap::new(),
             left: Vec::new(),
         };
         let content = found.unwrap_or_else(empty);
-        content.check().map_err(|e| e.path(folder.join(&name)))?;
-        Ok(Self { host: Arc::clone(host), folder, name, content, form: String::new() })
+        content.check().map_err(|e| e.path(folder.join(if is_ended { &ended } else { &name })))?;
+        Ok(Self { host: Arc::clone(host), folder, name, ended, is_ended, content, form: String::new() })
     }
 
     /// Returns whether a path is that of a note, by its name.
     pub fn is_name(path: &Path) -> bool {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("copy-") && name.ends_with(".json")
+        ["copy-", "copied-"].iter().any(|start| name.starts_with(start)) && name.ends_with(".json")
     }
 
     /// Says what this run makes of the sources, in any words; without, they are copied byte by byte. What an earlier
@@ -106,39 +117,65 @@ impl Transfer {
         &self.form
     }
 
-    /// Returns whether an earlier run left something.
+    /// Returns whether an earlier run was cut off and left something.
     pub fn is_resumed(&self) -> bool {
-        !self.content.parts.is_empty()
+        !self.is_ended && !self.content.parts.is_empty()
+    }
+
+    /// Returns how many files an earlier run that came to its end has copied.
+    pub fn ended_files(&self) -> usize {
+        if self.is_ended { self.content.parts.len() } else { 0 }
+    }
+
+    /// Returns whether no file of the copy can have been written since it was whole: what was noted before the host
+    /// was started proves nothing.
+    pub fn is_vouched_for(&self) -> bool {
+        let folder = self.folder.parent().unwrap_or(Path::new("/"));
+        self.content.parts.iter().all(|(name, part)| {
+            let now = self.host.witness(&folder.join(&name.0)).ok();
+            part.whole.is_some() && part.whole == now
+        })
+    }
+
+    /// Forgets a copy that ended, and is not what it was.
+    #[must_use]
+    pub fn without_ended(mut self) -> Self {
+        if self.is_ended {
+            self.content.parts.clear();
+        }
+        self
     }
 
     /// Returns how far the file of that name is, if it was begun in this form from a source that looks as it does now.
     pub fn part(&self, name: &Path, source: &Witness) -> Option<&Part> {
-        let part = self.content.parts.get(name).filter(|part| part.form == self.form);
+        let part =
+            self.content.parts.get(&FileName(name.to_path_buf())).filter(|part| part.form == self.form);
         part.filter(|part| !Guard::ResumedSource.trips(!part.source.is_unchanged(source)))
     }
 
     /// Returns the temporary name of what was begun under that name, from whatever source.
     pub fn temporary(&self, name: &Path) -> Option<&Path> {
-        self.content.parts.get(name).map(|part| part.temporary.as_path())
+        self.content.parts.get(&FileName(name.to_path_buf())).map(|part| part.temporary.0.as_path())
     }
 
     /// Returns the temporary names of all that was begun.
     pub fn temporaries(&self) -> impl Iterator<Item = &Path> {
-        self.content.parts.values().map(|part| part.temporary.as_path())
+        self.content.parts.values().map(|part| part.temporary.0.as_path())
     }
 
     /// Notes, durably, how far the file of that name is.
     pub fn note(&mut self, name: &Path, part: Part) -> Result<()> {
-        self.content.parts.insert(name.to_path_buf(), part);
+        self.content.parts.insert(FileName(name.to_path_buf()), part);
         // A copy that goes on is not whole.
         self.content.left.clear();
-        self.write()
+        self.is_ended = false;
+        self.write(&self.name)
     }
 
     /// Notes, durably, that the copy is whole, and which sources go.
     pub fn leave(&mut self, left: Vec<Left>) -> Result<()> {
         self.content.left = left;
-        self.write()
+        self.write(&self.name)
     }
 
     /// Returns the sources that go, if each has a copy, and the whole copy is still where it was made, and nobody wrote
@@ -146,29 +183,43 @@ impl Transfer {
     pub fn left(&self) -> &[Left] {
         let folder = self.folder.parent().unwrap_or(Path::new("/"));
         let parts = &self.content.parts;
-        let is_there = |(name, part): (&PathBuf, &Part)| {
-            let now = self.host.witness(&folder.join(name));
+        let is_there = |(name, part): (&FileName, &Part)| {
+            let now = self.host.witness(&folder.join(&name.0));
             now.is_ok_and(|now| part.whole.is_some_and(|whole| whole.is_unchanged(&now)))
         };
-        let has_copy = |(source, witness): &(PathBuf, Witness)| {
-            let part = source.file_name().and_then(|name| parts.get(Path::new(name)));
+        let has_copy = |(source, witness): &(FileName, Witness)| {
+            let part = source.0.file_name().and_then(|name| parts.get(&FileName(PathBuf::from(name))));
             part.is_some_and(|part| part.source.same_file(witness))
         };
         let mut sources = self.content.left.iter().flat_map(|left| &left.files);
         if parts.iter().all(is_there) && sources.all(has_copy) { &self.content.left } else { &[] }
     }
 
-    fn write(&self) -> Result<()> {
+    fn write(&self, name: &Path) -> Result<()> {
         let bytes = serde_json::to_vec(&self.content).map_err(|e| Error::invalid(format!("a note: {e}")))?;
         let write =
             |out: &mut dyn std::io::Write| out.write_all(&bytes).map_err(|e| Error::io("write a note", e));
         let folders = std::slice::from_ref(&self.folder);
-        place::replace_in_first(&self.host, folders, (&self.name, Lasting::Now), &write).map(drop)
+        place::replace_in_first(&self.host, folders, (name, Lasting::Now), &write).map(drop)
     }
 
-    /// Removes the note: the copy is whole. A power cut may bring it back: it then finds everything done.
+    /// Notes that the copy is whole. A power cut may bring back that it is under way: it then finds everything done.
+    pub fn end(self) -> Result<()> {
+        if self.is_ended {
+            return Ok(());
+        }
+        self.write(&self.ended)?;
+        self.remove(&self.name)
+    }
+
+    /// Removes the note: the sources are gone. A power cut may bring it back: it then finds everything done.
     pub fn close(self) -> Result<()> {
-        match self.host.remove(&self.folder.join(&self.name)) {
+        self.remove(&self.ended)?;
+        self.remove(&self.name)
+    }
+
+    fn remove(&self, name: &Path) -> Result<()> {
+        match self.host.remove(&self.folder.join(name)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             done => done,
         }
@@ -191,7 +242,7 @@ impl Content {
             }
         }
         let mut sources = self.left.iter().flat_map(|left| &left.files).map(|(source, _)| source);
-        let is_beside = |source: &PathBuf| {
+        let is_beside = |source: &FileName| {
             source.parent() == self.head.parent()
                 && source.file_name().is_some_and(|name| is_plain(name.as_ref()))
         };

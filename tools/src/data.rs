@@ -2,7 +2,7 @@
 
 use crate::size;
 use deltachain::{
-    base::{ErrorKind, GuestRange},
+    base::{ErrorKind, GuestRange, name},
     content::ContentId,
     job::{
         seal::Unread,
@@ -78,7 +78,7 @@ impl From<&Verified> for Data {
         Self {
             id: verified.shown,
             promised: promise.map(|promise| promise.id),
-            promised_by: promise.map(|promise| promise.layer.display().to_string()),
+            promised_by: promise.map(|promise| name::text(&promise.layer).into_owned()),
             matches: match verified.verdict {
                 Verdict::Kept => Some(true),
                 Verdict::Broken { .. } | Verdict::NotLocated { is_broken: true } => Some(false),

@@ -2,7 +2,7 @@
 
 use super::Report;
 use crate::{
-    base::{ErrorKind, HostOffset, HostRange, Result},
+    base::{ErrorKind, HostOffset, HostRange, Result, name::FileName},
     io::{self, File, Host, Likeness, Moved},
     job::Progress,
     store::{Draft, Part, Publish, Transfer},
@@ -55,6 +55,11 @@ impl Copied {
 
     pub(super) fn file(&self) -> Arc<dyn File> {
         self.draft.file()
+    }
+
+    /// Returns what was moved in this run.
+    pub(super) const fn moved(&self) -> Moved {
+        self.moved
     }
 
     /// Gives the file its name, durably.
@@ -127,7 +132,7 @@ fn begin(
 ) -> Result<(Draft, Part)> {
     let (name, witness) = (name(to), source.witness()?);
     if let Some(part) = transfer.part(&name, &witness) {
-        match Draft::resume(host, &to.with_file_name(&part.temporary)) {
+        match Draft::resume(host, &to.with_file_name(&part.temporary.0)) {
             // Whole or not: it was not given its name, so that what it stands on may have changed.
             Ok(draft) => return Ok((draft, Part { whole: None, ..part.clone() })),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -151,7 +156,7 @@ fn begin_fresh(
         host.sync_folder(to.parent().unwrap_or(Path::new("/")))?;
     }
     let path = Draft::temporary_name(to);
-    let temporary = PathBuf::from(path.file_name().unwrap_or_default());
+    let temporary = FileName(PathBuf::from(path.file_name().unwrap_or_default()));
     let form = transfer.form().to_owned();
     let part = Part { source: witness, temporary, done_bytes: 0, whole: None, form };
     // Noted first: nothing is left behind that nobody knows of.

@@ -7,7 +7,7 @@
 
 use super::file::is_done;
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Error, ErrorKind, Result, name::FileName},
     chain::{Chain, Family, Layer, Opening, View, open_layer, refuse_cut_off},
     format::Format,
     io::{Access, File, Host, Witness},
@@ -52,7 +52,7 @@ pub(super) fn copied_depth(
 impl Leaving {
     /// Returns the files that are removed, in that order.
     pub(super) fn files(&self) -> Vec<PathBuf> {
-        self.left.iter().flat_map(|left| &left.files).map(|(path, _)| path.clone()).collect()
+        self.left.iter().flat_map(|left| &left.files).map(|(path, _)| path.0.clone()).collect()
     }
 
     /// Returns how many layers of the chain it is about.
@@ -96,7 +96,7 @@ pub(super) fn plan(
 /// By whole paths: who goes on after a cut may stand in another folder.
 fn left(host: &dyn Host, layer: &Layer) -> Result<Left> {
     let files = layer.image.files();
-    let files = files.iter().map(|file| Ok((host.canonical(file.path())?, file.witness()?)));
+    let files = files.iter().map(|file| Ok((FileName(host.canonical(file.path())?), file.witness()?)));
     Ok(Left { format: layer.format().name().to_owned(), files: files.collect::<Result<_>>()? })
 }
 
@@ -180,7 +180,7 @@ impl Removal {
 
     /// Returns the files that are removed, in that order; some may be gone.
     pub fn files(&self) -> Vec<PathBuf> {
-        self.transfer.left().iter().flat_map(|left| &left.files).map(|(path, _)| path.clone()).collect()
+        self.transfer.left().iter().flat_map(|left| &left.files).map(|(path, _)| path.0.clone()).collect()
     }
 
     /// Removes them. Cut off at any moment, it goes on when it is asked for again.
@@ -200,7 +200,7 @@ impl Removal {
 
     fn remove(&self, layer: &Left, removed: &mut Vec<PathBuf>) -> Result<()> {
         let mut locked = Vec::new();
-        for (path, then) in &layer.files {
+        for (FileName(path), then) in &layer.files {
             // What has its name by now is something else.
             if self.host.kind(path)?.is_some() && self.host.witness(path)?.same_file(then) {
                 locked.push((path.as_path(), self.lock(path, then)?));
@@ -208,7 +208,7 @@ impl Removal {
         }
         for (path, file) in &locked {
             self.refuse_orphaning(file.as_ref())?;
-            if layer.files.first().is_some_and(|(header, _)| header == path) {
+            if layer.files.first().is_some_and(|(header, _)| header.0 == *path) {
                 self.forget(path, &layer.format)?;
             }
             self.host.remove(path)?;

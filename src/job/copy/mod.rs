@@ -3,9 +3,11 @@
 //! The walk goes from the child to its parent and grandparent up to the first layer whose content ID the target
 //! is proven to have; the layers above it are copied, the deepest first, each seen under its name only when it is
 //! whole and stands on the right parent. The matched layer stays open, locked against writers, until the end, and
-//! is looked at again before the layer that stands on it is published.
+//! is looked at again before the layer that stands on it is published. Layers that others stand on get their content
+//! ID with their name, where their bytes have just passed: the next copy to that folder links to them.
 
 mod file;
+mod known;
 mod leave;
 mod reformat;
 mod shelf;
@@ -67,8 +69,10 @@ pub enum Placed {
     /// Its files are copied.
     Copy {
         /// Where it is.
+        #[serde(serialize_with = "crate::base::name::serialize")]
         from: PathBuf,
         /// Where it will be.
+        #[serde(serialize_with = "crate::base::name::serialize")]
         to: PathBuf,
         /// Space that its files take, in bytes.
         bytes: u64,
@@ -78,8 +82,10 @@ pub enum Placed {
     /// An image of another format is made that lies on its parent's in the same way.
     Convert {
         /// Where the layer is.
+        #[serde(serialize_with = "crate::base::name::serialize")]
         from: PathBuf,
         /// Where the new one will be.
+        #[serde(serialize_with = "crate::base::name::serialize")]
         to: PathBuf,
         /// Its format.
         format: Format,
@@ -91,8 +97,10 @@ pub enum Placed {
     /// Another image that shows the same stands in for it and all below it.
     Link {
         /// The layer at the source.
+        #[serde(serialize_with = "crate::base::name::serialize")]
         from: PathBuf,
         /// What stands in.
+        #[serde(serialize_with = "crate::base::name::serialize")]
         to: PathBuf,
         /// What both show.
         id: ContentId,
@@ -103,8 +111,10 @@ pub enum Placed {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// The head at the source.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub head: PathBuf,
     /// The target folder.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub folder: PathBuf,
     /// What happens to the layers, the head first; those below a linked one are not touched.
     pub layers: Vec<Placed>,
@@ -114,9 +124,13 @@ pub struct Plan {
     pub free_bytes: u64,
     /// Whether an earlier run left something to go on with.
     pub is_resumed: bool,
+    /// Whether an earlier run has copied it all, and neither side was changed since: nothing is moved.
+    pub is_there: bool,
     /// Files that are removed at the end, children first.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub removed: Vec<PathBuf>,
     /// Layers that were to be removed and stay, with the reason.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub stays: Vec<(PathBuf, String)>,
     /// Internal snapshots and bitmaps that a conversion cannot take along, as `FILE: what`.
     pub lost: Vec<String>,
@@ -128,6 +142,7 @@ pub struct Report {
     /// As planned.
     pub plan: Plan,
     /// The head at the target.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub head: PathBuf,
     /// Bytes copied.
     pub copied_bytes: u64,
@@ -136,6 +151,7 @@ pub struct Report {
     /// Whether both disks were compared, byte by byte, and found equal.
     pub is_verified: bool,
     /// Files that were removed.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub removed: Vec<PathBuf>,
     /// The layers of a conversion, the base first, each with the content ID that old and new one show.
     pub proved: Vec<Proved>,
@@ -193,10 +209,17 @@ impl Copy {
         let opening = Opening { access: Access::Read, ..opening.clone() }.with_ledger(ledger.clone());
         let chain = Chain::open(host, top, &opening)?;
         let folder = host.canonical(folder)?;
-        let (depth, found) = find_match(host, ledger, &chain, (&folder, &opening), request.share)?;
         let head = chain.head()?.path.clone();
         let form = request.conversion.as_ref().map(Conversion::form).unwrap_or_default();
         let transfer = Transfer::open(host, &folder, &head)?.made_as(form);
+        let there = known::depth_there(host.as_ref(), &chain, &folder, &transfer, &request)?;
+        let transfer = if there.is_some() { transfer } else { transfer.without_ended() };
+        let (depth, found) = match there {
+            Some(depth) => (depth, None),
+            None => find_match(host, ledger, &chain, (&folder, &opening), request.share)?,
+        };
+        let verify = request.verify || (there.is_some() && !transfer.is_vouched_for());
+        let request = Request { verify, ..request };
         let leaving = if request.removes_source {
             let copied = leave::copied_depth(host.as_ref(), &chain, depth, (&folder, &transfer))?;
             leave::plan(host.as_ref(), ledger, &chain, (copied, request.ignores_unread))?
@@ -209,6 +232,7 @@ impl Copy {
             copy_bytes: 0,
             free_bytes: host.free_bytes(&folder)?,
             is_resumed: transfer.is_resumed(),
+            is_there: there.is_some(),
             folder,
             removed: leaving.files(),
             stays: leaving.stays.clone(),
@@ -269,7 +293,7 @@ impl Copy {
         if self.request.removes_source {
             report.removed = self.leave(progress)?;
         } else {
-            self.transfer.close()?;
+            self.transfer.end()?;
         }
         Ok(report)
     }
@@ -293,7 +317,7 @@ impl Copy {
     ) -> Result<Below> {
         let layer = self.chain.layers().get(depth).ok_or_else(|| Error::invalid("no such layer"))?.clone();
         let how = self.opening.clone().with_format(Some(layer.format()));
-        let files = layer.image.files();
+        let (files, before) = (layer.image.files(), (report.copied_bytes, report.shared_bytes));
         let (header, further) =
             files.split_first().ok_or_else(|| Error::invalid("an image without a file"))?;
         for file in further {
@@ -309,7 +333,13 @@ impl Copy {
             file::settle(self.host.as_ref(), to, &self.transfer)?;
         } else {
             let draft = file::copy(&self.host, header.as_ref(), to, &mut self.transfer, progress)?;
-            self.join(&layer, (draft.file(), to), below, depth > 0)?;
+            let image = self.join(&layer, (draft.file(), to), below, depth > 0)?;
+            let (copied, shared) = (report.copied_bytes - before.0, report.shared_bytes - before.1);
+            let has_passed = copied + draft.moved().copied_bytes >= shared + draft.moved().shared_bytes;
+            if let Some(tree) = self.tree((&layer, depth), below, has_passed, progress)? {
+                self.seal(&image, depth, &tree)?;
+            }
+            drop(image);
             if let Some(below) = below {
                 below.look_again(&self.ledger)?;
             }
@@ -326,11 +356,14 @@ impl Copy {
         (file, to): (Arc<dyn File>, &Path),
         below: Option<&Below>,
         is_frozen: bool,
-    ) -> Result<()> {
+    ) -> Result<Arc<dyn Image>> {
         let folder = to.parent().unwrap_or(Path::new("/"));
         let parts = Beside { host: self.host.as_ref(), folder };
         let image = format::open(layer.format(), file, true, &parts)?;
-        self.stand((&image, to), below, is_frozen)
+        // What an earlier life noted of this draft was true of other bytes.
+        self.ledger.forget(image.as_ref())?;
+        self.stand((&image, to), below, is_frozen)?;
+        Ok(image)
     }
 
     fn stand(

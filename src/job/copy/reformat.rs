@@ -46,6 +46,7 @@ pub struct Conversion {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Proved {
     /// The new image.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// What the old and the new one show.
     pub id: ContentId,
@@ -158,9 +159,9 @@ impl Copy {
     }
 
     /// A layer that something lies on keeps the ID that was just computed.
-    fn seal(&self, image: &Arc<dyn Image>, depth: usize, shown: &Tree) -> Result<()> {
+    pub(super) fn seal(&self, image: &Arc<dyn Image>, depth: usize, shown: &Tree) -> Result<()> {
         let known = self.ledger.look(image.as_ref())?;
-        if depth == 0 || known.trust != Trust::Trusted {
+        if depth == 0 || !matches!(known.trust, Trust::Trusted | Trust::Claimed) {
             return Ok(());
         }
         self.ledger.seal(image.as_ref(), shown, &known).map(drop)

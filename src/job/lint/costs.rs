@@ -13,8 +13,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Foldable {
     /// The head.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub top: PathBuf,
     /// What it would be folded into: the oldest layer that is its own.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub into: PathBuf,
     /// How many layers would go.
     pub layers: usize,

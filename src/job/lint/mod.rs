@@ -106,8 +106,10 @@ pub struct Finding {
     /// How much it matters.
     pub grade: Grade,
     /// The file that it is about.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub image: PathBuf,
     /// Further files that have to do with it.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub about: Vec<PathBuf>,
     /// The same in words, as a phrase that can follow `FILE: `.
     pub what: String,
@@ -117,6 +119,7 @@ pub struct Finding {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
     /// The folders, without links.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub looked_in: Vec<PathBuf>,
     /// How many images there are.
     pub images: usize,

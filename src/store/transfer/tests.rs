@@ -1,7 +1,7 @@
 //! Whose note is believed.
 
 use super::*;
-use crate::io::real::RealHost;
+use crate::{base::name::FileName, io::real::RealHost};
 use std::{fs, os::unix::fs::chown};
 
 /// A folder with a source and its copy, and a note that says so.
@@ -22,9 +22,14 @@ impl Story {
         fs::copy(&source, folder.path().join("there/disk")).unwrap();
         let witness = host.witness(&source).unwrap();
         let whole = Some(host.witness(&folder.path().join("there/disk")).unwrap());
-        let temporary = ".disk.dchain-draft-0".into();
+        let temporary = FileName(".disk.dchain-draft-0".into());
         let part = Part { source: witness, temporary, done_bytes: 0, whole, form: String::new() };
-        Self { folder, host, left: Left { format: "raw".into(), files: vec![(source, witness)] }, part }
+        Self {
+            folder,
+            host,
+            left: Left { format: "raw".into(), files: vec![(FileName(source), witness)] },
+            part,
+        }
     }
 
     fn open(&self) -> Result<Transfer> {
@@ -34,7 +39,7 @@ impl Story {
     /// What the next run hears of this note.
     fn told(&self, name: &str, part: Part, left: Left) -> Result<Vec<Left>> {
         let mut note = self.open().unwrap();
-        note.content.parts = BTreeMap::from([(name.into(), part)]);
+        note.content.parts = BTreeMap::from([(FileName(name.into()), part)]);
         note.leave(vec![left]).unwrap();
         let told = self.open().map(|note| note.left().to_vec());
         note.close().unwrap();
@@ -76,8 +81,9 @@ fn a_source_without_a_copy_in_the_note_stays() {
 fn a_note_with_names_that_lead_elsewhere_is_refused_by_field() {
     let story = Story::new();
     let (left, part) = (|| story.left.clone(), || story.part.clone());
-    let elsewhere = |source: &str| Left { files: vec![(source.into(), story.part.source)], ..left() };
-    let temporary = |name: &str| Part { temporary: name.into(), ..part() };
+    let elsewhere =
+        |source: &str| Left { files: vec![(FileName(source.into()), story.part.source)], ..left() };
+    let temporary = |name: &str| Part { temporary: FileName(name.into()), ..part() };
     let beside = story.folder.path().join("sub/../disk").display().to_string();
     for (field, told) in [
         ("parts: '../disk'", story.told("../disk", part(), left())),

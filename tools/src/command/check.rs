@@ -9,7 +9,7 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use deltachain::{
-    base::{Error, ErrorKind},
+    base::{Error, ErrorKind, name},
     chain::{Chain, Opening, check_layer, check_lineage, lineage},
     format::{Checked, Format, Repair},
     io::Access,
@@ -139,7 +139,7 @@ impl Arguments {
             }
             Err(error) => return Err(failure(error)),
         };
-        let filename = self.image.display().to_string();
+        let filename = name::text(&self.image).into_owned();
         Ok(Report { filename, format, metadata, lineage: None, data: None, is_data_skipped: false })
     }
 
@@ -158,8 +158,8 @@ impl Arguments {
             let changed = refusal.wanted.map(look).transpose()?.flatten();
             let spans = |of: fn(&Changed) -> &Vec<_>| changed.as_ref().map(|c| of(c).iter().map(Span::from));
             all.push(Refused {
-                filename: layer.path.display().to_string(),
-                parent: parent.path.display().to_string(),
+                filename: name::text(&layer.path).into_owned(),
+                parent: name::text(&parent.path).into_owned(),
                 why: refusal.error(&layer.path, &parent.path).to_string(),
                 changed: spans(|changed| &changed.leaves).map(Iterator::collect),
                 hidden: spans(|changed| &changed.hidden).map(Iterator::collect),

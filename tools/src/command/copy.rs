@@ -10,7 +10,7 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use deltachain::{
-    base::{Error, ErrorKind},
+    base::{Error, ErrorKind, name},
     chain::{Chain, Opening},
     io::{Access, Host},
     job::{
@@ -19,7 +19,7 @@ use deltachain::{
     },
 };
 use serde_json::json;
-use std::{path::PathBuf, sync::Arc};
+use std::{borrow::Cow, path::PathBuf, sync::Arc};
 
 /// What may be linked instead of copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,7 +36,9 @@ enum Shared {
 
 /// Copy the chain of TOP to the folder STORE: layers whose content is there already are linked
 ///
-/// A copy that was cut off goes on when the same command is given again.
+/// What other layers stand on gets its content ID there, so that later copies link to it: a layer whose blocks the
+/// host shares is not read for that, and has none unless its source has. A copy that was cut off goes on when the same
+/// command is given again; one that is whole, and was changed on neither side, moves nothing then.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// What may be linked instead of copied
@@ -98,7 +100,12 @@ impl Arguments {
             answer.print(&report, |out| {
                 let (copied, shared) = (size::show(report.copied_bytes), size::show(report.shared_bytes));
                 let verified = if report.is_verified { "verified: bytes" } else { "not verified" };
-                writeln!(out, "{}: copied {copied}, shared {shared}; {verified}", report.head.display())?;
+                let head = report.head.display();
+                if report.plan.is_there {
+                    writeln!(out, "{head}: there already, nothing was moved; {verified}")?;
+                } else {
+                    writeln!(out, "{head}: copied {copied}, shared {shared}; {verified}")?;
+                }
                 report.removed.iter().try_for_each(|file| writeln!(out, "removed: {}", file.display()))
             })?;
         }
@@ -109,7 +116,8 @@ impl Arguments {
         let failure = Failure::into_folder(error, &self.store);
         match (error.kind(), self.share) {
             (ErrorKind::Exists, Shared::Allow) => failure.hint(
-                "what shows the same is linked if both are sealed (dchain id seal); else choose another folder",
+                "it is another file, or one of both was changed since it was copied: choose another folder; a parent \
+                 that shows the same is linked if it has its content ID there (dchain id seal)",
             ),
             _ => failure,
         }
@@ -119,9 +127,14 @@ impl Arguments {
     fn remove_rest(&self, rest: Removal, answer: &Answer) -> Result<Exit, Failure> {
         let mut lines = vec![format!("{} is copied: its sources are left to be removed", self.top.display())];
         lines.extend(rest.files().iter().map(|file| format!("to be removed: {}", file.display())));
-        if self.planned.agree(answer, &json!({ "removed": rest.files() }), &lines, Grade::Destructive)? {
+        if self.planned.agree(
+            answer,
+            &json!({ "removed": texts(&rest.files()) }),
+            &lines,
+            Grade::Destructive,
+        )? {
             let removed = self.watching.run(|progress| rest.run(progress))?;
-            answer.print(&json!({ "removed": removed }), |out| {
+            answer.print(&json!({ "removed": texts(&removed) }), |out| {
                 removed.iter().try_for_each(|file| writeln!(out, "removed: {}", file.display()))
             })?;
         }
@@ -131,10 +144,10 @@ impl Arguments {
     fn flatten(&self, host: &Arc<dyn Host>, opening: &Opening, answer: &Answer) -> Result<Exit, Failure> {
         let chain = Chain::open(host, &self.top, opening)?;
         let head = chain.head()?;
-        let name = head.path.file_name().ok_or_else(|| Error::invalid("has no name").path(&self.top))?;
-        let target = self.store.join(name);
+        let own = head.path.file_name().ok_or_else(|| Error::invalid("has no name").path(&self.top))?;
+        let target = self.store.join(own);
         let lines = [format!("{} becomes one image: {}", self.top.display(), target.display())];
-        if self.planned.agree(answer, &json!({ "head": target }), &lines, Grade::Harmless)? {
+        if self.planned.agree(answer, &json!({ "head": name::text(&target) }), &lines, Grade::Harmless)? {
             let new = (head.format(), &[][..], false);
             let done = self.watching.run(|progress| {
                 let done = convert(host, &chain.view(0), &target, new, progress)?;
@@ -152,6 +165,10 @@ impl Arguments {
         }
         Ok(Exit::Done)
     }
+}
+
+fn texts(files: &[PathBuf]) -> Vec<Cow<'_, str>> {
+    files.iter().map(|file| name::text(file)).collect()
 }
 
 pub(super) fn lines(plan: &Plan) -> Vec<String> {

@@ -10,6 +10,7 @@ use crate::{
 };
 use clap::{Args, Subcommand};
 use deltachain::{
+    base::name,
     chain::Chain,
     content::ContentId,
     io::Access,
@@ -109,7 +110,7 @@ impl Show {
             let known = &standing.known;
             let below = chain.layers().get(at + 1);
             shown.push(Shown {
-                filename: layer.path.display().to_string(),
+                filename: name::text(&layer.path).into_owned(),
                 epoch: known.layer.frozen.map(|r| r.epoch.to_string()),
                 id: known.layer.frozen.and_then(|r| r.sealed),
                 trust: known.trust,
@@ -162,7 +163,7 @@ impl Seal {
             .iter()
             .zip(sealed)
             .take(shown)
-            .map(|(layer, sealed)| Done { filename: layer.path.display().to_string(), sealed })
+            .map(|(layer, sealed)| Done { filename: name::text(&layer.path).into_owned(), sealed })
             .collect();
         answer.print_list(&done, |done, out| {
             done.iter().try_for_each(|layer| {
@@ -194,7 +195,7 @@ impl Verify {
         let chain = Chain::open(&host, &self.image, &opening)?;
         let verified = self.watching.run(|progress| verify(&ledger, &chain, progress))?;
         let recorded = verified.promise.as_ref().filter(|promise| promise.is_own).map(|promise| promise.id);
-        let filename = chain.head()?.path.display().to_string();
+        let filename = name::text(&chain.head()?.path).into_owned();
         let done = Shows { filename, recorded, data: Data::from(&verified) };
         answer.print(&done, |out| {
             match (verified.shown, recorded) {

@@ -8,7 +8,7 @@ use crate::{
 };
 use clap::Args;
 use deltachain::{
-    base::Result,
+    base::{Result, name},
     chain::{Chain, Layer, Opening, open_layer},
     format::{Format, Snapshot},
     io::File,
@@ -54,6 +54,7 @@ struct Facts {
     format_specific: Option<Value>,
     children: Vec<Value>,
     /// Where the file really is.
+    #[serde(serialize_with = "deltachain::base::name::serialize")]
     path: PathBuf,
     /// The format whose header stands at the start of a raw disk: a guest may write any there, the disk stays raw.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,7 +107,7 @@ fn facts_of_all(layers: &[Layer], image: &Path) -> Result<Vec<Facts>> {
     for layer in layers {
         let facts = Facts::of(layer, &name)?;
         if let Some(parent) = &facts.parent {
-            name = PathBuf::from(&parent.full_backing_filename);
+            name = name::path(&parent.full_backing_filename);
         }
         all.push(facts);
     }
@@ -121,8 +122,8 @@ impl Facts {
         let parent = layer.image.parent().map(|parent| {
             let written = Path::new(OsStr::from_bytes(&parent.name));
             Parent {
-                backing_filename: written.display().to_string(),
-                full_backing_filename: beside(name, written).display().to_string(),
+                backing_filename: name::text(written).into_owned(),
+                full_backing_filename: name::text(&beside(name, written)).into_owned(),
                 backing_filename_format: parent.format,
             }
         });
@@ -131,7 +132,7 @@ impl Facts {
         let shown = shown.map(Format::name).filter(|shown| *shown != format);
         let specific: Map<_, _> = details.specific.into_iter().collect();
         Ok(Self {
-            filename: name.display().to_string(),
+            filename: name::text(name).into_owned(),
             format,
             virtual_size: layer.size(),
             actual_size: files.first().map_or(Ok(0), |f| f.allocated_bytes())?,
@@ -230,7 +231,7 @@ fn file_node(file: &dyn File, name: &Path) -> Result<Value> {
     let facts = json!({
         "children": [],
         "virtual-size": file.bytes()?.next_multiple_of(512),
-        "filename": name.display().to_string(),
+        "filename": name::text(name),
         "format": kind,
         "actual-size": file.allocated_bytes()?,
         "format-specific": { "type": kind, "data": {} },

@@ -8,7 +8,7 @@ use crate::{
 };
 use clap::Args;
 use deltachain::{
-    base::{GuestOffset, GuestRange, HostOffset, Result},
+    base::{GuestOffset, GuestRange, HostOffset, Result, name},
     chain::{Chain, Layer, Run},
     disk::Disk,
     map::State,
@@ -66,7 +66,7 @@ struct Layers {
 
 impl Layers {
     fn of(chain: &Chain) -> Self {
-        let name = |file: &std::path::Path| file.display().to_string();
+        let name = |file: &std::path::Path| name::text(file).into_owned();
         Self {
             sizes: chain.layers().iter().map(Layer::size).collect(),
             names: chain.layers().iter().map(|l| name(l.image.data_file().path())).collect(),

@@ -8,6 +8,7 @@ use crate::{
 };
 use clap::Args;
 use deltachain::{
+    base::name,
     chain::{Family, Member},
     io::Host,
 };
@@ -110,7 +111,7 @@ impl Forest<'_> {
         let lost = |l: &&deltachain::chain::Link| l.witness.is_none_or(|p| self.family.member(&p).is_none());
         let file = self.host.open(&member.path, deltachain::io::Access::ReadShared)?;
         Ok(Node {
-            filename: member.path.display().to_string(),
+            filename: name::text(&member.path).into_owned(),
             format: member.format.name(),
             virtual_size: member.size,
             actual_size: file.allocated_bytes()?,

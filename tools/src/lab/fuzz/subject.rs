@@ -2,7 +2,7 @@
 
 use super::feed::{self, Fed, Wrong};
 use deltachain::{
-    base::{GuestOffset, HostOffset, Result as Answer, units::index},
+    base::{GuestOffset, HostOffset, Result as Answer, name::FileName, units::index},
     content::{ContentId, Tree},
     io::{Access, Host, Witness, faulty::SimHost},
     store::{
@@ -156,7 +156,7 @@ fn note() -> Answer<(Vec<u8>, PathBuf)> {
     let mut note = Transfer::open(&host, Path::new(TARGET), Path::new(HEAD))?;
     let part = Part {
         source: WITNESS,
-        temporary: ".disk.dchain-draft-0".into(),
+        temporary: FileName(".disk.dchain-draft-0".into()),
         done_bytes: 77,
         whole: Some(WITNESS),
         form: String::new(),
