@@ -34,12 +34,16 @@ use std::{
 pub struct Abandoned {
     /// The disk whose job it is; it goes on showing what it shows. `None`: the journal cannot be relied on, so that nobody
     /// can tell whose it is, and a disk that relied on it may no longer open.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub top: Option<PathBuf>,
     /// The journal, which goes.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub journal: PathBuf,
     /// Images in the making that go.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub removed: Vec<PathBuf>,
     /// Layers that can no longer be restored by themselves, since the target was changed.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub lost: Vec<PathBuf>,
 }
 

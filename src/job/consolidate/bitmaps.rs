@@ -13,10 +13,10 @@ use super::{plan::Plan, work::decided};
 use crate::{
     base::{ErrorKind, GuestOffset, Result},
     chain::{Layer, View},
-    format::{Bitmap, BitmapEdit, Bits, Image},
+    format::{self, Bitmap, BitmapEdit, Bits, Creation, Details, Format, Image, Measure},
     job::measure::bitmap_bytes,
     map::RangeSet,
-    store::{FoldMode, Held, HeldState},
+    store::{Held, HeldState},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -119,15 +119,11 @@ fn named(run: &[Arc<dyn Image>], target: &[Held]) -> Result<BTreeMap<String, Nam
 
 /// Tells the plan which bitmaps are merged, which are lost, and the space that the merged ones may need.
 ///
-/// `result` is the image that the merged ones go into, or one of the same kind.
-pub(super) fn foresee(run: &[Layer], target: &[Held], result: &dyn Image, plan: &mut Plan) -> Result<()> {
-    if plan.mode == FoldMode::NewImage {
-        return Ok(());
-    }
-    let details = result.details()?;
+/// `place` is what the result offers them.
+pub(super) fn foresee(run: &[Layer], target: &[Held], place: Place, plan: &mut Plan) -> Result<()> {
     let images: Vec<_> = run.iter().map(|layer| Arc::clone(&layer.image)).collect();
     let all = named(&images, target)?;
-    let is_carried = |name: &str| details.holds_bitmaps && all.get(name).is_some_and(Named::is_merged);
+    let is_carried = |name: &str| place.holds_bitmaps && all.get(name).is_some_and(Named::is_merged);
     for layer in run {
         for bitmap in layer.image.details()?.bitmaps {
             let line = format!("{}: {}", layer.path.display(), bitmap.name);
@@ -144,12 +140,34 @@ pub(super) fn foresee(run: &[Layer], target: &[Held], result: &dyn Image, plan: 
     let target_name = plan.target.clone().unwrap_or_default();
     let lost = target.iter().filter(is_lost).map(|b| format!("{}: {}", target_name.display(), b.name));
     plan.bitmaps_lost.extend(lost);
-    let merged = all.into_iter().filter(|(_, named)| details.holds_bitmaps && named.is_merged());
+    let merged = all.into_iter().filter(|(_, named)| place.holds_bitmaps && named.is_merged());
     let merged: Vec<Bitmap> = merged.map(|(name, named)| named.into_bitmap(name)).collect();
-    if let (false, Some(cluster)) = (merged.is_empty(), details.cluster_bytes) {
-        plan.need_bytes = plan.need_bytes.saturating_add(bitmap_bytes(&merged, plan.size, cluster));
+    if !merged.is_empty() {
+        plan.need_bytes =
+            plan.need_bytes.saturating_add(bitmap_bytes(&merged, plan.size, place.cluster_bytes));
     }
     Ok(())
+}
+
+/// What a result offers bitmaps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    holds_bitmaps: bool,
+    cluster_bytes: u64,
+}
+
+impl Place {
+    /// Bitmaps go into this image, or into one of the same kind.
+    pub(super) fn like(image: &dyn Image) -> Result<Self> {
+        let Details { holds_bitmaps, cluster_bytes, .. } = image.details()?;
+        Ok(Self { holds_bitmaps, cluster_bytes: cluster_bytes.unwrap_or(1) })
+    }
+
+    /// Bitmaps go into an image that is still to be made.
+    pub(super) fn in_new(format: Format, creation: &Creation) -> Result<Self> {
+        let Measure { has_bitmaps, unit, .. } = format::measure(format, creation)?;
+        Ok(Self { holds_bitmaps: has_bitmaps, cluster_bytes: unit })
+    }
 }
 
 impl Named {

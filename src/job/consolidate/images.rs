@@ -73,7 +73,7 @@ impl Images {
         let mut found = setup.journal.as_deref().map(|journal| found(&top, journal, setup)).transpose()?;
         let (target, draft) = match mode {
             FoldMode::NewImage => {
-                found = setup.take_back(ending, found)?;
+                found = setup.take_back(ending, &top, found)?;
                 let place = setup.new_image(ending, &top, lower.first(), found)?;
                 (place.clone(), Some(place.path))
             }
@@ -96,12 +96,14 @@ impl Images {
         Ok(known.layer.frozen.filter(|_| self.mode != FoldMode::NewImage).map(|record| record.epoch))
     }
 
-    /// Gives TOP a record, so that somebody else's write to it is noticed across a restart of the host.
+    /// Gives TOP a record, so that somebody else's write to it is noticed across a restart of the host; one that stays
+    /// has the one that it has, or none.
     pub(super) fn mark_head(&self, ending: &Ending) -> Result<Option<Epoch>> {
-        if self.mode == FoldMode::NewImage {
-            return Ok(None);
-        }
-        let known = ending.ledger.freeze(self.top.image.as_ref())?;
+        let top = self.top.image.as_ref();
+        let known = match self.mode {
+            FoldMode::NewImage => ending.ledger.look(top)?,
+            _ => ending.ledger.freeze(top)?,
+        };
         Ok(known.layer.frozen.map(|record| record.epoch))
     }
 
@@ -121,10 +123,7 @@ impl Images {
     /// Makes the journal's epoch durable in the target and drops its seal.
     pub(super) fn renew(&self, ending: &Ending, journal: &Journal) -> Result<()> {
         let epoch = journal.fold().new_epoch;
-        if self.mode == FoldMode::NewImage {
-            return Ok(());
-        }
-        if self.target_epoch(ending)? != Some(epoch) {
+        if self.mode != FoldMode::NewImage && self.target_epoch(ending)? != Some(epoch) {
             ending.ledger.thaw(self.sides.target.as_ref(), epoch)?;
         }
         // Now that nobody takes the target for what it was, its files may change.
@@ -166,8 +165,7 @@ impl Images {
                 let result = top.as_ref();
                 return Merge { run: &self.sides.run, list, held: &[], bits: None, result }.perform();
             }
-            FoldMode::TargetName => {}
-            FoldMode::NewImage => return Ok(Vec::new()),
+            FoldMode::TargetName | FoldMode::NewImage => {}
         }
         Merge { run: &self.sides.run, list, held, bits: self.bits.get(), result: target }.perform()
     }
@@ -262,14 +260,31 @@ fn kept_options(image: &dyn Image) -> Result<Vec<(String, String)>> {
 }
 
 impl Setup<'_> {
+    /// Returns whether a draft that is there can be gone on with although nothing it holds counts: some of it was made
+    /// durable, and only the host was started anew, so that what it holds is on the list still.
+    fn keeps_draft(&self, top: &Layer) -> Result<bool> {
+        let is_begun = |journal: &Journal| journal.position().mark > GuestOffset::new(0);
+        Ok(self.journal.as_deref().is_some_and(is_begun) && self.lists_the_same(top)?)
+    }
+
+    /// Returns whether the work of an earlier life was on the same places of a disk that looks the same.
+    fn lists_the_same(&self, top: &Layer) -> Result<bool> {
+        let Some(fold) = self.journal.as_deref().map(Journal::fold) else { return Ok(false) };
+        let is_listed = fold.list_digest == self.work.digest && fold.size == self.plan.size;
+        Ok(is_listed && fold.head.is_unchanged(&head_witness(top)?))
+    }
+
     /// Returns what there is to go on from: nothing without the draft, which a power cut or a person may have taken.
     ///
     /// A draft that is made anew is not there for a moment, and then it is empty: before that, the journal says so.
-    fn take_back(&mut self, ending: &Ending, found: Option<Found>) -> Result<Option<Found>> {
+    /// One that is kept is compared first, up to the mark that it had.
+    fn take_back(&mut self, ending: &Ending, top: &Layer, found: Option<Found>) -> Result<Option<Found>> {
         let is_there = ending.host.kind(&self.draft_name(&self.plan.result))?.is_some();
         let found = found.map(|found| if is_there { found } else { Found::Void });
+        let stays = is_there && self.keeps_draft(top)?;
         if let (Some(journal), Some(Found::Void)) = (self.journal.as_deref_mut(), found) {
-            journal.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
+            let mark = if stays { journal.position().mark } else { GuestOffset::new(0) };
+            journal.note(Position { mark, is_ready: false })?;
         }
         Ok(found)
     }
@@ -290,14 +305,20 @@ impl Setup<'_> {
         let new = self.request.new.as_ref().ok_or_else(|| Error::invalid("no new image was asked for"))?;
         let format = new.format.unwrap_or_else(|| top.format());
         let path = self.draft_name(&self.plan.result);
-        if matches!(found, Some(Found::Bound(_) | Found::Ready)) {
+        let is_there = ending.host.kind(&path)?.is_some();
+        let is_begun = match found {
+            Some(Found::Bound(_) | Found::Ready) => true,
+            Some(Found::Void) => is_there && self.keeps_draft(top)?,
+            _ => false,
+        };
+        if is_begun {
             return open_layer(
                 &ending.host,
                 &path,
                 &ending.opening.clone().with_access(Access::Write).with_format(Some(format)),
             );
         }
-        if ending.host.kind(&path)?.is_some() {
+        if is_there {
             ending.host.remove(&path)?;
         }
         let file = ending.host.create(&path)?;
@@ -353,8 +374,7 @@ fn lock(ending: &Ending, run: Vec<Layer>) -> Result<Vec<Layer>> {
 fn found(top: &Layer, journal: &Journal, setup: &Setup<'_>) -> Result<Found> {
     let (fold, position) = (journal.fold(), journal.position());
     let now = head_witness(top)?;
-    let is_same =
-        fold.list_digest == setup.work.digest && fold.size == setup.plan.size && fold.head.is_unchanged(&now);
+    let is_same = setup.lists_the_same(top)?;
     let is_rewritten = fold.head.boot != now.boot && !bears(top.image.as_ref(), fold.head_epoch)?;
     Ok(match position {
         _ if Guard::HeadWritten.trips(!is_same) || Guard::HeadEpoch.trips(is_rewritten) => Found::Void,

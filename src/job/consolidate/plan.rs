@@ -7,7 +7,7 @@ use super::{bitmaps, work::Work};
 use crate::{
     base::{Error, ErrorKind, Guard, GuestOffset, GuestRange, Result, seed},
     chain::{Chain, Family, Layer, View},
-    format::{Format, Image},
+    format::{Creation, Format, Image},
     io::{Host, Witness},
     job::own,
     map::{Extent, State},
@@ -45,6 +45,12 @@ pub struct NewImage {
     pub options: Vec<(String, String)>,
 }
 
+impl NewImage {
+    fn creation(&self, size: u64) -> Creation {
+        Creation { size, parent: None, options: self.options.clone() }
+    }
+}
+
 /// How the result is proved before the record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -62,6 +68,7 @@ pub enum Verify {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Lost {
     /// The layer that showed it.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub layer: PathBuf,
     /// The internal snapshot of that layer; `None` is the layer's own view.
     pub snapshot: Option<String>,
@@ -71,12 +78,16 @@ pub struct Lost {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// The run's top, which names the disk.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub top: PathBuf,
     /// The layers that are folded, newest first.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub folded: Vec<PathBuf>,
     /// The layer that they are folded into; `None` for a new image.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub target: Option<PathBuf>,
     /// The name that opens the result.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub result: PathBuf,
     /// How the record is made.
     pub mode: FoldMode,
@@ -93,8 +104,10 @@ pub struct Plan {
     /// Space that is free there, in bytes.
     pub free_bytes: u64,
     /// Files that are gone afterwards; a layer's header comes before its data file.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub removed: Vec<PathBuf>,
     /// Data files of removed layers that stay, with the reason.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub stays: Vec<(PathBuf, String)>,
     /// What can no longer be restored, from the first byte written.
     pub lost: Vec<Lost>,
@@ -105,8 +118,10 @@ pub struct Plan {
     /// writes.
     pub bitmaps_lost: Vec<String>,
     /// Folders in which other children were looked for.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub looked_in: Vec<PathBuf>,
     /// Files there that could not be read: whether they are children is not known.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub unread: Vec<PathBuf>,
     /// How the result is proved.
     pub verify: Verify,
@@ -191,9 +206,20 @@ pub(super) fn make(
         (None, Some(target)) => bitmaps::held(target.image.as_ref())?,
         (None, None) => Vec::new(),
     };
-    let result = target.filter(|_| mode != FoldMode::EmptyTop).unwrap_or(top).image.as_ref();
-    bitmaps::foresee(layers.get(..depth).unwrap_or_default(), &held, result, &mut plan)?;
+    let place = bitmap_place((top, target), mode, request.new.as_ref())?;
+    bitmaps::foresee(layers.get(..depth).unwrap_or_default(), &held, place, &mut plan)?;
     Ok(Planned { plan, depth, work, held })
+}
+
+fn bitmap_place(
+    (top, target): (&Layer, Option<&Layer>),
+    mode: FoldMode,
+    new: Option<&NewImage>,
+) -> Result<bitmaps::Place> {
+    if let Some(new) = new {
+        return bitmaps::Place::in_new(new.format.unwrap_or_else(|| top.format()), &new.creation(top.size()));
+    }
+    bitmaps::Place::like(target.filter(|_| mode != FoldMode::EmptyTop).unwrap_or(top).image.as_ref())
 }
 
 fn folders(layers: &[Layer]) -> Vec<PathBuf> {

@@ -44,6 +44,7 @@ pub struct Report {
     /// How the result was proved in this life of the job; `None` if it was not.
     pub verified: Option<Verify>,
     /// Files that have the name of a folded layer, and are other files by now or were changed since: they stay.
+    #[serde(serialize_with = "crate::base::name::serialize")]
     pub left_alone: Vec<PathBuf>,
 }
 

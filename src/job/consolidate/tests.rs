@@ -234,6 +234,28 @@ fn con_6_power_cuts_of_a_fold_that_keeps_the_targets_name() {
     assert!(crash_everywhere(Scene { keeps_target_name: true, ..PLAIN }, 1, 20) > 200);
 }
 
+/// TOP stays as it is and bears no sign of the job: what the draft has is compared then, not brought again.
+#[test]
+fn con_6_a_fold_into_a_new_image_goes_on_after_a_restart_of_the_host() {
+    let scene = Scene { is_new: true, ..PLAIN };
+    let (host, _) = scene.build();
+    let machine = crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    let whole = scene.fold(&machine).unwrap().copied_bytes;
+    let mut resumed = 0;
+    for crash in crash_states(&machine.trace(), 3, 0) {
+        let Some(journal) = Journal::find(&arc(&crash.host), &path("top")).unwrap() else { continue };
+        let (position, draft) = (journal.position(), journal.place(journal.fold().draft.as_ref().unwrap()));
+        drop(journal);
+        // Its name may be lost with the power: then it is made again.
+        if position.mark.bytes() > 0 && crash.host.kind(&draft).unwrap().is_some() {
+            let copied = scene.fold(&crash.host).unwrap().copied_bytes;
+            assert!(copied < whole, "{:?}: {copied} of {whole} bytes copied again", position.mark);
+            resumed += 1;
+        }
+    }
+    assert!(resumed > 20, "{resumed}");
+}
+
 #[test]
 fn con_6_power_cuts_of_a_fold_into_a_new_image() {
     assert!(crash_everywhere(Scene { is_new: true, ..PLAIN }, 1, 20) > 200);

@@ -14,6 +14,7 @@ use deltachain::{
     format::Format,
     io::{Access, Host},
     job::consolidate::{Abandonment, Consolidation, NewImage, Pace, Plan, Report, Request, Verify},
+    store::FoldMode,
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -30,13 +31,16 @@ enum Proof {
 
 /// Fold the layers of TOP into an older one, in one pass; TOP's name opens the result
 ///
+/// The layer that they are folded into is renamed over TOP: its own name goes. With --keep-target-name TOP's name goes
+/// instead; with --new both stay, and IMAGE opens the result.
+///
 /// A job that was cut off goes on when the same command is given again; --abandon gives it up.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Fold into LAYER (by default down to the oldest layer that is this disk's own)
     #[arg(long, value_name = "LAYER")]
     into: Option<PathBuf>,
-    /// Fold into a new image; TOP and its layers stay
+    /// Fold into a new image, which opens the result; TOP and its layers stay as they are, with their names
     #[arg(long, value_name = "IMAGE")]
     new: Option<PathBuf>,
     /// Format of the new image (TOP's if not given)
@@ -146,7 +150,14 @@ fn lines(plan: &Plan) -> Vec<String> {
         size::show(plan.need_bytes),
         size::show(plan.free_bytes)
     ));
-    lines.push(format!("{} opens the result", plan.result.display()));
+    let result = plan.result.display();
+    lines.push(match (&plan.target, plan.mode) {
+        (Some(target), FoldMode::TopName) => {
+            format!("{} is renamed to {result}, which opens the result", target.display())
+        }
+        (_, FoldMode::NewImage) => format!("{result} opens the result; all layers stay, with their names"),
+        _ => format!("{result} opens the result"),
+    });
     lines.extend(plan.removed.iter().map(|file| format!("removed afterwards: {}", file.display())));
     lines.extend(plan.stays.iter().map(|(file, why)| format!("stays: {}: {why}", file.display())));
     for lost in &plan.lost {

@@ -108,7 +108,9 @@ fn cut_everywhere(scene: Scene, samples: u64) {
     check(scene, &machine, true, "without a cut");
     // A target whose size changes has its own bitmaps spoilt.
     let is_exact = scene.sizes == PLAIN.sizes;
-    assert_eq!((report.plan.bitmaps_merged.len(), report.plan.bitmaps_lost.len()), (6, 0));
+    // A new image gets those of the base, too, which is folded with the others.
+    let merged = if scene.is_new { 9 } else { 6 };
+    assert_eq!((report.plan.bitmaps_merged.len(), report.plan.bitmaps_lost.len()), (merged, 0));
     let mut cuts = 0;
     for crash in crash_states(&machine.trace(), 5, samples) {
         let story = format!("power cut after {} {:?}", crash.after, crash.landing);
@@ -140,6 +142,11 @@ fn bitmaps_of_folded_layers_are_merged_whenever_power_fails() {
 #[test]
 fn bitmaps_outlive_a_target_that_keeps_its_name() {
     cut_everywhere(Scene { keeps_target_name: true, ..PLAIN }, 0);
+}
+
+#[test]
+fn bitmaps_of_all_layers_come_along_into_a_new_image() {
+    cut_everywhere(Scene { is_new: true, ..PLAIN }, 0);
 }
 
 #[test]
