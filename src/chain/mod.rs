@@ -23,7 +23,7 @@ pub use lineage::{Standing, check_lineage, freeze, join, lineage, refuse_cut_off
 pub use link::relative_name;
 pub use open::{Opening, check_layer, open_layer};
 pub use pair::{Both, Pair};
-pub use policy::Policy;
+pub use policy::{Policy, UNSTATED};
 pub use view::{Run, View};
 
 use crate::{

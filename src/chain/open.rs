@@ -204,7 +204,11 @@ fn open_parent(
     let referrer = Referrer { host: names, image: &child.path, is_stated: child.is_stated, policy, access };
     let (place, file) = referrer.open(&parent.name).map_err(|e| missing(e, child))?;
     if format != Format::Raw && opening.noted(host, file.as_ref())? == Some(Format::Raw) {
-        let what = format!("names its parent {} as {format}, which is known as raw", place.display());
+        let what = format!(
+            "names its parent {0} as {format}, which is known as raw (if that is wrong, `dchain id seal -f {format} \
+             {0}` makes it known as {format})",
+            place.display()
+        );
         return Err(Error::policy(what).path(&child.path));
     }
     // Its references are judged as its child's were: a chain is as trustworthy as what names it.

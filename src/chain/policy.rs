@@ -20,6 +20,9 @@ use std::{
 /// Longest chain that is opened unless the caller says otherwise.
 const DEPTH_MAX: usize = 1024;
 
+/// Ends the refusal of an image whose own format would have to be stated.
+pub const UNSTATED: &str = "its own format was only recognised, not stated";
+
 /// Which references inside images are followed.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -116,12 +119,13 @@ impl Referrer<'_> {
             return Ok(());
         }
         let target = place.parent().unwrap_or(place);
-        let (why, subject) = if is_special {
-            ("which is no place for images", None)
-        } else if self.is_stated {
-            ("outside its folder and the allowed ones", Some(target))
-        } else {
-            ("outside its folder, and its own format was only recognised, not stated", None)
+        let (why, subject) = match (is_special, allowed(), self.is_stated) {
+            (true, ..) => ("which is no place for images".to_owned(), None),
+            (_, false, true) => ("outside its folder and the allowed ones".to_owned(), Some(target)),
+            (_, false, false) => {
+                (format!("outside its folder and the allowed ones, and {UNSTATED}"), Some(target))
+            }
+            (_, true, _) => (format!("outside its folder, and {UNSTATED}"), None),
         };
         let error = Error::policy(format!("refers to '{}' ({}), {why}", shown(name), place.display()));
         Err(subject.into_iter().fold(error, Error::subject).path(self.image))

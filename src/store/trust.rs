@@ -214,7 +214,6 @@ pub fn accept(child: &Child<'_>, parent: &Known, proven: Option<ContentId>) -> R
 impl Refusal {
     /// Returns the refusal for a person: what differs, since when, what to do.
     pub fn error(&self, child: &Path, parent: &Path) -> Error {
-        let parent = parent.display();
         let differs = match self.differs {
             Differs::Doubted(doubt) => doubt.to_string(),
             Differs::Epoch { claimed, found } => {
@@ -231,19 +230,37 @@ impl Refusal {
             (Some(wanted), None) => format!("; wanted is content ID {}", wanted.short()),
             (None, _) => String::new(),
         };
-        let todo = match (self.differs, self.wanted, self.proven) {
-            (Differs::Doubted(_), Some(_), _) => {
-                format!("`dchain repair {parent} --from COPY` proves it or puts back what differs, ")
-            }
-            (_, Some(_), None) => format!("`dchain id verify {parent}` shows its ID, "),
-            _ => String::new(),
+        let todo = self.todo(child, parent);
+        let what =
+            format!("its parent {} is not what it was: {differs}{since}{ids}; {todo}", parent.display());
+        Error::policy(what).path(child)
+    }
+
+    /// Says what can be done: commands as they are typed.
+    fn todo(&self, child: &Path, parent: &Path) -> String {
+        let (name, folder) = (child.display(), parent.parent().unwrap_or(Path::new("/")).display());
+        let accept = format!("`dchain relink --accept {name}` takes it as it is");
+        let search = if child.parent() == parent.parent() {
+            format!("`dchain relink {folder}`")
+        } else {
+            format!("`dchain relink {folder} {name}`")
         };
-        Error::policy(format!(
-            "its parent {parent} is not what it was: {differs}{since}{ids}; {todo}`dchain relink` can find the \
-             right one, `dchain relink --accept {}` takes it as it is",
-            child.display()
-        ))
-        .path(child)
+        match (self.differs, self.wanted, self.proven) {
+            (Differs::Doubted(_), Some(_), _) => format!(
+                "`dchain repair {} --from COPY` proves it or puts back what differs, {search} finds another one \
+                 that is proven, {accept}",
+                parent.display()
+            ),
+            (_, Some(_), None) => format!(
+                "{search} proves it by its bytes, or finds the right one, and mends the link; {accept}"
+            ),
+            (Differs::NoRecord, None, _) => format!(
+                "a copy made by other programs leaves the record of a raw parent behind, and this one had no content \
+                 ID that could prove it (`dchain id seal` before copying, or `dchain copy`): if you know that it is \
+                 unchanged, {accept}"
+            ),
+            (_, None, _) | (_, Some(_), Some(_)) => format!("{search} can find the right one, {accept}"),
+        }
     }
 }
 

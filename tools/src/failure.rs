@@ -3,6 +3,7 @@
 use crate::output::printable;
 use deltachain::{
     base::{Error, ErrorKind},
+    chain::UNSTATED,
     store::{Journal, Transfer},
 };
 use std::{fmt, io, os::unix::ffi::OsStrExt, path::Path, process::ExitCode};
@@ -139,7 +140,12 @@ fn hint_for(error: &Error) -> Option<String> {
     let file = error.file().map_or_else(|| "IMAGE".to_owned(), quoted);
     match (error.kind(), error.about()) {
         (ErrorKind::Policy, Some(folder)) if folder.is_dir() => {
-            Some(format!("--allow-dir {} follows references into that folder", quoted(folder)))
+            // Only a format with a header of its own refers to anything, and is recognised: what has one is qcow2.
+            let state = if error.what().ends_with(UNSTATED) { "-f qcow2 " } else { "" };
+            Some(format!("{state}--allow-dir {} follows references into that folder", quoted(folder)))
+        }
+        (ErrorKind::Policy, None) if error.what().ends_with(UNSTATED) => {
+            Some("-f qcow2 states it: references into allowed folders are followed then".to_owned())
         }
         (ErrorKind::Policy, Some(unread)) if error.file() == Some(unread) => {
             Some("--ignore-unread goes on, if it does not".to_owned())

@@ -1,6 +1,10 @@
 //! Options that mean the same in every command.
 
-use crate::{config, failure::Failure, output::Answer};
+use crate::{
+    config,
+    failure::{Exit, Failure},
+    output::Answer,
+};
 use clap::Args;
 use deltachain::{
     chain::{Opening, Policy},
@@ -112,6 +116,31 @@ pub fn format(name: &str) -> Result<Format, String> {
 /// Returns this machine.
 pub fn host() -> Arc<dyn Host> {
     Arc::new(RealHost::new())
+}
+
+/// Refuses to take a file as raw that starts with the header of another format, unless it is known as raw: from then on
+/// it would be, its children would show the bytes of the file and not the disk in it, and those that name it by its
+/// format would be refused. A guest may write any header: `is_sure` says that the disk is raw all the same.
+pub fn refuse_header(
+    host: &Arc<dyn Host>,
+    file: &Path,
+    stated: Option<Format>,
+    is_sure: bool,
+) -> Result<(), Failure> {
+    if stated != Some(Format::Raw) || is_sure {
+        return Ok(());
+    }
+    let header = host.open(file, Access::ReadShared)?;
+    let shown = Format::recognise(header.as_ref())?;
+    if shown == Format::Raw || ledger(host).format_of(header.as_ref())?.as_deref() == Some(Format::Raw.name())
+    {
+        return Ok(());
+    }
+    let what = format!("{}: starts like a {shown} image, and is stated as raw", file.display());
+    let hint = format!(
+        "if it is one, state {shown}; if a guest wrote that header into a raw disk, --yes takes it as raw"
+    );
+    Err(Failure::usage(what).exit(Exit::Refused).hint(hint))
 }
 
 /// Returns the folder that is meant by a path: itself, or the one that an image lies in.

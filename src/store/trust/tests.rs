@@ -183,13 +183,13 @@ fn a_refusal_says_what_differs_since_when_and_what_to_do() {
     let claim = claim(Some(id(0xab)));
     let child = Child { claim: Some(&claim), name: b"base.raw", format: Some("raw") };
     let refusal = accept(&child, &parent(record, Trust::Doubted(doubt)), None).unwrap_err();
-    let error = refusal.error(Path::new("vm.qcow2"), Path::new("base.raw"));
+    let error = refusal.error(Path::new("/vm/vm.qcow2"), Path::new("/vm/base.raw"));
     assert_eq!(error.kind(), crate::base::ErrorKind::Policy);
     assert_eq!(
         error.to_string(),
-        "vm.qcow2: its parent base.raw is not what it was: it was written after 1970-01-01 00:00:00 UTC (last \
-         written 1970-01-01 00:16:40 UTC); wanted is content ID c1:abababababab; `dchain repair base.raw \
-         --from COPY` proves it or puts back what differs, `dchain relink` can find the right one, `dchain relink \
-         --accept vm.qcow2` takes it as it is"
+        "/vm/vm.qcow2: its parent /vm/base.raw is not what it was: it was written after 1970-01-01 00:00:00 UTC (last \
+         written 1970-01-01 00:16:40 UTC); wanted is content ID c1:abababababab; `dchain repair \
+         /vm/base.raw --from COPY` proves it or puts back what differs, `dchain relink /vm` finds another one that is \
+         proven, `dchain relink --accept /vm/vm.qcow2` takes it as it is"
     );
 }

@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Format of PARENT
     #[arg(short = 'F', long, value_name = "FMT", value_parser = options::format, requires = "backing")]
     backing_format: Option<Format>,
+    /// Take PARENT as raw although it starts like another format
+    #[arg(long, requires = "backing")]
+    yes: bool,
     #[command(flatten)]
     options: FormatOptions,
     #[command(flatten)]
@@ -65,6 +68,9 @@ impl Arguments {
             parent: parent.map(|(path, format)| NewParent { path, format }),
             options: self.options.pairs(),
         };
+        if let Some(parent) = &new.parent {
+            options::refuse_header(&host, &parent.path, Some(parent.format), self.yes)?;
+        }
         let made = create(&host, image, &new, &opening)?;
         answer.print(&made, |out| {
             let on = made.parent.as_ref().map_or_else(String::new, |parent| format!(", on {parent}"));

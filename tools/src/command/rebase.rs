@@ -44,6 +44,9 @@ impl Arguments {
         let host = options::host();
         let opening = self.source.opening(&host, Access::Write)?;
         let parent = self.parent()?;
+        if let Some(parent) = &parent {
+            options::refuse_header(&host, &parent.path, Some(parent.format), self.planned.yes)?;
+        }
         let rebase = Rebase::prepare(&host, &self.image, &opening, parent.as_ref())?;
         let plan = rebase.plan();
         let name =

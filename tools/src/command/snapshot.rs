@@ -16,6 +16,9 @@ pub struct Arguments {
     source: Source,
     #[command(flatten)]
     options: FormatOptions,
+    /// Take TOP as raw although it starts like another format
+    #[arg(long, requires = "format")]
+    yes: bool,
     /// The image that keeps this point in time
     top: PathBuf,
     /// The new head, a qcow2 image on TOP
@@ -31,6 +34,7 @@ impl Arguments {
         }
         let host = options::host();
         let opening = self.source.opening(&host, Access::Write)?;
+        options::refuse_header(&host, &self.top, self.source.format, self.yes)?;
         let taken = snapshot(&host, &self.top, &self.new, &self.options.pairs(), &opening)?;
         answer.print(&taken, |out| {
             writeln!(out, "{} is frozen; the head is {}", self.top.display(), self.new.display())
