@@ -3,14 +3,15 @@
 use crate::{
     command,
     failure::{Exit, Failure},
+    habits, help,
     output::{Answer, Output, note},
 };
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::{ffi::OsString, panic, process::ExitCode};
 
 /// Inspect, change, name and fold disk images that form delta chains
 #[derive(Debug, Parser)]
-#[command(name = "dchain", version, max_term_width = 100)]
+#[command(name = "dchain", version, max_term_width = 100, after_help = help::after())]
 struct Cli {
     /// For whom the answer is
     #[arg(
@@ -93,14 +94,20 @@ impl Command {
 
 /// Returns the description of all commands and options.
 pub fn description() -> clap::Command {
-    Cli::command()
+    habits::taken(help::with_examples(Cli::command()))
 }
 
 /// Does what `arguments` ask for.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.collect();
+    let parsed = description().try_get_matches_from(&arguments);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
+            if let Some(failure) = habits::failure(&error, &arguments) {
+                note(&failure.to_string());
+                return failure.exit.into();
+            }
             // A reader that went away wants no help.
             drop(error.print());
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();

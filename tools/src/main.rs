@@ -6,6 +6,8 @@ mod command;
 mod config;
 mod data;
 mod failure;
+mod habits;
+mod help;
 mod options;
 mod output;
 mod plan;

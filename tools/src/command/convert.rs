@@ -28,7 +28,8 @@ use std::{
 /// Write the disk of SRC, with all its layers, into one new image; with --chain, each layer into one of its own
 ///
 /// With --chain DST is a folder, each layer shows there what it showed (proved by its content ID), and a job that was
-/// cut off goes on when the same command is given again.
+/// cut off goes on when the same command is given again. qemu-img's -t, -T, -m, -W and -C are taken: what they set does
+/// not change the result, which is durable at the end in any case.
 #[derive(Args, Debug)]
 #[command(override_usage = "dchain convert [OPTIONS] -O FMT SRC DST")]
 pub struct Arguments {
@@ -63,8 +64,8 @@ struct Layers {
     /// Keep the layers: DST is the folder that the new ones go to
     #[arg(long, conflicts_with_all = ["no_create", "force_share"])]
     chain: bool,
-    /// Only say what would be done
-    #[arg(short = 'n', long, requires = "chain")]
+    /// With --chain: only say what would be done
+    #[arg(short = 'n', long)]
     dry_run: bool,
 }
 
@@ -78,6 +79,12 @@ impl Arguments {
         let (Some(source), Some(target)) = (&self.source, &self.target) else {
             return Err(Failure::usage("SRC and DST are wanted").hint("dchain convert --help"));
         };
+        if self.layers.dry_run && !self.layers.chain {
+            let what = "-n is --dry-run in every command, and goes with --chain here: nothing was done";
+            return Err(
+                Failure::usage(what).hint("--no-create writes into DST as it is, as -n of qemu-img does")
+            );
+        }
         let host = options::host();
         if self.layers.chain {
             return self.keep_layers(&host, (source, target), answer);

@@ -72,7 +72,7 @@ fn line(finding: &Finding) -> String {
 
 fn foldable(chain: &Foldable) -> String {
     format!(
-        "could be folded: {} into {}: {} layers go, {} to copy, about {} s, gives back {}",
+        "could be folded: {} into {}: {} layers go, {} to copy, at least {} s, gives back {}",
         chain.top.display(),
         chain.into.display(),
         chain.layers,
@@ -85,7 +85,10 @@ fn foldable(chain: &Foldable) -> String {
 fn rate(rate: &Rate) -> String {
     let speed = size::show(rate.bytes_per_second);
     match rate.probe_bytes {
-        Some(bytes) => format!(", at {speed}/s (measured: {} were read)", size::show(bytes)),
+        Some(bytes) => format!(
+            ", at {speed}/s at most ({} were read, by the host's cache where they were there; --rate states another)",
+            size::show(bytes)
+        ),
         None => format!(", at {speed}/s (as given)"),
     }
 }

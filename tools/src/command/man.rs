@@ -3,6 +3,7 @@
 use crate::{
     cli,
     failure::{Exit, Failure},
+    help,
     output::Answer,
 };
 use clap::Args;
@@ -25,6 +26,7 @@ pub struct Arguments {
 /// The answer for programs.
 #[derive(Serialize)]
 struct Pages {
+    #[serde(serialize_with = "deltachain::base::name::serialize")]
     pages: Vec<PathBuf>,
 }
 
@@ -47,7 +49,9 @@ impl Arguments {
 fn write_pages(command: &clap::Command, folder: &Path, pages: &mut Vec<PathBuf>) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let mut text = Vec::new();
-    Man::new(command.clone()).render(&mut text)?;
+    // Sections of their own say it.
+    Man::new(command.clone().after_help("")).render(&mut text)?;
+    text.extend(help::sections(command.get_name()).into_bytes());
     let page = folder.join(format!("{}.1", command.get_display_name().unwrap_or(command.get_name())));
     fs::write(&page, text)?;
     pages.push(page);

@@ -34,5 +34,6 @@ mod repair;
 mod reshape;
 mod superset;
 mod tree;
+mod users;
 mod verify;
 mod walk;
