@@ -96,7 +96,8 @@ pub fn open_layer(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Resul
 
 /// Looks at the metadata of one image, and mends what `repair` allows; returns its format, too.
 ///
-/// What lies below it is not opened. `Unsupported` for formats that have nothing to check.
+/// What lies below it is not opened. Where nothing is mended but leaks, the layer shows what it showed: those who lie on
+/// it believe it as before. `Unsupported` for formats that have nothing to check.
 pub fn check_layer(
     host: &Arc<dyn Host>,
     path: &Path,
@@ -105,7 +106,22 @@ pub fn check_layer(
 ) -> Result<(Format, Checked)> {
     let opened = Opened::by_name(host, path, opening)?;
     let parts = opened.referrer(host.as_ref(), opening, opening.access);
-    Ok((opened.format, format::check(opened.format, Arc::clone(&opened.file), repair, &parts)?))
+    let check = |repair| format::check(opened.format, Arc::clone(&opened.file), repair, &parts);
+    let keeps_view = match repair {
+        Repair::Nothing => false,
+        Repair::Leaks => true,
+        Repair::All => check(Repair::Nothing)?.corruptions == 0,
+    };
+    let ledger = opening.ledger.as_ref().filter(|_| keeps_view);
+    // Only to know whose record it is: nothing is written through it. What cannot be opened has none.
+    let beside = opened.referrer(host.as_ref(), opening, Access::ReadShared);
+    let image =
+        ledger.and_then(|_| format::open(opened.format, Arc::clone(&opened.file), false, &beside).ok());
+    let checked = match (ledger, image) {
+        (Some(ledger), Some(image)) => ledger.tend(image.as_ref(), || check(repair))?,
+        _ => check(repair)?,
+    };
+    Ok((opened.format, checked))
 }
 
 /// A file on its way to be a layer.

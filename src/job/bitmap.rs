@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{path::Path, sync::Arc};
 
-/// Does `edits` to the image at `path`, in order; each is durable before the next begins.
+/// Changes the bitmaps of the image at `path`: what it shows stays, so that those who lie on it believe it as before.
 ///
 /// `Busy` if the image is in use; `Unsupported` for formats without bitmaps.
 ///
@@ -24,14 +24,23 @@ use std::{path::Path, sync::Arc};
 /// let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options: vec![] };
 /// create(&host, &base, &new, &Opening::reading())?;
 /// let add = BitmapEdit::Add { name: "daily".to_owned(), granularity_bytes: Some(65536) };
-/// let layer = bitmap::edit(&host, &base, &Opening::writing(), &[add])?;
+/// let layer = bitmap::change(&host, &base, &Opening::writing(), |image| image.edit_bitmap(&add))?;
 /// assert_eq!(layer.image.bitmap("daily")?.granularity_bytes(), 65536);
 /// # Ok(())
 /// # }
 /// ```
-pub fn edit(host: &Arc<dyn Host>, path: &Path, opening: &Opening, edits: &[BitmapEdit]) -> Result<Layer> {
+pub fn change(
+    host: &Arc<dyn Host>,
+    path: &Path,
+    opening: &Opening,
+    change: impl FnOnce(&dyn Image) -> Result<()>,
+) -> Result<Layer> {
     let layer = open_layer(host, path, &opening.clone().with_access(Access::Write))?;
-    edits.iter().try_for_each(|edit| layer.image.edit_bitmap(edit))?;
+    let image = layer.image.as_ref();
+    match &opening.ledger {
+        Some(ledger) => ledger.tend(image, || change(image))?,
+        None => change(image)?,
+    }
     Ok(layer)
 }
 

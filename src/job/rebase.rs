@@ -6,11 +6,11 @@
 
 use super::Progress;
 use crate::{
-    base::{Error, GuestOffset, GuestRange, Result, units::index},
+    base::{Error, ErrorKind, GuestOffset, GuestRange, Result, units::index},
     chain::{Both, Chain, Layer, Opening, Pair, Run, View, freeze, join, refuse_cut_off},
     disk::Disk,
     format::{Below, Format, ParentName},
-    io::{Host, Kept},
+    io::{Access, File, Host, Kept},
     map::State,
     store::Ledger,
 };
@@ -245,8 +245,25 @@ fn open_new(host: &Arc<dyn Host>, head: &Layer, opening: &Opening, parent: &NewP
     {
         return Err(Error::invalid("cannot be its own parent").path(&head.path));
     }
-    let how = Opening { access: crate::io::Access::Read, parent_format: None, ..opening.clone() };
-    Chain::open(host, &parent.path, &how.with_format(Some(parent.format)))
+    let how = Opening { parent_format: None, ..opening.clone() }.with_format(Some(parent.format));
+    let lies_on = |own: &dyn File| {
+        let shared = Opening { access: Access::ReadShared, ledger: None, ..how.clone() };
+        let chain = Chain::open(host, &parent.path, &shared).ok()?;
+        let mut files = chain.layers().iter().filter_map(|layer| layer.image.files().into_iter().next());
+        let own = own.witness().ok()?;
+        files.any(|file| file.witness().is_ok_and(|file| file.same_file(&own))).then_some(())
+    };
+    match Chain::open(host, &parent.path, &how.clone().with_access(Access::Read)) {
+        // It is this image that is locked: by this job.
+        Err(e)
+            if e.kind() == ErrorKind::Busy
+                && own.first().is_some_and(|own| lies_on(own.as_ref()).is_some()) =>
+        {
+            let what = format!("{} lies on it, and cannot be its parent", parent.path.display());
+            Err(Error::invalid(what).path(&head.path))
+        }
+        opened => opened,
+    }
 }
 
 fn link(head: &Layer, parent: &Chain) -> Result<ParentName> {

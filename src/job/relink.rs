@@ -2,9 +2,14 @@
 //!
 //! A link is mended only where it is proven: by the epoch that the child claims, by the content ID that it claims
 //! (hashed now unless a witness vouches for it), or, where the child claims nothing, by the caller's word. Families
-//! are mended from the base up, so that a parent is itself whole before a child is put on it.
+//! are mended from the base up, so that a parent is itself whole before a child is put on it. A parent in doubt whose
+//! bytes still prove the content ID in its own record is believed again before another one is looked for.
 
-use super::{Progress, seal::full_tree, verify};
+use super::{
+    Progress,
+    seal::{self, full_tree},
+    verify,
+};
 use crate::{
     base::{Error, ErrorKind, GuestRange, Result},
     chain::{Chain, Family, Layer, Member, Opening, freeze, join, open_layer},
@@ -60,6 +65,9 @@ pub struct Mended {
 /// What came of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
+    /// Parents that were in doubt, and show what their records say: they are believed again (or would be).
+    #[serde(serialize_with = "crate::base::name::serialize")]
+    pub proved: Vec<PathBuf>,
     /// Links that were wrong and are right now (or would be, if nothing was to be written).
     pub mended: Vec<Mended>,
     /// Children whose parent was not found, with the reason.
@@ -84,8 +92,12 @@ pub fn relink(
         progress.checkpoint()?;
         let family = Family::scan(host.as_ref(), &request.folders)?;
         let search = Search { host, ledger, family: &family, request, opening: &opening, progress };
-        let (mut found, mut lost) = (Vec::new(), Vec::new());
+        let (mut found, mut lost, before) = (Vec::new(), Vec::new(), report.proved.len());
         for child in family.members.iter().filter(|m| m.link.is_some()) {
+            if let Some(parent) = search.proved_parent(child, (&report.proved, is_dry))? {
+                report.proved.extend((!report.proved.contains(&parent)).then_some(parent));
+                continue;
+            }
             let is_mended = report.mended.iter().any(|mended| mended.child == child.path);
             match search.parent_of(child, is_mended) {
                 Ok(Some(parent)) => found.push((child, parent)),
@@ -95,7 +107,7 @@ pub fn relink(
             }
         }
         report.lost = lost;
-        let is_last = is_dry || found.is_empty();
+        let is_last = is_dry || (found.is_empty() && report.proved.len() == before);
         for (child, (parent, why)) in found {
             report.mended.push(search.mend(child, &parent, why, is_dry)?);
         }
@@ -119,6 +131,43 @@ impl Search<'_> {
     fn reading(&self, member: &Member) -> Opening {
         let how = Opening { access: Access::Read, parent_format: None, ..self.opening.clone() };
         how.with_format(Some(member.format))
+    }
+
+    /// Proves the parent that `child` has, if it is in doubt and was made with a content ID; returns it if that is, or in a
+    /// dry run would be, what lets the child stand on it. What is among `proved` is not looked at again.
+    fn proved_parent(&self, child: &Member, (proved, is_dry): (&[PathBuf], bool)) -> Result<Option<PathBuf>> {
+        let place = child.link.as_ref().and_then(|link| link.witness);
+        let Some(parent) = place.and_then(|place| self.family.member(&place)) else { return Ok(None) };
+        if proved.contains(&parent.path) {
+            return Ok(is_dry.then(|| parent.path.clone()));
+        }
+        let refused = Chain::open(self.host, &child.path, &self.reading(child)).map(drop).err();
+        if refused.is_none_or(|error| error.kind() != ErrorKind::Policy) {
+            return Ok(None);
+        }
+        let opening = Opening { ledger: None, ..self.reading(parent) };
+        let Ok(chain) = Chain::open(self.host, &parent.path, &opening) else { return Ok(None) };
+        let known = self.ledger.look(chain.head()?.image.as_ref())?;
+        let epoch = known.layer.frozen.map(|record| record.epoch);
+        let Some(sealed) = known.layer.frozen.and_then(|record| record.sealed) else { return Ok(None) };
+        let layer = open_layer(self.host, &child.path, &self.reading(child))?;
+        let claim = self.ledger.look(layer.image.as_ref())?.layer.claim;
+        let is_claimed = claim.is_some_and(|claim| Some(claim.parent_epoch) == epoch);
+        if !is_claimed || !matches!(known.trust, Trust::Doubted(_)) {
+            return Ok(None);
+        }
+        if is_dry {
+            let is_same = full_tree(&chain.view(0), self.progress)?.tree.id() == sealed;
+            return Ok(is_same.then(|| parent.path.clone()));
+        }
+        drop((layer, chain));
+        let layers = seal::open_layers(self.host, &parent.path, &opening)?;
+        match seal::prove(self.ledger, &layers, self.progress) {
+            Ok(_) => Ok(Some(parent.path.clone())),
+            Err(e) if e.kind() == ErrorKind::Interrupted => Err(e),
+            // It shows something else, or cannot be read as a whole.
+            Err(_) => Ok(None),
+        }
     }
 
     /// Returns the parent that `child` should have, `None` if it has it; an error says why it was not found, or why a

@@ -247,8 +247,8 @@ impl Refusal {
         };
         match (self.differs, self.wanted, self.proven) {
             (Differs::Doubted(_), Some(_), _) => format!(
-                "`dchain repair {} --from COPY` proves it or puts back what differs, {search} finds another one \
-                 that is proven, {accept}",
+                "{search} proves it if nothing differs, or finds another one, `dchain repair {} --from COPY` puts back \
+                 what differs, {accept}",
                 parent.display()
             ),
             (_, Some(_), None) => format!(

@@ -159,12 +159,18 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Corrupt, _) => Some(format!("dchain check {file} lists what is wrong")),
         // The file is there: what is missing is something that it refers to.
         (ErrorKind::NotFound, _) if error.file().is_some_and(Path::exists) => Some(format!(
-            "dchain relink {file} finds a lost parent by its content, or by name with --map OLD=NEW"
+            "dchain relink {file} FOLDER finds a lost parent in the image's folder and in FOLDER by what is recorded of \
+             it, or by name with --map OLD=NEW"
         )),
-        (ErrorKind::Busy, Some(child)) => Some(format!("{} depends on it", quoted(child))),
+        // Mostly the error has named it, and said what it has to do with it.
+        (ErrorKind::Busy, Some(child)) => {
+            let is_named = error.what().contains(&child.display().to_string());
+            (!is_named).then(|| format!("{} depends on it", quoted(child)))
+        }
         (ErrorKind::Busy, None) => {
             Some("stop the program that uses it; commands that only read take -U".to_owned())
         }
+        (ErrorKind::Interrupted, _) => Some("the same command again goes on from there".to_owned()),
         (ErrorKind::NoSpace, _) => Some("free some space, then run the same command again".to_owned()),
         (ErrorKind::Exists, _) => Some("choose another name, or remove the file first".to_owned()),
         _ => None,

@@ -21,7 +21,7 @@ use crate::{
     chain::{Chain, Layer, Opening, View, freeze, join},
     content::ContentId,
     format::{self, Format, Image, Parts},
-    io::{Access, File, Host},
+    io::{Access, EntryKind, File, Host},
     store::{Known, Ledger, Transfer, Trust, is_as_before},
 };
 use leave::Leaving;
@@ -210,6 +210,12 @@ impl Copy {
         let chain = Chain::open(host, top, &opening)?;
         let folder = host.canonical(folder)?;
         let head = chain.head()?.path.clone();
+        if host.kind(&folder)? != Some(EntryKind::Folder) {
+            return Err(Error::invalid("is not a folder").path(&folder));
+        }
+        if request.conversion.is_none() && head.parent() == Some(&folder) {
+            return Err(Error::invalid("lies in that folder already").path(&head));
+        }
         let form = request.conversion.as_ref().map(Conversion::form).unwrap_or_default();
         let transfer = Transfer::open(host, &folder, &head)?.made_as(form);
         let there = known::depth_there(host.as_ref(), &chain, &folder, &transfer, &request)?;

@@ -188,8 +188,8 @@ fn a_refusal_says_what_differs_since_when_and_what_to_do() {
     assert_eq!(
         error.to_string(),
         "/vm/vm.qcow2: its parent /vm/base.raw is not what it was: it was written after 1970-01-01 00:00:00 UTC (last \
-         written 1970-01-01 00:16:40 UTC); wanted is content ID c1:abababababab; `dchain repair \
-         /vm/base.raw --from COPY` proves it or puts back what differs, `dchain relink /vm` finds another one that is \
-         proven, `dchain relink --accept /vm/vm.qcow2` takes it as it is"
+         written 1970-01-01 00:16:40 UTC); wanted is content ID c1:abababababab; `dchain relink /vm` \
+         proves it if nothing differs, or finds another one, `dchain repair /vm/base.raw --from COPY` puts back what \
+         differs, `dchain relink --accept /vm/vm.qcow2` takes it as it is"
     );
 }

@@ -9,9 +9,9 @@ use crate::{
 use clap::Args;
 use deltachain::{
     chain::{Layer, Opening, open_layer},
-    format::{Bitmap, BitmapEdit, Format},
+    format::{Bitmap, BitmapEdit, Format, Image},
     io::{Access, Host},
-    job::bitmap::{edit, merge},
+    job::bitmap::{change, merge},
 };
 use std::{path::PathBuf, sync::Arc};
 
@@ -98,22 +98,24 @@ impl Arguments {
         if self.change.remove {
             edits.push(BitmapEdit::Remove { name: named() });
         }
-        let layer = edit(host, &self.image, &opening, &edits).map_err(|error| Failure::inside(&error))?;
-        if let Some(source) = &self.change.merge {
-            let from = self.source_file.as_ref().map(|file| {
+        let from = match &self.source_file {
+            Some(file) => {
                 let how = Opening { access: Access::Read, ..opening.clone() };
-                open_layer(host, file, &how.with_format(self.source_format))
-            });
-            let from = from.transpose()?.unwrap_or_else(|| layer.clone());
-            merge(from.image.as_ref(), source, layer.image.as_ref(), name)
-                .map_err(|error| Failure::inside(&error))?;
-        }
-        if self.change.enable || self.change.disable {
-            let is_auto = self.change.enable;
-            let record = BitmapEdit::Record { name: named(), is_auto };
-            layer.image.edit_bitmap(&record).map_err(|error| Failure::inside(&error))?;
-        }
-        Ok(layer)
+                Some(open_layer(host, file, &how.with_format(self.source_format))?)
+            }
+            None => None,
+        };
+        let all = |image: &dyn Image| {
+            edits.iter().try_for_each(|edit| image.edit_bitmap(edit))?;
+            if let Some(source) = &self.change.merge {
+                merge(from.as_ref().map_or(image, |from| from.image.as_ref()), source, image, name)?;
+            }
+            if self.change.enable || self.change.disable {
+                image.edit_bitmap(&BitmapEdit::Record { name: named(), is_auto: self.change.enable })?;
+            }
+            Ok(())
+        };
+        change(host, &self.image, &opening, all).map_err(|error| Failure::inside(&error))
     }
 }
 

@@ -10,11 +10,11 @@ use crate::{
 use clap::{Args, ValueEnum};
 use deltachain::{
     base::{Error, ErrorKind, name},
-    chain::{Chain, Opening, check_layer, check_lineage, lineage},
+    chain::{Chain, Opening, Standing, check_layer, check_lineage, lineage},
     format::{Checked, Format, Repair},
     io::Access,
     job::verify::{Changed, changed_below, verify},
-    store::Ledger,
+    store::{Ledger, Lineage},
 };
 use serde::Serialize;
 use std::{
@@ -63,6 +63,8 @@ struct Report {
     metadata: Option<Metadata>,
     /// Layers that must not be read on their parent, from the base up, if that was asked for.
     lineage: Option<Vec<Refused>>,
+    /// How many layers say nothing of what their parent was, if that was asked for.
+    unclaimed: Option<usize>,
     data: Option<Data>,
     /// Whether the data was not looked at, because the metadata does not lead to it.
     #[serde(skip)]
@@ -140,7 +142,15 @@ impl Arguments {
             Err(error) => return Err(failure(error)),
         };
         let filename = name::text(&self.image).into_owned();
-        Ok(Report { filename, format, metadata, lineage: None, data: None, is_data_skipped: false })
+        Ok(Report {
+            filename,
+            format,
+            metadata,
+            lineage: None,
+            unclaimed: None,
+            data: None,
+            is_data_skipped: false,
+        })
     }
 
     /// Looks at how each layer stands on its parent; returns the first refusal as a failure.
@@ -166,6 +176,8 @@ impl Arguments {
             });
         }
         report.lineage = Some(all);
+        let is_unclaimed = |standing: &&Standing| matches!(standing.on_parent, Some(Ok(Lineage::Unknown)));
+        report.unclaimed = Some(standings.iter().filter(is_unclaimed).count());
         Ok(check_lineage(layers, &standings).err().map(Failure::from))
     }
 }
@@ -218,6 +230,16 @@ impl Report {
         self.metadata.iter().try_for_each(|metadata| metadata.write(out))?;
         for refused in self.lineage.iter().flatten() {
             refused.write(out)?;
+        }
+        if let (Some([]), Some(unclaimed)) = (self.lineage.as_deref(), self.unclaimed) {
+            match unclaimed {
+                0 => writeln!(out, "lineage: every layer lies on what it was made on")?,
+                n => writeln!(
+                    out,
+                    "lineage: nothing speaks against it; what {n} of the layers lie on is not recorded \
+                     (`dchain id seal --chain` does that)"
+                )?,
+            }
         }
         if self.is_data_skipped {
             writeln!(out, "data: not looked at, because the metadata does not lead to it")?;

@@ -90,11 +90,13 @@ impl Arguments {
             return self.keep_layers(&host, (source, target), answer);
         }
         let chain = Chain::open(&host, source, &self.reading.opening(&host)?)?;
-        let done = if self.no_create {
-            self.fill(&host, &chain, target)?
-        } else {
-            self.make(&host, &chain, target)?
-        };
+        let done =
+            if self.no_create { self.fill(&host, &chain, target) } else { self.make(&host, &chain, target) };
+        // Without --chain nothing is kept to go on from.
+        let done = done.map_err(|failure| match failure.exit {
+            Exit::Resumable => failure.hint("the same command begins again from the start"),
+            _ => failure,
+        })?;
         answer.print(&done, |out| {
             let (size, written) = (size::show(done.size), size::show(done.written_bytes));
             writeln!(out, "{}: {}, {size}, of which {written} written", target.display(), done.format)

@@ -3,7 +3,7 @@
 use crate::{
     failure::{Exit, Failure},
     options::{self, FormatOptions, References},
-    output::Answer,
+    output::{Answer, note},
     size,
 };
 use clap::Args;
@@ -72,6 +72,17 @@ impl Arguments {
             options::refuse_header(&host, &parent.path, Some(parent.format), self.yes)?;
         }
         let made = create(&host, image, &new, &opening)?;
+        let named =
+            image.extension().and_then(|suffix| suffix.to_str()).and_then(|name| Format::parse(name).ok());
+        if let (None, Some(named), false) = (self.format, named, answer.is_silent())
+            && named != made.format
+        {
+            note(&format!(
+                "note: {} is {}: -f {named} makes what its name says",
+                image.display(),
+                made.format
+            ));
+        }
         answer.print(&made, |out| {
             let on = made.parent.as_ref().map_or_else(String::new, |parent| format!(", on {parent}"));
             writeln!(out, "{}: {}, {}{on}", image.display(), made.format, size::show(made.size))

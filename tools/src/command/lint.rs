@@ -23,7 +23,7 @@ pub struct Arguments {
     #[arg(short, long, value_name = "BYTES/s", value_parser = size::parse)]
     rate: Option<u64>,
     /// Folders, or images whose folders are meant
-    #[arg(required = true, value_name = "FOLDER")]
+    #[arg(default_value = ".", value_name = "FOLDER")]
     folders: Vec<PathBuf>,
 }
 

@@ -86,21 +86,24 @@ impl Arguments {
 }
 
 fn lines(report: &Report) -> Vec<String> {
-    let mut lines: Vec<String> = report
-        .mended
-        .iter()
-        .map(|mended| {
-            let why = match mended.why {
-                Why::Epoch => "it carries the epoch that the child was made on",
-                Why::Content => "it shows what the child was made on",
-                Why::Word => "you say so",
-            };
-            format!("{}: parent '{}' -> '{}': {why}", mended.child.display(), mended.was, mended.name)
-        })
+    let proved = report.proved.iter();
+    let mut lines: Vec<String> = proved
+        .map(|parent| format!("{}: shows what its record says: believed again", parent.display()))
         .collect();
+    lines.extend(report.mended.iter().map(|mended| {
+        let why = match mended.why {
+            Why::Epoch => "it carries the epoch that the child was made on",
+            Why::Content => "it shows what the child was made on",
+            Why::Word => "you say so",
+        };
+        format!("{}: parent '{}' -> '{}': {why}", mended.child.display(), mended.was, mended.name)
+    }));
     lines.extend(report.lost.iter().map(|(child, why)| format!("{}: not found: {why}", child.display())));
     if lines.is_empty() {
         lines.push("Every link is right.".to_owned());
+    }
+    if !report.lost.is_empty() {
+        lines.push("A parent that lies in another folder is found if that is named as well.".to_owned());
     }
     lines
 }

@@ -24,7 +24,7 @@ use std::{
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Folders, or images whose folders are meant
-    #[arg(required = true)]
+    #[arg(default_value = ".")]
     paths: Vec<PathBuf>,
 }
 

@@ -263,3 +263,77 @@ fn lint_says_that_its_times_are_the_least_and_where_its_rate_comes_from() {
     let lint = done(folder.path(), &["lint", "."]);
     says(&lint, 0, &["at least ", "/s at most (", "by the host's cache where they were there", "--rate"]);
 }
+
+/// What a frozen layer shows does not change with its bitmaps, nor with space that it gives back.
+#[test]
+fn bitmaps_and_leaks_of_a_layer_are_mended_under_its_children() {
+    let folder = chain();
+    let at = folder.path();
+    done(at, &["snapshot", "head.qcow2", "top.qcow2"]);
+    for edit in [&["--add"][..], &["--disable"], &["--clear"], &["--remove"]] {
+        done(at, &[&["bitmap"][..], edit, &["head.qcow2", "backup"]].concat());
+        done(at, &["map", "top.qcow2"]);
+    }
+    // A cluster behind the end that is counted as used.
+    let head = at.join("head.qcow2");
+    let mut bytes = fs::read(&head).unwrap();
+    let table = usize::try_from(u64::from_be_bytes(bytes[48..56].try_into().unwrap())).unwrap();
+    let block = usize::try_from(u64::from_be_bytes(bytes[table..table + 8].try_into().unwrap())).unwrap();
+    let leak = block + 2 * (bytes.len() / 65536);
+    bytes[leak..leak + 2].copy_from_slice(&1_u16.to_be_bytes());
+    bytes.resize(bytes.len() + 65536, 0);
+    fs::write(&head, bytes).unwrap();
+    assert_eq!(dchain(at, &["check", "head.qcow2"]).code, Some(3));
+    assert_eq!(dchain(at, &["map", "top.qcow2"]).code, Some(77), "another program wrote it");
+    done(at, &["relink", "--accept", "top.qcow2", "--yes"]);
+    for repair in ["leaks", "all"] {
+        done(at, &["check", "--repair", repair, "head.qcow2"]);
+        done(at, &["map", "top.qcow2"]);
+    }
+    says(
+        &done(at, &["check", "--lineage", "top.qcow2"]),
+        0,
+        &["lineage: nothing speaks against it; what 2 of the"],
+    );
+    done(at, &["id", "seal", "--chain", "top.qcow2"]);
+    says(
+        &done(at, &["check", "--lineage", "top.qcow2"]),
+        0,
+        &["lineage: every layer lies on what it was made on"],
+    );
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_for_what_it_is() {
+    let folder = chain();
+    let at = folder.path();
+    let ring = dchain(at, &["rebase", "-b", "head.qcow2", "-F", "qcow2", "middle.qcow2"]);
+    says(&ring, 64, &["middle.qcow2: ", "head.qcow2 lies on it, and cannot be its parent"]);
+    says(&dchain(at, &["copy", "head.qcow2", "."]), 64, &["head.qcow2: lies in that folder already"]);
+    says(&dchain(at, &["copy", "head.qcow2", "base.qcow2"]), 64, &["base.qcow2: is not a folder"]);
+    says(&done(at, &["create", "new.qcow2", "1M"]), 0, &["new.qcow2 is raw: -f qcow2 makes"]);
+    says(&done(at, &["tree"]), 0, &["base.qcow2 (qcow2, 2 MiB, "]);
+}
+
+/// Restored, or touched: nothing differs, and nobody is linked to another image for it.
+#[test]
+fn a_parent_that_looks_changed_and_is_not_is_proved_where_it_is() {
+    let folder = chain();
+    let at = folder.path();
+    done(at, &["id", "seal", "head.qcow2"]);
+    done(at, &["snapshot", "head.qcow2", "top.qcow2"]);
+    fs::copy(at.join("head.qcow2"), at.join("a-twin.qcow2")).unwrap();
+    let bytes = fs::read(at.join("head.qcow2")).unwrap();
+    fs::write(at.join("head.qcow2"), bytes).unwrap();
+    let refused = dchain(at, &["map", "top.qcow2"]);
+    says(&refused, 77, &["proves it if nothing differs"]);
+    let relink = command_in(&refused.err, "dchain relink ");
+    says(&done(at, &[&relink[..], &["-n"]].concat()), 0, &["head.qcow2: shows what its record says"]);
+    assert_eq!(dchain(at, &["map", "top.qcow2"]).code, Some(77), "a dry run writes nothing");
+    says(&done(at, &relink), 0, &["head.qcow2: shows what its record says: believed again"]);
+    assert!(done(at, &["info", "top.qcow2"]).out.contains("backing file: head.qcow2"));
+    done(at, &["map", "top.qcow2"]);
+    // Where something does differ, it is another matter.
+    qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -q -P 9 0 64k", "head.qcow2"]);
+    assert!(dchain(at, &relink).out.contains("a-twin.qcow2"));
+}
