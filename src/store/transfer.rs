@@ -127,13 +127,13 @@ impl Transfer {
         if self.is_ended { self.content.parts.len() } else { 0 }
     }
 
-    /// Returns whether no file of the copy can have been written since it was whole: what was noted before the host
-    /// was started proves nothing.
+    /// Returns whether neither side can have been written since the copy was whole without a sign: what was noted before
+    /// the host was started proves nothing, nor do the times of a block device.
     pub fn is_vouched_for(&self) -> bool {
         let folder = self.folder.parent().unwrap_or(Path::new("/"));
         self.content.parts.iter().all(|(name, part)| {
             let now = self.host.witness(&folder.join(&name.0)).ok();
-            part.whole.is_some() && part.whole == now
+            part.whole.is_some_and(|whole| Some(whole) == now && part.source.boot == whole.boot)
         })
     }
 

@@ -58,6 +58,25 @@ fn a_copy_that_is_asked_for_again_moves_nothing_and_says_so() {
     says(&dchain(at, &["copy", "head.qcow2", "there"]), 1, &["head.qcow2: is there already", "was changed"]);
 }
 
+/// A witness of an earlier boot proves nothing: then it is compared, and still nothing is moved.
+#[test]
+fn a_copy_that_is_asked_for_again_after_a_restart_is_compared() {
+    let folder = chain();
+    let at = folder.path();
+    done(at, &["copy", "head.qcow2", "there"]);
+    let notes = fs::read_dir(at.join("there/.dchain")).unwrap().map(|entry| entry.unwrap().path());
+    let mut notes = notes.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("copied-"));
+    let note = notes.next().unwrap();
+    let text = fs::read_to_string(&note).unwrap();
+    let boot = text.split("\"boot\":").nth(1).unwrap().split(['}', ',']).next().unwrap();
+    fs::write(&note, text.replace(boot, "7")).unwrap();
+    says(
+        &done(at, &["copy", "head.qcow2", "there"]),
+        0,
+        &["there already, nothing was moved; verified: bytes"],
+    );
+}
+
 #[test]
 fn a_chain_on_the_same_base_is_linked_to_the_copy_of_it_though_nobody_sealed_anything() {
     let folder = chain();
