@@ -206,6 +206,7 @@ fn say_missed(what: &str, all: &[Forgotten]) -> bool {
     let missed = all.iter().filter(|one| one.noticed.is_none());
     let missed: Vec<&str> = missed.map(|one| one.barrier.as_str()).collect();
     say(&match missed.as_slice() {
+        [] if all.is_empty() => Err(format!("{done}: does this build know its lines?")),
         [] => Ok(format!("{done}, each noticed")),
         missed => Err(format!("{done}, not noticed: {}", missed.join(", "))),
     })
