@@ -236,7 +236,9 @@ fn what_fingers_know_from_qemu_img_is_taken_or_answered_with_what_does_it_here()
     ];
     done(at, &tuned);
     qemu(at, "qemu-img", &["compare", "-q", "flat.raw", "head.qcow2"]);
-    let answered: [(&[&str], &str); 8] = [
+    let answered: [(&[&str], &str); 10] = [
+        (&["create", "-b", "base.qcow2", "x.qcow2"], "-F raw or -F qcow2"),
+        (&["convert", "base.qcow2", "x.raw"], "-O raw"),
         (&["convert", "-n", "-O", "raw", "base.qcow2", "flat.raw"], "--no-create"),
         (&["convert", "-S", "0", "-O", "raw", "base.qcow2", "x.raw"], "zeros are left out"),
         (&["rebase", "-u", "-b", "base.qcow2", "-F", "qcow2", "head.qcow2"], "dchain relink"),
@@ -332,6 +334,8 @@ fn what_makes_no_sense_is_refused_for_what_it_is() {
     says(&dchain(at, &["copy", "head.qcow2", "base.qcow2"]), 64, &["base.qcow2: is not a folder"]);
     says(&done(at, &["create", "new.qcow2", "1M"]), 0, &["new.qcow2 is raw: -f qcow2 makes"]);
     says(&done(at, &["tree"]), 0, &["base.qcow2 (qcow2, 2 MiB, "]);
+    let slip = done(at, &["convert", "-f", "raw", "-O", "qcow2", "base.qcow2", "slip.qcow2"]);
+    says(&slip, 0, &["base.qcow2 starts like a qcow2 image, and is read as raw, as stated"]);
 }
 
 /// Restored, or touched: nothing differs, and nobody is linked to another image for it.
