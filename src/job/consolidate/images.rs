@@ -130,6 +130,13 @@ impl Images {
         bitmaps::hold(self.sides.target.as_ref())
     }
 
+    /// Removes a new image in the making; what hinders that is no news beside why it is given up.
+    pub(super) fn discard(&self, ending: &Ending) {
+        if let (FoldMode::NewImage, Some(draft)) = (self.mode, &self.draft) {
+            drop(ending.host.remove(draft));
+        }
+    }
+
     /// Grows the target to TOP's size if it is smaller.
     pub(super) fn grow(&self) -> Result<()> {
         let Sides { target, below, size, .. } = &self.sides;

@@ -333,9 +333,15 @@ impl Runner {
             removed: names.removed(self.ending.host.as_ref(), &plan.removed)?,
             bitmaps: fold.held.clone(),
         };
-        let journal = match self.journal.take() {
-            Some(before) => before.restart(journal),
-            None => Journal::create(&self.ending.host, &plan.top, journal),
+        let journal = if let Some(before) = self.journal.take() {
+            before.restart(journal)
+        } else {
+            let created = Journal::create(&self.ending.host, &plan.top, journal);
+            // Nobody would know of a draft that no journal names.
+            created.or_else(|error| {
+                self.fold()?.images.discard(&self.ending);
+                Err(error)
+            })
         };
         self.journal = Some(journal?);
         Ok(())

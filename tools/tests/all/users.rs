@@ -4,8 +4,9 @@ use super::dchain::{Run, command, dchain, done, qemu};
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 use tempfile::{TempDir, tempdir};
 
@@ -359,4 +360,40 @@ fn a_parent_that_looks_changed_and_is_not_is_proved_where_it_is() {
     // Where something does differ, it is another matter.
     qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -q -P 9 0 64k", "head.qcow2"]);
     assert!(dchain(at, &relink).out.contains("a-twin.qcow2"));
+}
+
+/// Root may write everywhere: these stories are another user's.
+#[test]
+fn who_may_only_read_is_told_what_does_it_and_leaves_nothing_behind() {
+    let folder = chain();
+    let at = folder.path();
+    let is_given = std::os::unix::fs::chown(at.join("there"), Some(65534), None);
+    if let Err(why) = is_given {
+        println!("skipped: only root can be another user: {why}");
+        return;
+    }
+    fs::set_permissions(at, fs::Permissions::from_mode(0o755)).unwrap();
+    done(at, &["snapshot", "head.qcow2", "top.qcow2"]);
+    // Where the program is built, another user may not look.
+    let own = at.join("program");
+    fs::copy(env!("CARGO_BIN_EXE_dchain"), &own).unwrap();
+    let nobody = |arguments: &[&str]| -> Run {
+        let mut program = Command::new(&own);
+        program
+            .current_dir(at)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .uid(65534)
+            .env("HOME", "/nonexistent")
+            .env_remove("XDG_STATE_HOME")
+            .output()
+            .unwrap()
+            .into()
+    };
+    let refused = nobody(&["consolidate", "--new", "there/flat.qcow2", "top.qcow2"]);
+    says(&refused, 1, &["Permission denied", "hint: ", "dchain convert -O qcow2 top.qcow2 there/flat.qcow2"]);
+    assert_eq!(fs::read_dir(at.join("there")).unwrap().count(), 0, "nothing is left");
+    let refused = nobody(&["id", "seal", "top.qcow2"]);
+    says(&refused, 1, &["no place can be written for notes", "hint: XDG_STATE_HOME=FOLDER"]);
+    assert_eq!(nobody(&["convert", "-O", "qcow2", "top.qcow2", "there/flat.qcow2"]).code, Some(0));
 }
