@@ -196,6 +196,7 @@ fn help_and_manual_pages_say_what_exit_codes_mean_and_give_examples() {
     for page in ["dchain.1", "dchain-copy.1", "dchain-check.1"] {
         let text = fs::read_to_string(at.join("pages").join(page)).unwrap();
         assert!(text.contains(".SH \"EXIT STATUS\"") && text.contains("\\fB77\\fR"), "{page}: {text}");
+        assert!(!text.contains("EXTRA"), "{page}: {text}");
     }
     let page = fs::read_to_string(at.join("pages/dchain-copy.1")).unwrap();
     assert!(page.contains(".SH EXAMPLES") && page.contains("dchain copy \\-\\-remove\\-source"), "{page}");
