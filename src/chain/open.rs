@@ -27,6 +27,8 @@ pub struct Opening {
     pub ledger: Option<Ledger>,
     /// Where formats are noted; `None`: beside the images.
     pub notes: Option<Ledger>,
+    /// Whether layers below the head may be written later, while the chain is open ([`Access::ReadToWrite`]).
+    pub is_live: bool,
 }
 
 impl Opening {
@@ -39,6 +41,7 @@ impl Opening {
             policy: Policy::default(),
             ledger: None,
             notes: None,
+            is_live: false,
         }
     }
 
@@ -68,6 +71,13 @@ impl Opening {
         self
     }
 
+    /// Opens a disk that is to be reshaped while it is in use.
+    #[must_use]
+    pub const fn for_live_use(mut self) -> Self {
+        self.is_live = true;
+        self
+    }
+
     /// Has each layer's parent looked at, and refused if it is not what the layer was made on.
     #[must_use]
     pub fn with_ledger(mut self, ledger: Ledger) -> Self {
@@ -84,7 +94,11 @@ impl Opening {
 
     /// How the layers below the head are opened.
     fn parent_access(&self) -> Access {
-        if self.access == Access::ReadShared { Access::ReadShared } else { Access::Read }
+        match self.access {
+            Access::ReadShared => Access::ReadShared,
+            _ if self.is_live => Access::ReadToWrite,
+            _ => Access::Read,
+        }
     }
 }
 

@@ -15,6 +15,8 @@ pub enum Access {
     Read,
     /// Reading while others may write (`-U`): no lock is taken.
     ReadShared,
+    /// Reading as [`Access::Read`], by somebody who may go on to write ([`File::set_access`]).
+    ReadToWrite,
     /// Writing; others may neither write nor read what must be consistent.
     Write,
 }
@@ -151,4 +153,10 @@ pub trait File: Send + Sync + fmt::Debug {
 
     /// Returns whether the object is a block device: fixed length, no holes to tell.
     fn is_device(&self) -> bool;
+
+    /// Goes over from reading to writing or back, without letting go of the file in between; for a file that was
+    /// opened [`Access::ReadToWrite`] or [`Access::Write`].
+    ///
+    /// `Busy` while somebody else uses it; `Policy` if it may not be written.
+    fn set_access(&self, access: Access) -> Result<()>;
 }

@@ -1,6 +1,6 @@
 //! A file in memory, for tests and for what needs no disk.
 
-use super::{Descriptor, File, Kept, Run, Witness, pages::Pages};
+use super::{Access, Descriptor, File, Kept, Run, Witness, pages::Pages};
 use crate::base::{HostOffset, HostRange, Result};
 use parking_lot::RwLock;
 use std::{
@@ -109,5 +109,9 @@ impl File for MemoryFile {
 
     fn is_device(&self) -> bool {
         false
+    }
+
+    fn set_access(&self, _access: Access) -> Result<()> {
+        Ok(())
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct SimFile {
     path: PathBuf,
     inode: u64,
     open: u64,
-    access: Access,
+    access: Mutex<Access>,
     /// Whether a flush failed; see `RealFile`.
     is_lost: AtomicBool,
 }
@@ -46,7 +46,7 @@ impl SimFile {
         access: Access,
     ) -> Self {
         let (machine, path, is_lost) = (Arc::clone(machine), path.to_path_buf(), AtomicBool::new(false));
-        Self { machine, path, inode, open, access, is_lost }
+        Self { machine, path, inode, open, access: Mutex::new(access), is_lost }
     }
 
     fn failed(&self, doing: &str, e: Errno) -> Error {
@@ -61,7 +61,7 @@ impl SimFile {
 
     /// Performs a change, unless a failure is due.
     fn change(&self, doing: &str, change: Change) -> Result<()> {
-        if !self.access.writes() {
+        if !self.access.lock().writes() {
             return Err(self.failed(doing, Errno::BADF));
         }
         let mut machine = self.machine.lock();
@@ -174,5 +174,11 @@ impl File for SimFile {
 
     fn is_device(&self) -> bool {
         false
+    }
+
+    fn set_access(&self, access: Access) -> Result<()> {
+        self.machine.lock().relock(&self.path, (self.open, self.inode), access)?;
+        *self.access.lock() = access;
+        Ok(())
     }
 }

@@ -189,17 +189,25 @@ impl Machine {
     }
 
     fn lock(&mut self, path: &Path, inode: u64, access: Access) -> Result<u64> {
+        self.next += 1;
+        self.relock(path, (self.next, inode), access)?;
+        Ok(self.next)
+    }
+
+    /// Has the open file of a number be locked in this way, unless another one of the inode stands against it.
+    fn relock(&mut self, path: &Path, (number, inode): (u64, u64), access: Access) -> Result<()> {
         let clashes = |held: Access| match access {
             Access::ReadShared => false,
-            Access::Read => held == Access::Write,
+            Access::Read | Access::ReadToWrite => held == Access::Write,
             Access::Write => held != Access::ReadShared,
         };
-        if self.open.iter().any(|(_, of, held)| *of == inode && clashes(*held)) {
+        let mut others = self.open.iter().filter(|(open, of, _)| *open != number && *of == inode);
+        if others.any(|(_, _, held)| clashes(*held)) {
             return Err(Error::busy("is open elsewhere on the simulated machine").path(path));
         }
-        self.next += 1;
-        self.open.push((self.next, inode, access));
-        Ok(self.next)
+        self.close(number);
+        self.open.push((number, inode, access));
+        Ok(())
     }
 
     fn close(&mut self, number: u64) {

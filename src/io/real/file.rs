@@ -1,7 +1,7 @@
 //! One open file or block device of this machine.
 
 use super::{
-    Opened,
+    Opened, locks,
     pool::{Pool, Pooled},
     witness,
 };
@@ -11,7 +11,7 @@ use crate::{
 };
 use parking_lot::Mutex;
 use rustix::{
-    fs::{FallocateFlags, SeekFrom},
+    fs::{FallocateFlags, OFlags, SeekFrom},
     io::{Errno, ReadWriteFlags},
 };
 use std::{
@@ -314,5 +314,21 @@ impl File for RealFile {
 
     fn is_device(&self) -> bool {
         self.is_device
+    }
+
+    fn set_access(&self, access: Access) -> Result<()> {
+        let fd = self.fd()?;
+        let mode = rustix::fs::fcntl_getfl(&fd);
+        let mode = mode.map_err(|e| Error::io("ask how it is open", e.into()).path(&self.path))?;
+        if access.writes() && !mode.contains(OFlags::RDWR) {
+            return Err(Error::policy("may not be written").path(&self.path));
+        }
+        if access.writes() && locks::acquire(&fd, &self.path, access).is_err() {
+            locks::release(&fd, &self.path, Access::ReadToWrite)?;
+            // Asked again for the reason, which names the holder, now that nothing is held that another would see.
+            return locks::acquire(&fd, &self.path, access)
+                .inspect_err(|_| drop(locks::release(&fd, &self.path, Access::ReadToWrite)));
+        }
+        if access.writes() { Ok(()) } else { locks::release(&fd, &self.path, access) }
     }
 }

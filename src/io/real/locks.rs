@@ -30,7 +30,7 @@ const RESIZE: i64 = 3;
 /// those that came with `-U` shall get in.
 const fn wanted(access: Access) -> (&'static [i64], &'static [i64]) {
     match access {
-        Access::Read => (&[CONSISTENT_READ], &[WRITE, RESIZE]),
+        Access::Read | Access::ReadToWrite => (&[CONSISTENT_READ], &[WRITE, RESIZE]),
         Access::ReadShared => (&[], &[]),
         Access::Write => (&[CONSISTENT_READ, WRITE, RESIZE], &[WRITE, RESIZE]),
     }
@@ -63,6 +63,17 @@ pub(super) fn acquire(fd: &OwnedFd, path: &Path, access: Access) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives back the locks that `access` does not stand for.
+pub(super) fn release(fd: &OwnedFd, path: &Path, access: Access) -> Result<()> {
+    let (used, refused) = wanted(access);
+    let (all, all_refused) = wanted(Access::Write);
+    let used = all.iter().filter(|n| !used.contains(n)).map(|n| USED_AT + n);
+    let mut given = used.chain(all_refused.iter().filter(|n| !refused.contains(n)).map(|n| REFUSED_AT + n));
+    let unlock =
+        |at| sys::unlock(fd, at).map_err(|e| Error::io(format!("unlock byte {at}"), e.into()).path(path));
+    if sys::is_locked(fd, 0).is_err() { Ok(()) } else { given.try_for_each(unlock) }
 }
 
 fn busy(fd: &OwnedFd, at: i64, why: &str) -> Error {

@@ -120,9 +120,16 @@ fn check_opened(fd: OwnedFd, path: &Path, access: Access) -> Result<Opened> {
 fn open_checked(path: &Path, access: Access) -> Result<Opened> {
     let looked = rustix::fs::stat(path).map_err(|e| Error::io("open", e.into()))?;
     is_bytes(kind_of(FileType::from_raw_mode(looked.st_mode)))?;
-    let mode = if access.writes() { OFlags::RDWR } else { OFlags::RDONLY };
-    let flags = mode | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("open", e.into()))?;
+    let may_write = access.writes() || access == Access::ReadToWrite;
+    let mode = if may_write { OFlags::RDWR } else { OFlags::RDONLY };
+    let flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = match rustix::fs::open(path, flags | mode, Mode::empty()) {
+        Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) if !access.writes() => {
+            rustix::fs::open(path, flags | OFlags::RDONLY, Mode::empty())
+        }
+        opened => opened,
+    };
+    let fd = fd.map_err(|e| Error::io("open", e.into()))?;
     check_opened(fd, path, access)
 }
 
@@ -140,7 +147,9 @@ impl Host for RealHost {
     fn open(&self, path: &Path, access: Access) -> Result<Arc<dyn File>> {
         let opened = open_checked(path, access).in_file(path)?;
         // Few devices are in any chain, and none has a witness to be compared with when it is opened again.
-        let pool = (!access.writes() && !opened.is_device).then_some((&self.pool, access));
+        // One that is to be written later keeps its lock, and its descriptor, all the time.
+        let is_pooled = matches!(access, Access::Read | Access::ReadShared) && !opened.is_device;
+        let pool = is_pooled.then_some((&self.pool, access));
         Ok(Arc::new(RealFile::new(path, opened, pool)?))
     }
 

@@ -36,6 +36,11 @@ pub(super) fn lock_shared(fd: &OwnedFd, at: i64) -> Result<()> {
     fcntl(fd, libc::F_OFD_SETLK, &mut one_byte(libc::F_RDLCK, at))
 }
 
+/// Gives the lock of the open file description of `fd` on the byte `at` back.
+pub(super) fn unlock(fd: &OwnedFd, at: i64) -> Result<()> {
+    fcntl(fd, libc::F_OFD_SETLK, &mut one_byte(libc::F_UNLCK, at))
+}
+
 /// Returns whether another open file description holds any lock on the byte `at`.
 pub(super) fn is_locked(fd: &OwnedFd, at: i64) -> Result<bool> {
     let mut lock = one_byte(libc::F_WRLCK, at);

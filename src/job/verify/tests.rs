@@ -173,6 +173,9 @@ impl File for BadPart {
     fn is_device(&self) -> bool {
         false
     }
+    fn set_access(&self, _access: Access) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

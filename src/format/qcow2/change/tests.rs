@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     base::HostRange,
     format::{Creation, NoParts},
-    io::{Descriptor, Kept, Run, Witness, memory::MemoryFile},
+    io::{Access, Descriptor, Kept, Run, Witness, memory::MemoryFile},
 };
 use std::{path::Path, sync::Mutex};
 
@@ -75,6 +75,9 @@ impl File for Tape {
     }
     fn is_device(&self) -> bool {
         false
+    }
+    fn set_access(&self, _access: Access) -> Result<()> {
+        Ok(())
     }
 }
 

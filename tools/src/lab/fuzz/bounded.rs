@@ -5,7 +5,7 @@ use deltachain::{
         Error, HostOffset, HostRange, Result,
         units::{count, index},
     },
-    io::{Descriptor, File, Kept, Run, Witness, memory::MemoryFile},
+    io::{Access, Descriptor, File, Kept, Run, Witness, memory::MemoryFile},
 };
 use std::{
     path::Path,
@@ -132,5 +132,9 @@ impl File for Bounded {
 
     fn is_device(&self) -> bool {
         false
+    }
+
+    fn set_access(&self, _access: Access) -> Result<()> {
+        Ok(())
     }
 }
