@@ -2,8 +2,8 @@
 //! the run's top.
 //!
 //! ```text
-//!   0     slot A: sequence, done-mark, phase, checksum   ┐ written in turn: a torn write leaves
-//!   4096  slot B                                         ┘ the other one
+//!   0     slot A: sequence, done-mark, phase, intent map, checksum   ┐ written in turn: a torn write leaves
+//!   4096  slot B                                                     ┘ the other one
 //!   8192  the plan: job, epochs, head's witness, names, bitmaps, checksum; written once, before the file has its name
 //! ```
 //!
@@ -16,7 +16,10 @@ pub use plan::{Fold, FoldMode, Held, HeldState, Removed};
 
 use super::{Draft, Epoch, Publish};
 use crate::{
-    base::{Error, ErrorKind, Guard, GuestOffset, HostOffset, Result},
+    base::{
+        Error, ErrorKind, Guard, GuestOffset, HostOffset, Result,
+        units::{count, index},
+    },
     io::{Access, File, Host},
     record,
 };
@@ -31,16 +34,21 @@ const SLOTS: [HostOffset; 2] = [HostOffset::new(0), HostOffset::new(4096)];
 const PLAN_AT: HostOffset = HostOffset::new(8192);
 
 record! {
-    /// One of the two places that tell how far the job is.
-    struct Slot: LittleEndian, 48 bytes {
+    /// One of the two places that tell how far the job is; the intent map follows: a bit a region.
+    struct Slot: LittleEndian, 64 bytes {
         0 => magic: bytes 8,
         /// Ties the slot to its plan.
         8 => job: bytes 16,
         24 => sequence: u64,
         32 => mark: u64,
         40 => phase: u32,
-        /// CRC32C of the bytes before it.
-        44 => checksum: u32,
+        /// Length of the intent map.
+        44 => map_bytes: u32,
+        /// Guest bytes that one of its bits stands for.
+        48 => region_bytes: u64,
+        56 => reserved: u32,
+        /// CRC32C of the bytes before it, then of the map.
+        60 => checksum: u32,
     }
 }
 
@@ -53,6 +61,38 @@ pub struct Position {
     pub is_ready: bool,
 }
 
+/// Parts of a disk in use that may have reached one of the two places of a guest's write and not the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Intent {
+    /// Guest bytes in a region; 0 if no guest uses the disk.
+    pub region_bytes: u64,
+    /// The regions by number, in order.
+    pub regions: Vec<u64>,
+}
+
+impl Intent {
+    /// No journal tells of more regions.
+    pub const REGIONS_MAX: u64 = (SLOTS[1].bytes() - Slot::SIZE as u64) * 8;
+
+    fn map(&self) -> Result<Vec<u8>> {
+        let last = self.regions.iter().max().copied();
+        if last.is_some_and(|last| last >= Self::REGIONS_MAX) {
+            return Err(Error::invalid(format!("more than {} regions", Self::REGIONS_MAX)));
+        }
+        let mut map = vec![0; last.map_or(0, |last| index(last / 8) + 1)];
+        for region in &self.regions {
+            map.get_mut(index(region / 8)).into_iter().for_each(|byte| *byte |= 1 << (region % 8));
+        }
+        Ok(map)
+    }
+
+    fn of(region_bytes: u64, map: &[u8]) -> Self {
+        let is_set =
+            |region: &u64| map.get(index(region / 8)).is_some_and(|byte| byte >> (region % 8) & 1 == 1);
+        Self { region_bytes, regions: (0..count(map.len()) * 8).filter(is_set).collect() }
+    }
+}
+
 /// The journal of one consolidation, on disk.
 #[derive(Debug)]
 pub struct Journal {
@@ -61,6 +101,7 @@ pub struct Journal {
     file: Arc<dyn File>,
     fold: Fold,
     position: Position,
+    intent: Intent,
     sequence: u64,
 }
 
@@ -117,7 +158,8 @@ impl Journal {
     fn write(host: &Arc<dyn Host>, path: PathBuf, fold: Fold, position: Position) -> Result<Self> {
         let draft = Draft::new(host, &path)?;
         let file = draft.file();
-        let journal = Self { host: Arc::clone(host), path, file, fold, position, sequence: 0 };
+        let intent = Intent::default();
+        let journal = Self { host: Arc::clone(host), path, file, fold, position, intent, sequence: 0 };
         journal.file.write_at(PLAN_AT, &plan::encode(&journal.fold)?)?;
         journal.write_slot()?;
         draft.publish(&journal.path, Publish::Replace)?;
@@ -232,8 +274,10 @@ impl Journal {
             opened => opened?,
         };
         let fold = plan::read(file.as_ref()).map_err(|e| e.path(&path))?;
-        let (position, sequence) = read_slots(file.as_ref(), fold.job).map_err(|e| e.path(&path))?;
-        Ok(Some(Self { host: Arc::clone(host), path, file, fold, position, sequence }))
+        let (slot, intent) = read_slots(file.as_ref(), fold.job).map_err(|e| e.path(&path))?;
+        let position = Position { mark: GuestOffset::new(slot.mark), is_ready: slot.phase == 1 };
+        let sequence = slot.sequence;
+        Ok(Some(Self { host: Arc::clone(host), path, file, fold, position, intent, sequence }))
     }
 
     /// Returns what the job is.
@@ -244,6 +288,11 @@ impl Journal {
     /// Returns how far it is.
     pub const fn position(&self) -> Position {
         self.position
+    }
+
+    /// Returns which parts of the disk are in doubt after a crash.
+    pub const fn intent(&self) -> &Intent {
+        &self.intent
     }
 
     /// Returns where the journal is.
@@ -257,6 +306,12 @@ impl Journal {
         self.position = position;
         self.write_slot()?;
         self.file.flush()
+    }
+
+    /// The same, and which parts of the disk are in doubt from here on; both or neither after a crash.
+    pub fn note_with(&mut self, position: Position, intent: Intent) -> Result<()> {
+        self.intent = intent;
+        self.note(position)
     }
 
     /// Removes the journal, durably: the job is over.
@@ -322,43 +377,51 @@ impl Journal {
     }
 
     fn write_slot(&self) -> Result<()> {
+        let map = self.intent.map()?;
         let mut slot = Slot {
             magic: SLOT_MAGIC,
             job: self.fold.job.to_le_bytes(),
             sequence: self.sequence,
             mark: self.position.mark.bytes(),
             phase: u32::from(self.position.is_ready),
+            map_bytes: u32::try_from(map.len()).unwrap_or(u32::MAX),
+            region_bytes: self.intent.region_bytes,
+            reserved: 0,
             checksum: 0,
         };
-        slot.checksum = slot_checksum(&slot);
+        slot.checksum = slot_checksum(&slot, &map);
         let at = if self.sequence.is_multiple_of(2) { SLOTS[0] } else { SLOTS[1] };
-        self.file.write_at(at, &slot.to_bytes())
+        self.file.write_at(at, &[slot.to_bytes().as_slice(), &map].concat())
     }
 }
 
-fn slot_checksum(slot: &Slot) -> u32 {
+fn slot_checksum(slot: &Slot, map: &[u8]) -> u32 {
     let bytes = slot.to_bytes();
-    crc32c::crc32c(bytes.get(..Slot::SIZE - 4).unwrap_or_default())
+    crc32c::crc32c_append(crc32c::crc32c(bytes.get(..Slot::SIZE - 4).unwrap_or_default()), map)
 }
 
-/// Returns the newer of the slots that hold together.
-fn read_slots(file: &dyn File, job: u128) -> Result<(Position, u64)> {
-    let mut newest: Option<Slot> = None;
+/// Returns the newer of the slots that hold together, and its intent map.
+fn read_slots(file: &dyn File, job: u128) -> Result<(Slot, Intent)> {
+    let mut newest: Option<(Slot, Intent)> = None;
     for at in SLOTS {
-        let mut bytes = [0; Slot::SIZE];
+        let mut bytes = vec![0; index(SLOTS[1].bytes())];
         file.read_at(at, &mut bytes)?;
-        let slot = Slot::parse(&bytes);
+        let Some((slot, rest)) = bytes.split_first_chunk().map(|(slot, rest)| (Slot::parse(slot), rest))
+        else {
+            continue;
+        };
+        let Some(map) = rest.get(..index(slot.map_bytes.into())) else { continue };
         let is_whole = slot.magic == SLOT_MAGIC
             && slot.job == job.to_le_bytes()
-            && !Guard::SlotWhole.trips(slot.checksum != slot_checksum(&slot))
+            && !Guard::SlotWhole.trips(slot.checksum != slot_checksum(&slot, map))
             && slot.phase <= 1;
-        if is_whole && newest.is_none_or(|n| n.sequence < slot.sequence) {
-            newest = Some(slot);
+        if is_whole && newest.as_ref().is_none_or(|(n, _)| n.sequence < slot.sequence) {
+            let intent = Intent::of(slot.region_bytes, map);
+            newest = Some((slot, intent));
         }
     }
-    let slot = newest.ok_or_else(|| Error::corrupt("neither slot of the done-mark holds together"))?;
-    let position = Position { mark: GuestOffset::new(slot.mark), is_ready: slot.phase == 1 };
-    Ok((position, slot.sequence))
+    newest.ok_or_else(|| Error::corrupt("neither slot of the done-mark holds together"))
 }
+
 #[cfg(test)]
 mod tests;

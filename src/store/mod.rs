@@ -24,7 +24,7 @@ mod transfer;
 mod trust;
 
 pub use draft::{Draft, Publish};
-pub use journal::{Fold, FoldMode, Held, HeldState, Journal, Position, Removed};
+pub use journal::{Fold, FoldMode, Held, HeldState, Intent, Journal, Position, Removed};
 pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before, noted_format};
 pub use record::{Claim, Epoch, LayerRecord, Record};
 pub use transfer::{Left, Part, Transfer};

@@ -42,7 +42,6 @@ pub(super) fn replace_in_first(
             Err(error) => return Err(error),
         }
     }
-    let refused = refused.map(|error| error.doing("no place can be written for notes of an image"));
     Err(refused.unwrap_or_else(|| Error::invalid("no folder to keep notes in")))
 }
 

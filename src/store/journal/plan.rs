@@ -14,7 +14,7 @@ use std::{
 };
 
 const MAGIC: [u8; 8] = *b"dchnfold";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// No journal is longer: 1,024 layers, and as many files to remove, with names of 4,096 bytes fit.
 const BYTES_MAX: u64 = 16 << 20;

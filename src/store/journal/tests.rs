@@ -79,6 +79,24 @@ fn a_journal_tells_what_was_noted_last() {
 }
 
 #[test]
+fn a_journal_tells_which_regions_are_in_doubt() {
+    let folder = Folder::new();
+    let top = folder.at("top");
+    let mut journal = Journal::create(&folder.host, &top, fold()).unwrap();
+    let position = Position { mark: GuestOffset::new(512), is_ready: false };
+    let last = Intent::REGIONS_MAX - 1;
+    let intent = Intent { region_bytes: 1 << 20, regions: vec![0, 9, 4000, last] };
+    journal.note_with(position, intent.clone()).unwrap();
+    assert_eq!(Journal::find(&folder.host, &top).unwrap().unwrap().intent(), &intent);
+    // What cannot be said is not said in part.
+    let beyond = Intent { regions: vec![last + 1], ..intent.clone() };
+    assert_eq!(journal.note_with(position, beyond).unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(Journal::find(&folder.host, &top).unwrap().unwrap().intent(), &intent);
+    journal.note_with(position, Intent::default()).unwrap();
+    assert_eq!(Journal::find(&folder.host, &top).unwrap().unwrap().intent(), &Intent::default());
+}
+
+#[test]
 fn a_torn_note_leaves_the_one_before() {
     let folder = Folder::new();
     let top = folder.at("top");
