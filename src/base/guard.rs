@@ -94,6 +94,26 @@ guards! {
     Poison,
     /// An image that contradicts itself gives nothing back.
     ReleaseSound,
+    /// Zeros of a guest are said over layers that a job writes, not left to what lies below.
+    ZeroNotAbsent,
+    /// A guest's write waits for what the copier has in hand.
+    MirrorHand,
+    /// The copier moves nothing that a write is in flight to.
+    MirrorFlight,
+    /// Writes that overlap take turns.
+    MirrorTurns,
+    /// A write's route is chosen when it is let in, not before.
+    MirrorRoute,
+    /// What is written while the work list is found is on the list.
+    MirrorTouched,
+    /// A region is noted durably before a write to both legs begins in it.
+    MirrorIntent,
+    /// A fold that goes on without its target says so durably before a write is acknowledged that misses it.
+    MirrorGivenUp,
+    /// The done-mark passes a byte only after a flush of the target.
+    MirrorTargetFlush,
+    /// The same of the current handle.
+    MirrorCurrentFlush,
 }
 
 impl Guard {

@@ -28,11 +28,11 @@ pub use view::{Run, View};
 
 use crate::{
     base::{
-        Error, GuestOffset, GuestRange, Result,
+        Error, Guard, GuestOffset, GuestRange, Result,
         units::{SECTOR_BYTES, index},
     },
     disk::{Disk, Status},
-    format::{Format, Image, ParentName},
+    format::{Below, Format, Image, ParentName},
     io::{Host, Kept, Likeness},
 };
 use std::{
@@ -84,8 +84,24 @@ pub struct Chain {
     layers: Vec<Layer>,
     standings: Vec<Standing>,
     is_writable: bool,
+    /// Whether a job writes a layer below the head, where layers above hide it.
+    is_moving: bool,
     /// All layers where the chain is only read; else those below the head.
     merged: View,
+}
+
+/// What lies below the head while a job writes there: never known to be zero, since a write that goes to both places
+/// may come to light where the head says nothing.
+struct Moving<'a>(&'a View);
+
+impl Below for Moving<'_> {
+    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        self.0.read(at, buf)
+    }
+
+    fn is_zero(&self, range: GuestRange) -> Result<bool> {
+        Ok(!Guard::ZeroNotAbsent.trips(true) && self.0.is_zero(range)?)
+    }
 }
 
 impl Chain {
@@ -129,7 +145,13 @@ impl Chain {
     /// Makes a chain of layers that are open already, the head first (never empty).
     pub fn of(layers: Vec<Layer>, is_writable: bool) -> Self {
         let merged = View::new(layers.get(usize::from(is_writable)..).unwrap_or_default());
-        Self { layers, standings: Vec::new(), is_writable, merged }
+        Self { layers, standings: Vec::new(), is_writable, is_moving: false, merged }
+    }
+
+    /// Makes a chain that is written while a job writes one of the layers below its head, in such a way that the
+    /// view stays as it is.
+    pub fn of_moving(layers: Vec<Layer>) -> Self {
+        Self { is_moving: true, ..Self::of(layers, true) }
     }
 
     /// Returns the layers, the head first.
@@ -155,7 +177,11 @@ impl Chain {
 
     /// Appends the merged map of `range` (within the size), in order, covering it.
     pub fn runs(&self, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
-        if self.is_writable { self.view(0).runs(range, out) } else { self.merged.runs(range, out) }
+        if self.is_writable {
+            self.merged.runs_under(self.head()?.image.as_ref(), range, out)
+        } else {
+            self.merged.runs(range, out)
+        }
     }
 
     /// Returns what lies below the head.
@@ -216,7 +242,11 @@ impl Disk for Chain {
     }
 
     fn zero(&self, range: GuestRange, kept: Kept) -> Result<()> {
-        self.writable_head(range)?.image.zero(range, kept, &self.merged)
+        let head = self.writable_head(range)?;
+        if self.is_moving {
+            return head.image.zero(range, kept, &Moving(&self.merged));
+        }
+        head.image.zero(range, kept, &self.merged)
     }
 
     fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool {

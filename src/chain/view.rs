@@ -179,6 +179,22 @@ impl View {
         Ok(())
     }
 
+    /// The same with `head` over this view's layers, which count from 1 on then. What the head says is not kept.
+    pub(super) fn runs_under(&self, head: &dyn Image, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
+        for piece in range.pieces(PAGE_BYTES) {
+            let (mut extents, mut below) = (Vec::new(), Vec::new());
+            describe(head, piece, &mut extents).map_err(|e| e.doing("reading the map"))?;
+            self.runs(piece, &mut below)?;
+            let lower = |run: Run| Run { layer: run.layer.map(|layer| layer + 1), ..run };
+            let own = extents.into_iter().filter(|extent| extent.state.is_present());
+            let own = own.map(|extent| Run { range: extent.range, state: extent.state, layer: Some(0) });
+            for run in over(own.collect(), below.into_iter().map(lower).collect()) {
+                push(out, run);
+            }
+        }
+        Ok(())
+    }
+
     /// Appends what the topmost layer itself says about `range` (within the size), in order, covering it.
     pub fn own_map(&self, range: GuestRange, out: &mut Vec<Extent>) -> Result<()> {
         self.images.first().map_or(Ok(()), |own| describe(own.as_ref(), range, out))

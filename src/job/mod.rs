@@ -12,6 +12,7 @@ pub mod create;
 mod cuts;
 pub mod diff;
 pub mod lint;
+pub mod live;
 pub mod measure;
 mod own;
 mod progress;

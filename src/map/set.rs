@@ -4,7 +4,7 @@ use crate::base::{GuestOffset, GuestRange};
 use std::collections::BTreeMap;
 
 /// A set of guest bytes, kept as disjoint ranges that do not touch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RangeSet {
     /// Start to end.
     ranges: BTreeMap<GuestOffset, GuestOffset>,

@@ -1,6 +1,6 @@
 //! How a command ends: exit codes, and errors as a person reads them.
 
-use crate::{config, output::printable};
+use crate::output::printable;
 use deltachain::{
     base::{Error, ErrorKind},
     chain::UNSTATED,
@@ -170,21 +170,11 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Busy, None) => {
             Some("stop the program that uses it; commands that only read take -U".to_owned())
         }
-        (ErrorKind::Io, _) if is_in_state_folder(error) => Some(
-            "XDG_STATE_HOME=FOLDER names another place, for images whose folders cannot be written"
-                .to_owned(),
-        ),
         (ErrorKind::Interrupted, _) => Some("the same command again goes on from there".to_owned()),
         (ErrorKind::NoSpace, _) => Some("free some space, then run the same command again".to_owned()),
         (ErrorKind::Exists, _) => Some("choose another name, or remove the file first".to_owned()),
         _ => None,
     }
-}
-
-/// Returns whether the folder for what is known of images in other people's folders cannot be written or made.
-fn is_in_state_folder(error: &Error) -> bool {
-    let (Some(state), Some(file)) = (config::state_folder(), error.file()) else { return false };
-    error.os().is_some() && (file.starts_with(&state) || state.starts_with(file))
 }
 
 /// A path as it can be pasted into a shell.

@@ -114,23 +114,6 @@ pub fn failure(error: &clap::Error, arguments: &[OsString]) -> Option<Failure> {
             let place = if command.is_empty() { "here".to_owned() } else { format!("in dchain {command}") };
             Some(Failure::usage(format!("there is no {typed} {place}")).hint(*tip))
         }
-        ErrorKind::MissingRequiredArgument => {
-            let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg) else {
-                return None;
-            };
-            let is_missing = |name: &str| missing.iter().any(|missing| missing.starts_with(name));
-            let (what, hint) = if is_missing("--backing-format") {
-                ("a parent's format is never guessed", "-F raw or -F qcow2 states it")
-            } else if is_missing("--target-format") {
-                (
-                    "the format of the new image is wanted",
-                    "-O raw or -O qcow2; qemu-img takes raw where none is given",
-                )
-            } else {
-                return None;
-            };
-            Some(Failure::usage(what).hint(hint))
-        }
         ErrorKind::ValueValidation => {
             let is_repair = matches!(named(ContextKind::InvalidValue)?, "leaks" | "all");
             let what = "-r is --rate in every command";

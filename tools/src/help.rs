@@ -76,7 +76,6 @@ pub fn with_examples(command: clap::Command) -> clap::Command {
 pub fn sections(command: &str) -> String {
     let codes = EXIT_CODES.iter().map(|(code, what)| format!(".TP\n\\fB{code}\\fR\n{what}\n"));
     let status = format!(".SH \"EXIT STATUS\"\n{}.PP\n{MORE_CODES}\n", codes.collect::<String>());
-    let status = if command == "dchain" { format!("{status}.SH JSON\n{NAMES}\n") } else { status };
     let lines = examples(command).iter().map(|line| format!("{}\n", line.replace('-', "\\-")));
     match lines.collect::<String>() {
         none if none.is_empty() => status,

@@ -127,26 +127,20 @@ pub fn refuse_header(
     stated: Option<Format>,
     is_sure: bool,
 ) -> Result<(), Failure> {
-    let Some(shown) = other_header(host, file, stated)?.filter(|_| !is_sure) else { return Ok(()) };
+    if stated != Some(Format::Raw) || is_sure {
+        return Ok(());
+    }
+    let header = host.open(file, Access::ReadShared)?;
+    let shown = Format::recognise(header.as_ref())?;
+    if shown == Format::Raw || ledger(host).format_of(header.as_ref())?.as_deref() == Some(Format::Raw.name())
+    {
+        return Ok(());
+    }
     let what = format!("{}: starts like a {shown} image, and is stated as raw", file.display());
     let hint = format!(
         "if it is one, state {shown}; if a guest wrote that header into a raw disk, --yes takes it as raw"
     );
     Err(Failure::usage(what).exit(Exit::Refused).hint(hint))
-}
-
-/// Returns the format whose header a file starts with that is stated as raw and not known as such.
-pub fn other_header(
-    host: &Arc<dyn Host>,
-    file: &Path,
-    stated: Option<Format>,
-) -> Result<Option<Format>, Failure> {
-    if stated != Some(Format::Raw) {
-        return Ok(None);
-    }
-    let header = host.open(file, Access::ReadShared)?;
-    let is_known = ledger(host).format_of(header.as_ref())?.as_deref() == Some(Format::Raw.name());
-    Ok(Some(Format::recognise(header.as_ref())?).filter(|shown| *shown != Format::Raw && !is_known))
 }
 
 /// Returns the folder that is meant by a path: itself, or the one that an image lies in.

@@ -97,8 +97,8 @@ impl Ending {
         })
     }
 
-    /// Makes the record durable, and the result a head.
-    pub(super) fn settle(&self, journal: &Journal) -> Result<()> {
+    /// Makes the record durable, and the result a head: `open`, if it is open for writing already.
+    pub(super) fn settle(&self, journal: &Journal, open: Option<&Layer>) -> Result<()> {
         let fold = journal.fold();
         let result = journal.place(&fold.result);
         self.host.sync_folder(folder_of(&result))?;
@@ -110,7 +110,13 @@ impl Ending {
                 if let Some(target) = target.filter(|target| folder_of(target) != folder_of(&result)) {
                     self.host.sync_folder(folder_of(&target))?;
                 }
-                self.make_head(journal, &result)?;
+                if let Some(layer) = open {
+                    self.make_head(journal, layer)?;
+                } else {
+                    let format = Format::parse(&fold.format)?;
+                    let opening = self.opening.clone().with_access(Access::Write).with_format(Some(format));
+                    self.make_head(journal, &open_layer(&self.host, &result, &opening)?)?;
+                }
             }
             _ => {}
         }
@@ -118,10 +124,7 @@ impl Ending {
     }
 
     /// The target was a frozen layer and is a head now, or takes TOP's place among TOP's children.
-    fn make_head(&self, journal: &Journal, path: &Path) -> Result<()> {
-        let format = Format::parse(&journal.fold().format)?;
-        let opening = self.opening.clone().with_access(Access::Write).with_format(Some(format));
-        let layer = open_layer(&self.host, path, &opening)?;
+    fn make_head(&self, journal: &Journal, layer: &Layer) -> Result<()> {
         if let Some(parent) =
             layer.image.parent().filter(|p| Path::new(OsStr::from_bytes(&p.name)).is_absolute())
             && journal.fold().mode == FoldMode::TopName
@@ -129,7 +132,7 @@ impl Ending {
             let name = relative_name(folder_of(&layer.path), Path::new(OsStr::from_bytes(&parent.name)));
             self.name_parent(layer.image.as_ref(), name.as_os_str().as_bytes())?;
         }
-        let has_children = self.has_children(&layer)?;
+        let has_children = self.has_children(layer)?;
         match journal.fold().head_epoch.filter(|_| has_children) {
             Some(epoch) => self.ledger.thaw(layer.image.as_ref(), epoch).map(drop),
             None => self.ledger.release(layer.image.as_ref()).map(drop),

@@ -90,6 +90,32 @@ impl Images {
         Ok((Self { sides, mode, top, target: target.path, parent, draft, bits }, found))
     }
 
+    /// The same for a disk in use, whose `layers` are open: the target, which is at `depth`, for writing.
+    pub(super) fn live(layers: &[Layer], depth: usize, plan: &Plan, draft: Option<PathBuf>) -> Result<Self> {
+        let none = || Error::invalid("a run without a target").path(&plan.top);
+        let (run, lower) = layers.split_at_checked(depth).ok_or_else(none)?;
+        let (target, lower) = lower.split_first().ok_or_else(none)?;
+        let top = run.first().ok_or_else(none)?.clone();
+        let image = Arc::clone(&target.image);
+        let sides = Sides { run: View::new(run), target: image, below: View::new(lower), size: plan.size };
+        let (mode, target, parent) = (plan.mode, target.path.clone(), lower.first().cloned());
+        Ok(Self { sides, mode, top, target, parent, draft, bits: OnceLock::new() })
+    }
+
+    /// Gives a TOP in use an epoch that a stranger's write takes away; no witness could stand for its bytes.
+    pub(super) fn mark_live_head(&self, ending: &Ending) -> Result<Option<Epoch>> {
+        let known = ending.ledger.thaw(self.top.image.as_ref(), Epoch::fresh())?;
+        Ok(known.layer.frozen.map(|record| record.epoch))
+    }
+
+    /// Whether TOP is still the one that a job on a disk in use has marked, and no stranger wrote it.
+    pub(super) fn is_still_head(&self, journal: &Journal) -> Result<bool> {
+        let (fold, now) = (journal.fold(), self.head()?);
+        Ok(fold.head.same_file(&now)
+            && fold.head_epoch.is_some()
+            && bears(self.top.image.as_ref(), fold.head_epoch)?)
+    }
+
     /// Returns the epoch of the target's record, if it has one.
     pub(super) fn target_epoch(&self, ending: &Ending) -> Result<Option<Epoch>> {
         let known = ending.ledger.look(self.sides.target.as_ref())?;
@@ -128,13 +154,6 @@ impl Images {
         }
         // Now that nobody takes the target for what it was, its files may change.
         bitmaps::hold(self.sides.target.as_ref())
-    }
-
-    /// Removes a new image in the making; what hinders that is no news beside why it is given up.
-    pub(super) fn discard(&self, ending: &Ending) {
-        if let (FoldMode::NewImage, Some(draft)) = (self.mode, &self.draft) {
-            drop(ending.host.remove(draft));
-        }
     }
 
     /// Grows the target to TOP's size if it is smaller.

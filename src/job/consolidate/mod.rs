@@ -17,6 +17,7 @@ mod bitmaps;
 mod carry;
 mod ending;
 mod images;
+mod live;
 mod machine;
 mod plan;
 mod proof;
@@ -25,6 +26,7 @@ mod sides;
 mod work;
 
 pub use abandon::{Abandoned, Abandonment};
+pub use live::{Folding, LiveConsolidation, LivePace, LiveReport};
 pub use machine::{Found, Machine, Pace, Step};
 pub use plan::{Cost, Lost, NewImage, Plan, Request, Verify, estimate};
 pub use run::{Consolidation, Report};

@@ -48,6 +48,13 @@ pub struct Report {
     pub left_alone: Vec<PathBuf>,
 }
 
+impl Report {
+    pub(super) const fn new(plan: Plan) -> Self {
+        let left_alone = Vec::new();
+        Self { plan, copied_bytes: 0, shared_bytes: 0, zeroed_bytes: 0, verified: None, left_alone }
+    }
+}
+
 /// A consolidation that is planned: nothing is written yet.
 #[derive(Debug)]
 pub struct Consolidation {
@@ -160,14 +167,7 @@ impl Consolidation {
     pub fn run(self, pace: Pace, progress: &Progress) -> Result<Report> {
         let Self { host, ledger, opening, plan, ignores_unread, stage } = self;
         let ending = Ending { host, ledger, opening, ignores_unread };
-        let report = Report {
-            plan,
-            copied_bytes: 0,
-            shared_bytes: 0,
-            zeroed_bytes: 0,
-            verified: None,
-            left_alone: Vec::new(),
-        };
+        let report = Report::new(plan);
         match stage {
             Stage::Copy(copy) => Runner::open(ending, report, *copy, pace)?.run(progress),
             Stage::End => {
@@ -269,7 +269,7 @@ impl Runner {
             Step::Settle => {
                 self.fold = None;
                 progress.begin("finish", 0);
-                self.ending.settle(self.journal()?)
+                self.ending.settle(self.journal()?, None)
             }
             Step::Drop(number) => {
                 let left = self.ending.remove(self.journal()?, number)?;
@@ -313,35 +313,14 @@ impl Runner {
         // Whoever wrote the head changed its view: an ID from before that proves nothing.
         let is_hashed = fold.verify == Verify::Bytes;
         let view_id = is_hashed.then(|| fold.images.sides.view_id(Side::Top)).transpose()?;
+        let list = Listed { digest: fold.work.digest, bytes: fold.work.list.bytes() };
         let plan = &self.report.plan;
-        let names = Names::new(&plan.top);
-        let journal = Fold {
-            job: seed::fresh(),
-            mode: plan.mode,
-            old_epoch,
-            new_epoch,
-            head: fold.images.head()?,
-            head_epoch,
-            list_digest: fold.work.digest,
-            list_bytes: fold.work.list.bytes(),
-            view_id,
-            size: plan.size,
-            layers: names.all(plan.folded.iter().chain([&fold.images.target])),
-            result: names.one(&plan.result),
-            format: fold.images.result_format().name().to_owned(),
-            draft: fold.images.draft.as_deref().map(|draft| names.one(draft)),
-            removed: names.removed(self.ending.host.as_ref(), &plan.removed)?,
-            bitmaps: fold.held.clone(),
-        };
-        let journal = if let Some(before) = self.journal.take() {
-            before.restart(journal)
-        } else {
-            let created = Journal::create(&self.ending.host, &plan.top, journal);
-            // Nobody would know of a draft that no journal names.
-            created.or_else(|error| {
-                self.fold()?.images.discard(&self.ending);
-                Err(error)
-            })
+        let journal = describe(&self.ending, plan, &fold.images, list)?;
+        let bitmaps = fold.held.clone();
+        let journal = Fold { old_epoch, new_epoch, head_epoch, view_id, bitmaps, ..journal };
+        let journal = match self.journal.take() {
+            Some(before) => before.restart(journal),
+            None => Journal::create(&self.ending.host, &plan.top, journal),
         };
         self.journal = Some(journal?);
         Ok(())
@@ -401,6 +380,36 @@ impl Runner {
         let mark = GuestOffset::new(self.report.plan.size);
         self.note(Position { mark, is_ready: true })
     }
+}
+
+/// A work list as a journal knows it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listed {
+    pub(super) digest: [u8; 32],
+    pub(super) bytes: u64,
+}
+
+/// Returns what a journal says of a job, but for epochs, bitmaps and a hash of the view.
+pub(super) fn describe(ending: &Ending, plan: &Plan, images: &Images, list: Listed) -> Result<Fold> {
+    let names = Names::new(&plan.top);
+    Ok(Fold {
+        job: seed::fresh(),
+        mode: plan.mode,
+        old_epoch: None,
+        new_epoch: Epoch::fresh(),
+        head: images.head()?,
+        head_epoch: None,
+        list_digest: list.digest,
+        list_bytes: list.bytes,
+        view_id: None,
+        size: plan.size,
+        layers: names.all(plan.folded.iter().chain([&images.target])),
+        result: names.one(&plan.result),
+        format: images.result_format().name().to_owned(),
+        draft: images.draft.as_deref().map(|draft| names.one(draft)),
+        removed: names.removed(ending.host.as_ref(), &plan.removed)?,
+        bitmaps: Vec::new(),
+    })
 }
 
 fn unbound() -> Error {

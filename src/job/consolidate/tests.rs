@@ -18,6 +18,7 @@ use std::{path::Path, sync::Arc};
 
 mod abandon;
 mod bitmaps;
+mod live;
 
 const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000 };
 

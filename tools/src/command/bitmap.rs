@@ -79,9 +79,6 @@ impl Arguments {
             Some(name) => self.change(&host, name)?.image.details()?.bitmaps,
         };
         answer.print_list(&list, |list, out| {
-            if list.is_empty() {
-                writeln!(out, "{}: no bitmaps", self.image.display())?;
-            }
             let lines = list.iter().map(line);
             lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))
         })?;

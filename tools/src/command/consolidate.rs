@@ -1,7 +1,7 @@
 //! `dchain consolidate`: folds layers into an older one, in one pass.
 
 use crate::{
-    failure::{Exit, Failure, quoted},
+    failure::{Exit, Failure},
     options::{self, FormatOptions, Source},
     output::Answer,
     plan::{Grade, Planned},
@@ -10,14 +10,13 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use deltachain::{
-    base::Error,
     chain::Opening,
     format::Format,
     io::{Access, Host},
     job::consolidate::{Abandonment, Consolidation, NewImage, Pace, Plan, Report, Request, Verify},
     store::FoldMode,
 };
-use std::{io, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 /// How the result is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,11 +82,7 @@ impl Arguments {
         let lines = lines(job.plan());
         let grade = if job.plan().lost.is_empty() { Grade::Harmless } else { Grade::Destructive };
         if self.planned.agree(answer, job.plan(), &lines, grade)? {
-            let mut is_denied = false;
-            let denied =
-                |error: &Error| error.os().is_some_and(|os| os.kind() == io::ErrorKind::PermissionDenied);
-            let run = |progress: &_| job.run(Pace::USUAL, progress).inspect_err(|e| is_denied = denied(e));
-            let report = self.watching.run(run).map_err(|failure| self.explain(failure, is_denied))?;
+            let report = self.watching.run(|progress| job.run(Pace::USUAL, progress))?;
             answer.print(&report, |out| {
                 let stays = |file: &PathBuf| {
                     format!("{}: another file by now, or changed since: it stays", file.display())
@@ -97,18 +92,6 @@ impl Arguments {
             })?;
         }
         Ok(Exit::Done)
-    }
-
-    /// A job is noted beside TOP, also where TOP is only read.
-    fn explain(&self, failure: Failure, is_denied: bool) -> Failure {
-        match &self.new {
-            Some(new) if is_denied => failure.hint(format!(
-                "the job would be noted in the folder of {top}; without a note: dchain convert -O qcow2 {top} {}",
-                quoted(new),
-                top = quoted(&self.top)
-            )),
-            _ => failure,
-        }
     }
 
     fn give_up(&self, host: &Arc<dyn Host>, opening: &Opening, answer: &Answer) -> Result<Exit, Failure> {

@@ -3,7 +3,7 @@
 use crate::{
     failure::{Exit, Failure},
     options::{self, FormatOptions, Reading},
-    output::{Answer, note},
+    output::Answer,
     plan::{Grade, Planned},
     progress::Watching,
     size,
@@ -90,11 +90,6 @@ impl Arguments {
             return self.keep_layers(&host, (source, target), answer);
         }
         let chain = Chain::open(&host, source, &self.reading.opening(&host)?)?;
-        let stated = self.reading.source.format;
-        if let (Some(shown), false) = (options::other_header(&host, source, stated)?, answer.is_silent()) {
-            let name = source.display();
-            note(&format!("note: {name} starts like a {shown} image, and is read as raw, as stated"));
-        }
         let done =
             if self.no_create { self.fill(&host, &chain, target) } else { self.make(&host, &chain, target) };
         // Without --chain nothing is kept to go on from.

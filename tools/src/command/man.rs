@@ -6,7 +6,7 @@ use crate::{
     help,
     output::Answer,
 };
-use clap::{Args, builder::Resettable};
+use clap::Args;
 use clap_mangen::Man;
 use deltachain::base::Error;
 use serde::Serialize;
@@ -50,7 +50,7 @@ fn write_pages(command: &clap::Command, folder: &Path, pages: &mut Vec<PathBuf>)
     fs::create_dir_all(folder)?;
     let mut text = Vec::new();
     // Sections of their own say it.
-    Man::new(command.clone().after_help(Resettable::Reset)).render(&mut text)?;
+    Man::new(command.clone().after_help("")).render(&mut text)?;
     text.extend(help::sections(command.get_name()).into_bytes());
     let page = folder.join(format!("{}.1", command.get_display_name().unwrap_or(command.get_name())));
     fs::write(&page, text)?;

@@ -4,7 +4,7 @@
 //! A [`History`] performs steps on a disk image and keeps a [`Log`] of what was asked and what was
 //! acknowledged. [`crash`] cuts the power behind every event and compares; [`errors`] lets every I/O fail in
 //! turn; [`mutants`] takes away one barrier after the other and expects to be caught. [`jobs`] does all that
-//! to whole jobs on chains. `guards` takes away the checks that the library names, in builds that can. Apart from these, [`fuzz`] damages files and has every parser read them;
+//! to whole jobs on chains. [`mirror`] runs guests against the copier of a live fold, with real threads. `guards` takes away the checks that the library names, in builds that can. Apart from these, [`fuzz`] damages files and has every parser read them;
 //! [`kill`] has the real program die in the middle of its jobs on this machine, and starts it again.
 
 pub mod crash;
@@ -14,6 +14,7 @@ pub mod fuzz;
 pub mod guards;
 pub mod jobs;
 pub mod kill;
+pub mod mirror;
 pub mod mutants;
 
 mod foreign;

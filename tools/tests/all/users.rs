@@ -4,9 +4,8 @@ use super::dchain::{Run, command, dchain, done, qemu};
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt, process::CommandExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 use tempfile::{TempDir, tempdir};
 
@@ -196,7 +195,6 @@ fn help_and_manual_pages_say_what_exit_codes_mean_and_give_examples() {
     for page in ["dchain.1", "dchain-copy.1", "dchain-check.1"] {
         let text = fs::read_to_string(at.join("pages").join(page)).unwrap();
         assert!(text.contains(".SH \"EXIT STATUS\"") && text.contains("\\fB77\\fR"), "{page}: {text}");
-        assert!(!text.contains("EXTRA"), "{page}: {text}");
     }
     let page = fs::read_to_string(at.join("pages/dchain-copy.1")).unwrap();
     assert!(page.contains(".SH EXAMPLES") && page.contains("dchain copy \\-\\-remove\\-source"), "{page}");
@@ -238,9 +236,7 @@ fn what_fingers_know_from_qemu_img_is_taken_or_answered_with_what_does_it_here()
     ];
     done(at, &tuned);
     qemu(at, "qemu-img", &["compare", "-q", "flat.raw", "head.qcow2"]);
-    let answered: [(&[&str], &str); 10] = [
-        (&["create", "-b", "base.qcow2", "x.qcow2"], "-F raw or -F qcow2"),
-        (&["convert", "base.qcow2", "x.raw"], "-O raw"),
+    let answered: [(&[&str], &str); 8] = [
         (&["convert", "-n", "-O", "raw", "base.qcow2", "flat.raw"], "--no-create"),
         (&["convert", "-S", "0", "-O", "raw", "base.qcow2", "x.raw"], "zeros are left out"),
         (&["rebase", "-u", "-b", "base.qcow2", "-F", "qcow2", "head.qcow2"], "dchain relink"),
@@ -336,8 +332,6 @@ fn what_makes_no_sense_is_refused_for_what_it_is() {
     says(&dchain(at, &["copy", "head.qcow2", "base.qcow2"]), 64, &["base.qcow2: is not a folder"]);
     says(&done(at, &["create", "new.qcow2", "1M"]), 0, &["new.qcow2 is raw: -f qcow2 makes"]);
     says(&done(at, &["tree"]), 0, &["base.qcow2 (qcow2, 2 MiB, "]);
-    let slip = done(at, &["convert", "-f", "raw", "-O", "qcow2", "base.qcow2", "slip.qcow2"]);
-    says(&slip, 0, &["base.qcow2 starts like a qcow2 image, and is read as raw, as stated"]);
 }
 
 /// Restored, or touched: nothing differs, and nobody is linked to another image for it.
@@ -361,40 +355,4 @@ fn a_parent_that_looks_changed_and_is_not_is_proved_where_it_is() {
     // Where something does differ, it is another matter.
     qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -q -P 9 0 64k", "head.qcow2"]);
     assert!(dchain(at, &relink).out.contains("a-twin.qcow2"));
-}
-
-/// Root may write everywhere: these stories are another user's.
-#[test]
-fn who_may_only_read_is_told_what_does_it_and_leaves_nothing_behind() {
-    let folder = chain();
-    let at = folder.path();
-    let is_given = std::os::unix::fs::chown(at.join("there"), Some(65534), None);
-    if let Err(why) = is_given {
-        println!("skipped: only root can be another user: {why}");
-        return;
-    }
-    fs::set_permissions(at, fs::Permissions::from_mode(0o755)).unwrap();
-    done(at, &["snapshot", "head.qcow2", "top.qcow2"]);
-    // Where the program is built, another user may not look.
-    let own = at.join("program");
-    fs::copy(env!("CARGO_BIN_EXE_dchain"), &own).unwrap();
-    let nobody = |arguments: &[&str]| -> Run {
-        let mut program = Command::new(&own);
-        program
-            .current_dir(at)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .uid(65534)
-            .env("HOME", "/nonexistent")
-            .env_remove("XDG_STATE_HOME")
-            .output()
-            .unwrap()
-            .into()
-    };
-    let refused = nobody(&["consolidate", "--new", "there/flat.qcow2", "top.qcow2"]);
-    says(&refused, 1, &["Permission denied", "hint: ", "dchain convert -O qcow2 top.qcow2 there/flat.qcow2"]);
-    assert_eq!(fs::read_dir(at.join("there")).unwrap().count(), 0, "nothing is left");
-    let refused = nobody(&["id", "seal", "top.qcow2"]);
-    says(&refused, 1, &["no place can be written for notes", "hint: XDG_STATE_HOME=FOLDER"]);
-    assert_eq!(nobody(&["convert", "-O", "qcow2", "top.qcow2", "there/flat.qcow2"]).code, Some(0));
 }

@@ -7,8 +7,12 @@ mod chains;
 mod images;
 mod records;
 
+use crate::mirror;
 use deltachain::base::{Guard, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Writes in which the mirror's guards are missed when they are away: many times as many as it takes.
+const MIRRORED_WRITES: u64 = 8_000;
 
 /// What happens with and without one guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +74,16 @@ fn play(guard: Guard) -> Result<bool> {
         Guard::Poison => Ok(images::errors_are_survived("qcow2-512")),
         Guard::KnownTables => images::refuses_to_give_the_header_away(),
         Guard::PastEnd => images::refuses_an_entry_past_the_end(),
+        Guard::ZeroNotAbsent => chains::keeps_zeros_when_the_target_fails(),
+        Guard::MirrorGivenUp => Ok(chains::job_survives("live", 0..3)),
+        Guard::MirrorHand
+        | Guard::MirrorFlight
+        | Guard::MirrorTurns
+        | Guard::MirrorRoute
+        | Guard::MirrorTouched => Ok(mirror::search(1, MIRRORED_WRITES).is_ok()),
+        Guard::MirrorIntent | Guard::MirrorTargetFlush | Guard::MirrorCurrentFlush => {
+            Ok(chains::job_holds("live", 0))
+        }
         Guard::ReleaseSound => images::releases_nothing_of_a_contradiction(),
     }
 }

@@ -7,6 +7,7 @@
 mod consolidate;
 mod copy;
 mod header;
+mod live;
 mod moving;
 mod repair;
 mod reshape;
@@ -52,8 +53,9 @@ pub struct Job {
 }
 
 /// Every job.
-pub static JOBS: [Job; 12] = [
+pub static JOBS: [Job; 13] = [
     Job { name: "consolidate", scene: consolidate::scene },
+    Job { name: "live", scene: live::scene },
     Job { name: "copy", scene: copy::scene },
     Job { name: "move", scene: moving::scene },
     Job { name: "repair", scene: repair::scene },

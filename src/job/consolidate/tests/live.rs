@@ -1,0 +1,231 @@
+//! Folds under a disk in use, on a simulated machine: guests write between any two steps, the power goes at any
+//! moment, and each I/O fails once.
+
+use super::*;
+use crate::{
+    base::{Guard, GuestRange, seed::Seeded},
+    io::faulty::{Crash, Trace, kill_states},
+    job::{
+        consolidate::{LiveConsolidation, LivePace},
+        live::LiveDisk,
+    },
+};
+
+const LIVE_PACE: LivePace = LivePace { block_bytes: 4096, mark_bytes: 6000, share: 1.0 };
+const SECTOR: u64 = 512;
+
+fn live_opening(host: &SimHost) -> Opening {
+    Opening::writing().with_ledger(ledger(host)).for_live_use()
+}
+
+fn live_disk(host: &SimHost) -> Result<Arc<LiveDisk>> {
+    Ok(Arc::new(LiveDisk::new(Chain::open(&arc(host), &path("top"), &live_opening(host))?)))
+}
+
+fn shown(disk: &dyn Disk) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(disk.size()).unwrap()];
+    disk.read(GuestOffset::new(0), &mut bytes).unwrap();
+    bytes
+}
+
+/// What a guest did to whole sectors, with the number of the machine's events before and after each.
+#[derive(Debug)]
+struct Told {
+    range: GuestRange,
+    byte: u8,
+    begun: usize,
+    acknowledged: usize,
+}
+
+/// A guest that remembers what it was told.
+struct Guest {
+    first: Vec<u8>,
+    told: Vec<Told>,
+    /// Events before a flush began, and after it returned.
+    flushes: Vec<(usize, usize)>,
+    random: Seeded,
+}
+
+impl Guest {
+    fn new(first: Vec<u8>, seed: u64) -> Self {
+        Self { first, told: vec![], flushes: vec![], random: Seeded::new(seed) }
+    }
+
+    /// One request, of any kind.
+    fn act(&mut self, host: &SimHost, disk: &dyn Disk) -> Result<()> {
+        let sectors = disk.size() / SECTOR;
+        let begun = host.events();
+        if self.random.below(5) == 0 {
+            disk.flush()?;
+            self.flushes.push((begun, host.events()));
+            return Ok(());
+        }
+        let start = self.random.below(sectors);
+        let most = if self.random.below(3) == 0 { sectors - start } else { (sectors - start).min(3) };
+        let range = GuestOffset::new(start * SECTOR).range((1 + self.random.below(most)) * SECTOR);
+        let byte = match self.random.below(4) {
+            0 => 0,
+            _ => 100 + u8::try_from(self.told.len() % 150).unwrap(),
+        };
+        // What is begun may land, whatever comes of it.
+        self.told.push(Told { range, byte, begun, acknowledged: usize::MAX });
+        if byte == 0 {
+            let kept = if self.random.below(2) == 0 { Kept::Space } else { Kept::Nothing };
+            disk.zero(range, kept)?;
+        } else {
+            disk.write(range.start, &vec![byte; usize::try_from(range.bytes).unwrap()])?;
+        }
+        self.told.last_mut().unwrap().acknowledged = host.events();
+        Ok(())
+    }
+
+    /// What each sector shows once everything has landed.
+    fn expected(&self) -> Vec<u8> {
+        let mut view = self.first.clone();
+        for told in &self.told {
+            let (from, to) = (told.range.start.bytes(), told.range.end().bytes());
+            view[usize::try_from(from).unwrap()..usize::try_from(to).unwrap()].fill(told.byte);
+        }
+        view
+    }
+
+    /// Whether `view` may be what a machine shows that was stopped after `after` events: what was flushed, or newer.
+    fn allows(&self, view: &[u8], after: usize) -> std::result::Result<(), String> {
+        let flushed = self.flushes.iter().filter(|(_, end)| *end <= after).map(|(begin, _)| *begin).max();
+        let is_safe = |told: &Told| flushed.is_some_and(|until| told.acknowledged <= until);
+        for (sector, bytes) in view.chunks(512).enumerate() {
+            let at = GuestOffset::new(sector as u64 * SECTOR);
+            let mut allowed = vec![self.first[sector * 512..sector * 512 + 512].to_vec()];
+            for told in self.told.iter().filter(|told| told.range.contains(at) && told.begun <= after) {
+                if is_safe(told) {
+                    allowed.clear();
+                }
+                allowed.push(vec![told.byte; 512]);
+            }
+            if !allowed.iter().any(|one| one == bytes) {
+                let may: Vec<u8> = allowed.iter().map(|one| one[0]).collect();
+                return Err(format!("sector {sector} shows {}; it may show {may:?}", bytes[0]));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A whole fold of the scene with a guest at work; returns the machine and what the guest was told.
+fn history(scene: Scene, seed: u64) -> (SimHost, Guest) {
+    let (host, first) = scene.build();
+    let machine = crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    let disk = live_disk(&machine).unwrap();
+    let mut guest = Guest::new(first, seed);
+    let request = Request { keeps_target_name: scene.keeps_target_name, ..Request::default() };
+    let job = LiveConsolidation::prepare(&arc(&machine), &disk, &live_opening(&machine), &request).unwrap();
+    guest.act(&machine, disk.as_ref()).unwrap();
+    let mut folding = job.begin(LIVE_PACE).unwrap();
+    loop {
+        for _ in 0..guest.random.below(4) {
+            guest.act(&machine, disk.as_ref()).unwrap();
+        }
+        if guest.random.below(4) == 0 {
+            folding.checkpoint().unwrap();
+        } else if folding.step().unwrap().is_none() {
+            break;
+        }
+    }
+    folding.checkpoint().unwrap();
+    guest.act(&machine, disk.as_ref()).unwrap();
+    folding.record(&Progress::default()).unwrap();
+    for _ in 0..2 {
+        guest.act(&machine, disk.as_ref()).unwrap();
+    }
+    let report = folding.end().unwrap();
+    assert_eq!(report.report.verified, Some(Verify::Tree));
+    guest.act(&machine, disk.as_ref()).unwrap();
+    assert!(shown(disk.as_ref()) == guest.expected(), "seed {seed}: the disk shows something else");
+    disk.flush().unwrap();
+    drop(disk);
+    (machine, guest)
+}
+
+/// Goes on in whichever way the number says: offline, or under a disk in use.
+fn resume(scene: Scene, host: &SimHost, number: usize, story: &str) {
+    if number.is_multiple_of(2) || Journal::find(&arc(host), &path("top")).unwrap().is_none() {
+        return scene.finish(host, story);
+    }
+    let opening = live_opening(host);
+    let is_over = || {
+        let job = Consolidation::prepare(&arc(host), &path("top"), &opening, &Request::default()).unwrap();
+        job.run(PACE, &Progress::default()).unwrap_or_else(|e| panic!("{story}: the end failed: {e}"));
+    };
+    let top = host.kind(&path("top")).unwrap().and_then(|_| live_disk(host).ok());
+    let Some(disk) = top else { return is_over() };
+    if let Ok(job) = LiveConsolidation::prepare(&arc(host), &disk, &opening, &Request::default()) {
+        job.run(LIVE_PACE, &Progress::default())
+            .unwrap_or_else(|e| panic!("{story}: the resume failed: {e}"));
+    } else {
+        drop(disk);
+        is_over();
+    }
+}
+
+fn opens_as(scene: Scene, host: &SimHost) -> &'static str {
+    let is_there = host.kind(&path("top")).unwrap().is_some();
+    let is_retired = || {
+        let file = host.open(&path("top"), Access::ReadShared).unwrap();
+        format::is_retired(file.as_ref()).unwrap()
+    };
+    if is_there && !is_retired() { "top" } else { scene.end().0 }
+}
+
+fn survive(scene: Scene, guest: &Guest, crash: &Crash, number: usize) {
+    let story = format!("after {} {:?}", crash.after, crash.landing);
+    let host = &crash.host;
+    let before = view(host, opens_as(scene, host)).unwrap_or_else(|e| panic!("{story}: does not open: {e}"));
+    guest
+        .allows(&before, crash.after)
+        .unwrap_or_else(|e| panic!("{story}: {e} {:?} {:?}", guest.told, guest.flushes));
+    resume(scene, host, number, &story);
+    scene.check_end(host, &before, &story);
+}
+
+fn cut(scene: Scene, seed: u64, (samples, every): (u64, usize)) -> usize {
+    let (machine, guest) = history(scene, seed);
+    let trace: Trace = machine.trace();
+    let mut cuts = 0;
+    let stops = crash_states(&trace, seed, samples).chain(kill_states(&trace));
+    for (number, crash) in stops.enumerate().filter(|(n, _)| n % every == 0) {
+        survive(scene, &guest, &crash, number / every);
+        cuts += 1;
+    }
+    println!("seed {seed}: {} events, {cuts} cuts", trace.events());
+    cuts
+}
+
+#[test]
+fn con_1_a_fold_under_a_writing_guest_shows_what_it_wrote() {
+    for seed in 0..6 {
+        let (machine, guest) = history(PLAIN, seed);
+        PLAIN.check_end(&machine, &guest.expected(), &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn con_6_power_cuts_and_kills_under_a_guest() {
+    let scenes = [
+        PLAIN,
+        Scene { base: Format::Raw, ..PLAIN },
+        Scene { keeps_target_name: true, ..PLAIN },
+        Scene { sizes: [16 << 10, 20 << 10, 24 << 10], ..PLAIN },
+        Scene { sizes: [24 << 10, 20 << 10, 21 << 10], ..PLAIN },
+    ];
+    let cuts: usize = scenes.into_iter().zip(0..).map(|(scene, seed)| cut(scene, seed, (2, 1))).sum();
+    println!("{cuts} cuts");
+    assert!(cuts > 2000);
+}
+
+#[test]
+fn con_6_each_forgotten_flush_or_note_is_noticed() {
+    for guard in [Guard::MirrorIntent, Guard::MirrorTargetFlush, Guard::MirrorCurrentFlush] {
+        let outcome = guard.without(|| std::panic::catch_unwind(|| cut(PLAIN, 0, (2, 1))));
+        assert!(outcome.is_err(), "nothing noticed that {guard:?} is off");
+    }
+}

@@ -1,0 +1,212 @@
+//! A disk in use.
+
+use super::leg::{Change, Leg};
+use crate::{
+    base::{GuestOffset, GuestRange, Result, clock::Stopwatch},
+    chain::Chain,
+    disk::{Disk, Status},
+    format::Image,
+    io::Kept,
+};
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// How long requests are held back, at most, by one attempt to change the legs under them.
+const PAUSE: Duration = Duration::from_millis(8);
+
+/// How long requests go on between two attempts.
+const BREATH: Duration = Duration::from_millis(12);
+
+/// A disk that guests use, whose layers may change underneath.
+#[derive(Debug)]
+pub struct LiveDisk {
+    size: u64,
+    legs: RwLock<Legs>,
+    turns: Turns,
+    is_changed: AtomicBool,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug)]
+struct Legs {
+    current: Arc<Chain>,
+    fold: Option<Arc<Leg>>,
+    /// Heads of before, whose last writes may not be durable yet: a flush covers them.
+    before: Vec<Arc<dyn Image>>,
+}
+
+/// How long a change of the legs held requests back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swapped {
+    /// The longest time that a request had to wait for the change.
+    pub pause: Duration,
+}
+
+/// Writes that overlap take turns.
+#[derive(Debug, Default)]
+struct Turns {
+    taken: Mutex<Vec<GuestRange>>,
+    freed: Condvar,
+}
+
+/// A turn; it ends when this is dropped.
+struct Turn<'a> {
+    turns: &'a Turns,
+    range: GuestRange,
+}
+
+impl Turns {
+    fn take(&self, range: GuestRange) -> Turn<'_> {
+        let mut taken = self.taken.lock();
+        while taken.iter().any(|other| other.overlaps(range)) {
+            self.freed.wait(&mut taken);
+        }
+        taken.push(range);
+        Turn { turns: self, range }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.turns.taken.lock();
+        if let Some(at) = taken.iter().position(|range| *range == self.range) {
+            taken.swap_remove(at);
+        }
+        drop(taken);
+        self.turns.freed.notify_all();
+    }
+}
+
+impl LiveDisk {
+    /// Starts to serve a chain that is open for writing.
+    pub fn new(chain: Chain) -> Self {
+        let size = chain.size();
+        let legs = Legs { current: Arc::new(chain), fold: None, before: Vec::new() };
+        Self { size, legs: RwLock::new(legs), turns: Turns::default(), is_changed: AtomicBool::new(false) }
+    }
+
+    /// Returns the chain that guests see now.
+    pub fn chain(&self) -> Arc<Chain> {
+        Arc::clone(&self.legs.read().current)
+    }
+
+    /// Returns whether a guest has changed anything since the disk was opened.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed.load(Relaxed)
+    }
+
+    /// Has guests use `chain`, which shows what they see now, from the next request on, and nothing else.
+    pub fn swap(&self, chain: Chain) -> Swapped {
+        let current = Arc::new(chain);
+        self.change_legs(|legs| (legs.current, legs.fold) = (Arc::clone(&current), None))
+    }
+
+    /// Has every write from the next one on pass the mirror of a second leg.
+    pub fn take_leg(&self, leg: &Arc<Leg>) -> Swapped {
+        self.change_legs(|legs| legs.fold = Some(Arc::clone(leg)))
+    }
+
+    /// Several disks go over to chains that show what their guests see now, all at one point in time.
+    ///
+    /// The heads of before are covered by flushes until [`LiveDisk::forget_before`].
+    pub fn swap_all(disks: Vec<(&Self, Chain)>) -> Swapped {
+        let new: Vec<_> = disks.into_iter().map(|(disk, chain)| (disk, Arc::new(chain))).collect();
+        loop {
+            let watch = Stopwatch::start();
+            let locked: Option<Vec<_>> = new.iter().map(|(disk, _)| disk.legs.try_write_for(PAUSE)).collect();
+            if let Some(locked) = locked {
+                for (mut legs, (_, chain)) in locked.into_iter().zip(&new) {
+                    let before = std::mem::replace(&mut legs.current, Arc::clone(chain));
+                    legs.before.extend(before.head().map(|head| Arc::clone(&head.image)));
+                }
+                return Swapped { pause: watch.elapsed() };
+            }
+            std::thread::sleep(BREATH);
+        }
+    }
+
+    /// The heads of before are durable by now.
+    pub fn forget_before(&self) {
+        self.change_legs(|legs| legs.before.clear());
+    }
+
+    fn change_legs(&self, change: impl Fn(&mut Legs)) -> Swapped {
+        loop {
+            let watch = Stopwatch::start();
+            if let Some(mut legs) = self.legs.try_write_for(PAUSE) {
+                change(&mut legs);
+                return Swapped { pause: watch.elapsed() };
+            }
+            std::thread::sleep(BREATH);
+        }
+    }
+
+    fn change(&self, range: GuestRange, change: Change<'_>) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if !self.is_changed.load(Relaxed) {
+            self.is_changed.store(true, Relaxed);
+        }
+        let legs = self.legs.read();
+        if let Some(leg) = &legs.fold {
+            return leg.change(&legs.current, range, change);
+        }
+        let _turn = self.turns.take(range);
+        change.on_chain(&legs.current, range)
+    }
+}
+
+impl Disk for LiveDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn is_writable(&self) -> bool {
+        self.legs.read().current.is_writable()
+    }
+
+    fn sector_bytes(&self) -> u32 {
+        self.legs.read().current.sector_bytes()
+    }
+
+    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        self.legs.read().current.read(at, buf)
+    }
+
+    fn write(&self, at: GuestOffset, buf: &[u8]) -> Result<()> {
+        self.change(at.range(buf.len() as u64), Change::Write(buf))
+    }
+
+    fn zero(&self, range: GuestRange, kept: Kept) -> Result<()> {
+        self.change(range, Change::Zero(kept))
+    }
+
+    fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool {
+        let legs = self.legs.read();
+        let is_fast = legs.fold.as_ref().is_none_or(|leg| leg.zeroes_fast(range, kept));
+        is_fast && legs.current.zeroes_fast(range, kept)
+    }
+
+    fn cache(&self, range: GuestRange) -> Result<()> {
+        self.chain().cache(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        // A flush may take long: the legs may change meanwhile, and those that it began with have the writes.
+        let Legs { current, fold, before } = self.legs.read().clone();
+        before.iter().try_for_each(|image| image.flush())?;
+        current.flush()?;
+        fold.map_or(Ok(()), |leg| leg.flush())
+    }
+
+    fn status(&self, range: GuestRange, out: &mut Vec<Status>) -> Result<()> {
+        self.legs.read().current.status(range, out)
+    }
+}

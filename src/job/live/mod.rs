@@ -1,0 +1,19 @@
+//! Disks that guests use while their layers are reshaped: the one serialised path that every write takes.
+//!
+//! ```text
+//!   guests ──► LiveDisk ──► current: the whole chain           readers see this one
+//!                 └───────► leg: mirror ──► target, a layer of the chain   only while a fold runs
+//! ```
+//!
+//! What stays true: each request sees one set of legs from its first byte to its last; the legs change only when no
+//! request is under way, which takes as long as the longest one and no longer than a guest would notice.
+
+mod disk;
+mod leg;
+pub mod mirror;
+
+pub use disk::{LiveDisk, Swapped};
+pub use leg::{Advance, Buffers, Leg, Notes};
+
+#[cfg(test)]
+mod tests;

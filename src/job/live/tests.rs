@@ -1,0 +1,83 @@
+use super::*;
+use crate::{
+    base::{GuestOffset, Result},
+    chain::{Chain, Layer},
+    disk::Disk,
+    format::{self, Creation, Format, NoParts, ParentName},
+    io::{
+        Access, Host,
+        faulty::{SimHost, crash_states},
+    },
+};
+use std::path::Path;
+
+const SIZE: u64 = 8 << 10;
+
+fn layer(host: &SimHost, name: &str, parent: Option<&str>) -> Layer {
+    let path = Path::new("/").join(name);
+    let parent = parent.map(|name| ParentName { name: name.into(), format: Some("qcow2".into()) });
+    let options = vec![("cluster_size".into(), "512".into())];
+    let creation = Creation { size: SIZE, parent, options };
+    let image = format::create(Format::Qcow2, host.create(&path).unwrap(), &creation, &NoParts).unwrap();
+    image.flush().unwrap();
+    host.sync_folder(Path::new("/")).unwrap();
+    Layer { path, is_stated: true, image }
+}
+
+fn read(disk: &dyn Disk, at: u64) -> u8 {
+    let mut byte = [0];
+    disk.read(GuestOffset::new(at), &mut byte).unwrap();
+    byte[0]
+}
+
+#[test]
+fn a_flush_after_a_new_head_covers_what_the_old_one_was_given() -> Result<()> {
+    let host = SimHost::new();
+    let base = layer(&host, "base", None);
+    let disk = LiveDisk::new(Chain::of(vec![base.clone()], true));
+    disk.write(GuestOffset::new(0), &[1; 512])?;
+    let head = layer(&host, "head", Some("base"));
+    LiveDisk::swap_all(vec![(&disk, Chain::of(vec![head, base], true))]);
+    disk.write(GuestOffset::new(1024), &[2; 512])?;
+    disk.flush()?;
+    assert_eq!((read(&disk, 0), read(&disk, 1024)), (1, 2));
+    let crashed = crash_states(&host.trace(), 0, 0).last().unwrap().host;
+    let open = |name: &str| {
+        let file = crashed.open(&Path::new("/").join(name), Access::Read)?;
+        format::open(Format::Qcow2, file, false, &NoParts)
+    };
+    let layers =
+        [open("head")?, open("base")?].map(|image| Layer { path: "x".into(), is_stated: true, image });
+    let chain = Chain::of(layers.into(), false);
+    assert_eq!((read(&chain, 0), read(&chain, 1024)), (1, 2));
+    Ok(())
+}
+
+#[test]
+fn disks_of_a_group_go_over_at_one_point_in_time() {
+    let host = SimHost::new();
+    let disks: Vec<LiveDisk> =
+        ["a", "b"].map(|name| LiveDisk::new(Chain::of(vec![layer(&host, name, None)], true))).into();
+    let before: Vec<_> = disks.iter().map(LiveDisk::chain).collect();
+    // One guest writes the same number to both disks, in turn: at every point in time they are one apart at most.
+    std::thread::scope(|scope| {
+        let (a, b) = (&disks[0], &disks[1]);
+        let guest = scope.spawn(move || {
+            for number in 1..=200 {
+                a.write(GuestOffset::new(0), &[number; 512]).unwrap();
+                b.write(GuestOffset::new(0), &[number; 512]).unwrap();
+            }
+        });
+        std::thread::yield_now();
+        let over = |name: &str, chain: &Chain| {
+            let head = layer(&host, &format!("{name}1"), Some(name));
+            Chain::of([vec![head], chain.layers().to_vec()].concat(), true)
+        };
+        let chains = vec![(a, over("a", &before[0])), (b, over("b", &before[1]))];
+        LiveDisk::swap_all(chains);
+        guest.join().unwrap();
+    });
+    let frozen: Vec<u8> = before.iter().map(|chain| read(chain.as_ref(), 0)).collect();
+    assert!(frozen[0] == frozen[1] || frozen[0] == frozen[1] + 1, "{frozen:?}");
+    assert_eq!(disks.iter().map(|disk| read(disk, 0)).collect::<Vec<_>>(), [200, 200]);
+}
