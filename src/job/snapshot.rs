@@ -3,12 +3,16 @@
 //! Both make a new, empty child and publish it whole: a snapshot under a name of its own, a revert under the old
 //! head's name, in one step.
 
+mod live;
+
+pub use live::{Disk, Heads, LiveTaken, forget_intended, snapshot_live};
+
 use crate::{
     base::{Error, Guard, Result},
     chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off},
     format::{self, Creation, Format, NoParts},
     io::{Access, Host, Likeness},
-    store::{Draft, Ledger, Publish},
+    store::{Draft, Known, Ledger, Publish},
 };
 use std::{
     path::{Path, PathBuf},
@@ -72,7 +76,7 @@ pub fn snapshot(
     // The new head is the disk from now on; its parent may be read-only, it is not.
     let likeness = frozen.likeness().map(Likeness::at_work);
     let child = Child { target: new, options, how: Publish::New, likeness };
-    let name = child.publish(host, opening.ledger.as_ref(), chain.layers())?;
+    let name = child.publish(host, chain.layers(), || frozen_by(opening.ledger.as_ref(), chain.layers()))?;
     Ok(Taken { frozen: frozen.path.clone(), head: new.to_path_buf(), name, size: frozen.size() })
 }
 
@@ -88,8 +92,13 @@ struct Child<'a> {
 impl Child<'_> {
     /// Makes it on the topmost of `layers` and gives it its name; returns the parent's name in it.
     ///
-    /// The parent is frozen first, durably; the child is seen by nobody before it is whole.
-    fn publish(&self, host: &Arc<dyn Host>, ledger: Option<&Ledger>, layers: &[Layer]) -> Result<String> {
+    /// The parent is frozen first, durably, by `freeze`; the child is seen by nobody before it is whole.
+    fn publish(
+        &self,
+        host: &Arc<dyn Host>,
+        layers: &[Layer],
+        freeze: impl FnOnce() -> Result<Option<(Ledger, Known)>>,
+    ) -> Result<String> {
         let parent = layers.first().ok_or_else(|| Error::invalid("a chain without layers"))?;
         let draft = Draft::new(host, self.target)?;
         if let Some(likeness) = self.likeness {
@@ -101,15 +110,19 @@ impl Child<'_> {
         let creation = Creation { size: parent.size(), parent: Some(link), options: self.options.to_vec() };
         let image = format::create(Format::Qcow2, draft.file(), &creation, &NoParts)
             .map_err(|e| e.renamed(draft.path(), self.target))?;
-        if let Some(ledger) = ledger
-            && let Some(known) = freeze(ledger, layers)?
-        {
-            join(ledger, image.as_ref(), &known)?;
+        if let Some((ledger, known)) = freeze()? {
+            join(&ledger, image.as_ref(), &known)?;
         }
         drop(image);
         draft.publish(self.target, self.how)?;
         Ok(name)
     }
+}
+
+/// Freezes the topmost of `layers` where records are kept.
+fn frozen_by(ledger: Option<&Ledger>, layers: &[Layer]) -> Result<Option<(Ledger, Known)>> {
+    let Some(ledger) = ledger else { return Ok(None) };
+    Ok(freeze(ledger, layers)?.map(|known| (ledger.clone(), known)))
 }
 
 /// What going back to a layer gives up.
@@ -175,7 +188,7 @@ impl Revert {
         let layers = self.chain.layers().get(self.depth..).unwrap_or_default();
         let likeness = head.likeness();
         let child = Child { target: &head.path, options, how: Publish::Replace, likeness };
-        child.publish(host, self.ledger.as_ref(), layers)?;
+        child.publish(host, layers, || frozen_by(self.ledger.as_ref(), layers))?;
         if let Some(ledger) = &self.ledger {
             ledger.forget_replaced(&head.path, head.image.as_ref())?;
         }

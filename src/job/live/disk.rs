@@ -101,6 +101,11 @@ impl LiveDisk {
         self.is_changed.load(Relaxed)
     }
 
+    /// Returns whether writes pass the mirror of a fold now.
+    pub fn is_folding(&self) -> bool {
+        self.legs.read().fold.is_some()
+    }
+
     /// Has guests use `chain`, which shows what they see now, from the next request on, and nothing else.
     pub fn swap(&self, chain: Chain) -> Swapped {
         let current = Arc::new(chain);
