@@ -56,6 +56,27 @@ fn a_writer_keeps_others_out_and_is_named() {
 }
 
 #[test]
+fn a_reader_goes_on_to_write_and_back_without_letting_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (host, path) = (RealHost::new(), folder.path().join("disk"));
+    write(&host, &path, &[1; 512]);
+    let own = host.open(&path, Access::ReadToWrite).unwrap();
+    let other = host.open(&path, Access::Read).unwrap();
+    let error = own.set_access(Access::Write).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    // A refusal leaves nothing locked that a reader would mind.
+    drop((host.open(&path, Access::Read).unwrap(), other));
+    own.set_access(Access::Write).unwrap();
+    assert_eq!(host.open(&path, Access::Read).unwrap_err().kind(), ErrorKind::Busy);
+    own.write_at(HostOffset::new(0), &[2; 512]).unwrap();
+    own.set_access(Access::ReadToWrite).unwrap();
+    let mut bytes = [0; 512];
+    host.open(&path, Access::Read).unwrap().read_at(HostOffset::new(0), &mut bytes).unwrap();
+    assert_eq!(bytes, [2; 512]);
+    assert_eq!(host.open(&path, Access::Write).unwrap_err().kind(), ErrorKind::Busy);
+}
+
+#[test]
 fn readers_share_a_bounded_number_of_descriptors() {
     let folder = tempfile::tempdir().unwrap();
     let host = RealHost::with_descriptors(3);
