@@ -11,6 +11,9 @@ mkfs.ext4 e2fsprogs
 mkfs.xfs xfsprogs
 qemu-nbd qemu-utils
 zstd zstd
+nbdinfo libnbd-bin
+nbdcopy libnbd-bin
+fio fio
 "
 
 say() { printf '\n== %s\n' "$*"; }

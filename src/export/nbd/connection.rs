@@ -39,10 +39,12 @@ use std::{
 };
 
 /// Reads and writes up to this size may be done by the leader.
-const SHORT_BYTES: u64 = 64 << 10;
-/// The leader does them itself as long as they take less than this on average: waking another thread costs about as
-/// much.
+const SHORT_BYTES: u64 = 1 << 20;
+/// The leader does them itself as long as they take less than this on average, beyond what it takes to copy their
+/// bytes: waking another thread costs about as much.
 const SHORT_NS: u64 = 40_000;
+/// As many bytes are copied in a nanosecond at least.
+const BYTES_PER_NS: u64 = 2;
 /// Replies are sent when they are this many bytes together, or this many.
 const REPLIES_BYTES: usize = 256 << 10;
 const REPLIES_MAX: usize = 64;
@@ -63,7 +65,7 @@ pub(super) struct Connection {
     changed: Condvar,
     sending: Mutex<()>,
     is_stopping: AtomicBool,
-    /// How long short reads and writes take, in nanoseconds: a moving average.
+    /// How long short reads and writes take beyond copying, in nanoseconds: a moving average.
     read_ns: AtomicU64,
     write_ns: AtomicU64,
 }
@@ -118,8 +120,13 @@ impl Lead {
             connection.socket.send(&mut parts)
         };
         self.replies_bytes = 0;
-        self.replies.iter_mut().for_each(|reply| reply.cut(0));
-        self.spare.append(&mut self.replies);
+        for mut reply in self.replies.drain(..) {
+            reply.cut(0);
+            // One large buffer is kept, and as many others as were in use at once.
+            if self.spare.is_empty() || !reply.is_large() {
+                self.spare.push(reply);
+            }
+        }
         sent
     }
 
@@ -317,8 +324,9 @@ impl Connection {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
             let Found::Task(task, to) = lead.admit(&request, own, self)? else { continue };
-            if let Some(average) = self.short(&task) {
-                match self.do_short(lead, &task, to, (own, average)) {
+            let average = self.average(&task).map(|(average, _)| average.load(Relaxed));
+            if average.is_some_and(|average| average < SHORT_NS) {
+                match self.do_short(lead, &task, to, own) {
                     Ok(still) => lead = still,
                     Err(reply) => return self.send_one(&reply),
                 }
@@ -330,16 +338,13 @@ impl Connection {
         }
     }
 
-    /// Returns whose average says that the leader may do this itself; `None` if it should not.
-    fn short(&self, task: &Task) -> Option<&AtomicU64> {
-        let average = self.average(task)?;
-        (average.load(Relaxed) < SHORT_NS).then_some(average)
-    }
-
-    fn average(&self, task: &Task) -> Option<&AtomicU64> {
+    /// Returns the average that a request belongs to, and its bytes; `None` if no leader does such a request.
+    fn average(&self, task: &Task) -> Option<(&AtomicU64, u64)> {
         match *task {
-            Task::Read { range, .. } if range.bytes <= SHORT_BYTES => Some(&self.read_ns),
-            Task::Write { range, is_durable: false } if range.bytes <= SHORT_BYTES => Some(&self.write_ns),
+            Task::Read { range, .. } if range.bytes <= SHORT_BYTES => Some((&self.read_ns, range.bytes)),
+            Task::Write { range, is_durable: false } if range.bytes <= SHORT_BYTES => {
+                Some((&self.write_ns, range.bytes))
+            }
             _ => None,
         }
     }
@@ -350,7 +355,7 @@ impl Connection {
         mut lead: Box<Lead>,
         task: &Task,
         to: To,
-        (own, average): (&Own, &AtomicU64),
+        own: &Own,
     ) -> Result<Box<Lead>, Buffer> {
         let mut reply = lead.spare.pop().unwrap_or_default();
         let own_number = {
@@ -361,9 +366,7 @@ impl Connection {
             post.short
         };
         self.relief.attend();
-        let watch = Stopwatch::start();
-        perform(&self.agreed, task, own.payload.bytes(), to, &mut reply);
-        learn(average, watch);
+        self.perform(task, own.payload.bytes(), to, &mut reply);
         let mut post = self.post.lock();
         if post.reserved == Some(own_number) {
             post.reserved = None;
@@ -387,13 +390,18 @@ impl Connection {
 
     /// Does a request and sends its reply.
     fn do_long(&self, task: &Task, to: To, own: &mut Own) -> io::Result<()> {
-        let watch = Stopwatch::start();
         own.reply.cut(0);
-        perform(&self.agreed, task, own.payload.bytes(), to, &mut own.reply);
-        if let Some(average) = self.average(task) {
-            learn(average, watch);
-        }
+        self.perform(task, own.payload.bytes(), to, &mut own.reply);
         self.send_one(&own.reply)
+    }
+
+    /// Does a request, and learns how long such ones take.
+    fn perform(&self, task: &Task, payload: &[u8], to: To, reply: &mut Buffer) {
+        let watch = Stopwatch::start();
+        perform(&self.agreed, task, payload, to, reply);
+        if let Some((average, bytes)) = self.average(task) {
+            learn(average, bytes, watch);
+        }
     }
 
     fn send_one(&self, reply: &Buffer) -> io::Result<()> {
@@ -402,9 +410,10 @@ impl Connection {
     }
 }
 
-/// Takes what an operation took into the average.
-fn learn(average: &AtomicU64, watch: Stopwatch) {
-    let took = u64::try_from(watch.elapsed().as_nanos()).unwrap_or(u64::MAX).min(10 * SHORT_NS);
+/// Takes what an operation on so many bytes took into the average.
+fn learn(average: &AtomicU64, bytes: u64, watch: Stopwatch) {
+    let took = u64::try_from(watch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let took = took.saturating_sub(bytes / BYTES_PER_NS).min(10 * SHORT_NS);
     let before = average.load(Relaxed);
     average.store(before - before / 8 + took / 8, Relaxed);
 }

@@ -9,14 +9,9 @@ use super::{
 };
 use crate::{
     base::{Error, ErrorKind, GuestRange, Result, units::index},
-    disk::{Disk, Status},
+    disk::Disk,
     io::Kept,
 };
-
-/// Reads of this many bytes and more ask first where zeros are, which need not be sent then.
-const SPARSE_BYTES: u64 = 128 << 10;
-/// Zeros of fewer bytes are sent as they are: a piece of their own costs more.
-const HOLE_BYTES: u64 = 16 << 10;
 
 /// Returns how an error is called on the wire.
 fn refusal(error: &Error) -> Refusal {
@@ -79,33 +74,22 @@ fn change(disk: &dyn Disk, task: &Task, payload: &[u8]) -> Result<()> {
     if is_durable { disk.flush() } else { Ok(()) }
 }
 
+/// Answers a read with the bytes, or, where the client can take that, with how many zeros they are.
 fn read(disk: &dyn Disk, range: GuestRange, is_whole: bool, to: To, out: &mut Buffer) -> Result<()> {
-    if range.bytes < SPARSE_BYTES || is_whole || to.style == Style::Simple {
-        return disk.read(range.start, to.data(index(range.bytes), out));
+    let start = out.bytes().len();
+    let data = to.data(index(range.bytes), out);
+    disk.read(range.start, data)?;
+    // What is read says more than a map would: zeros that are stored are found, and no write comes in between.
+    if to.style != Style::Simple && !is_whole && !range.is_empty() && is_zero(data) {
+        out.cut(start);
+        to.hole(u32::try_from(range.bytes).unwrap_or(u32::MAX), out);
     }
-    let mut runs = Vec::new();
-    disk.status(range, &mut runs)?;
-    let is_hole = |run: &Status| run.is_zero && run.range.bytes >= HOLE_BYTES;
-    if !runs.iter().any(is_hole) {
-        return disk.read(range.start, to.data(index(range.bytes), out));
-    }
-    let mut data = range.start.range(0);
-    let flush = |data: GuestRange, out: &mut Buffer| match data.bytes {
-        0 => Ok(()),
-        bytes => disk.read(data.start, to.piece(data.start.bytes(), index(bytes), out)),
-    };
-    for run in &runs {
-        if !is_hole(run) {
-            data.bytes += run.range.bytes;
-            continue;
-        }
-        flush(data, out)?;
-        to.hole(run.range.start.bytes(), u32::try_from(run.range.bytes).unwrap_or(u32::MAX), out);
-        data = run.range.end().range(0);
-    }
-    flush(data, out)?;
-    to.end(out);
     Ok(())
+}
+
+/// Whether all bytes are zero; other data is told by its first bytes.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(256).all(|part| part.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
 fn tell(agreed: &Agreed, range: GuestRange, is_one: bool, to: To, out: &mut Buffer) -> Result<()> {

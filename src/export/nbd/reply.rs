@@ -42,6 +42,11 @@ impl Buffer {
         self.bytes.get_mut(start..self.used).unwrap_or_default()
     }
 
+    /// Returns whether it holds more memory than many should be kept of.
+    pub(super) fn is_large(&self) -> bool {
+        self.bytes.len() > 256 << 10
+    }
+
     /// Returns the memory to the system if it is more than `bytes`.
     pub(super) fn shrink(&mut self, bytes: usize) {
         if self.bytes.len() > bytes {
@@ -111,23 +116,11 @@ impl To {
         out.room(bytes)
     }
 
-    /// Begins a piece of the answer to a read; the caller fills the room. Not for simple replies.
-    pub(super) fn piece(self, start: u64, bytes: usize, out: &mut Buffer) -> &mut [u8] {
-        self.chunk(0, chunk::OFFSET_DATA, 8 + count(bytes), out);
-        out.push(&start.to_be_bytes());
-        out.room(bytes)
-    }
-
-    /// Adds a piece that is all zeros. Not for simple replies.
-    pub(super) fn hole(self, start: u64, bytes: u32, out: &mut Buffer) {
-        self.chunk(0, chunk::OFFSET_HOLE, 12, out);
-        out.push(&start.to_be_bytes());
+    /// Answers a read with zeros. Not for simple replies.
+    pub(super) fn hole(self, bytes: u32, out: &mut Buffer) {
+        self.chunk(chunk::DONE, chunk::OFFSET_HOLE, 12, out);
+        out.push(&self.start.to_be_bytes());
         out.push(&bytes.to_be_bytes());
-    }
-
-    /// Ends an answer in pieces.
-    pub(super) fn end(self, out: &mut Buffer) {
-        self.chunk(chunk::DONE, chunk::NONE, 0, out);
     }
 
     /// Adds what a context says.

@@ -1,7 +1,7 @@
 //! Where clients come in, and the byte stream of one of them.
 
 use crate::base::{Error, Result};
-use rustix::fs::FileType;
+use rustix::{fs::FileType, io::Errno, net::RecvFlags};
 use std::{
     fs, io,
     io::{ErrorKind, IoSlice, Read, Write},
@@ -126,6 +126,15 @@ impl Socket {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 answer => return answer,
             }
+        }
+    }
+
+    /// Takes what is there; `None` if nothing is.
+    pub(super) fn receive_now(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        match rustix::net::recv(self, buf, RecvFlags::DONTWAIT) {
+            Ok((received, _)) => Ok(Some(received)),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(e) => Err(e.into()),
         }
     }
 

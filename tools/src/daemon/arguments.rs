@@ -18,6 +18,9 @@ pub struct Arguments {
     /// Serve at most N clients at once
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_clients: usize,
+    /// Send a client away that has no export after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub max_handshake: u64,
     #[command(flatten)]
     pub references: References,
 }

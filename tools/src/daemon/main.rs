@@ -58,7 +58,11 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let listeners = arguments.nbd.iter().map(arguments::Address::listen).collect::<Result<Vec<_>, _>>()?;
     let places: Vec<_> =
         listeners.iter().zip(&arguments.nbd).map(|(listener, asked)| place(listener, asked)).collect();
-    let limits = Limits { clients: arguments.max_clients, ..Limits::default() };
+    let limits = Limits {
+        clients: arguments.max_clients,
+        handshake: Duration::from_secs(arguments.max_handshake),
+        ..Limits::default()
+    };
     let server = Server::start(listeners, Arc::clone(&disks) as Arc<_>, limits)?;
     ready::say(&places)?;
     signals.forever().next();
