@@ -224,7 +224,7 @@ fn a_signal_ends_it_in_time_with_clients_that_are_there() {
     assert!(writer.is_closed() && idle.is_closed());
     drop(std::io::Read::read_to_end(&mut silent, &mut Vec::new()));
     assert!(!folder.file("s").exists(), "the socket is gone");
-    assert_eq!(folder.flat("qcow2", "top")[..64 * 4096], [0xab; 64 * 4096]);
+    assert_eq!(folder.flat("qcow2", "top")[..64 * 4096], vec![0xab; 64 * 4096]);
 }
 
 #[test]
