@@ -526,8 +526,8 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// Returns the project's record from inside the file; `None` if there is none or no place for one.
     fn record(&self) -> Result<Option<StoredRecord>>;
 
-    /// Stores (durably) or removes the project's record inside the file; false if there is no place for it, or
-    /// the image is open for reading only.
+    /// Stores or removes the project's record inside the file, durably once the image is flushed, before which nothing
+    /// else of the header is changed; false if there is no place for it, or the image is open for reading only.
     fn set_record(&self, record: Option<&[u8]>) -> Result<bool>;
 }
 

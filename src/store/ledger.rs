@@ -34,8 +34,9 @@ pub trait Carrier {
     /// Returns the record from inside the image; `None` if there is none, or no place for one.
     fn stored(&self) -> Result<Option<StoredRecord>>;
 
-    /// Stores (durably) or removes the record inside the image; false if there is no place for it, or the
-    /// image is open for reading only.
+    /// Stores or removes the record inside the image, durably once [`Carrier::flush_with_time`] has returned, before
+    /// which nothing else of the header is changed; false if there is no place for it, or the image is open for
+    /// reading only.
     fn store(&self, record: Option<&[u8]>) -> Result<bool>;
 
     /// Makes everything written before this call durable, and with it the files' times of change.
@@ -372,9 +373,12 @@ impl Ledger {
         let bytes = (!layer.is_empty()).then_some(encoded.as_slice());
         let is_inside = image.store(bytes)?;
         let outside = (!is_inside && !layer.is_empty()).then(|| layer.clone());
-        let seen = match (vouch, layer.frozen) {
-            (Vouch::Yes, Some(record)) => {
-                image.flush_with_time()?;
+        let vouches = vouch == Vouch::Yes && layer.frozen.is_some();
+        if is_inside || vouches {
+            image.flush_with_time()?;
+        }
+        let seen = match layer.frozen {
+            Some(record) if vouches => {
                 let files = witnesses(image)?;
                 let noted_ns = io::settle(&image.files(), &files);
                 Some(Seen { epoch: record.epoch, files, noted_ns })

@@ -121,8 +121,9 @@ pub(super) fn record(header: &Header) -> Option<StoredRecord> {
     Some(StoredRecord { bytes, is_untouched: header.has_autoclear(feature::RECORD) })
 }
 
-/// Stores or removes the project's record; durable. False where there is no place for one: version 2, or a
-/// first cluster without room. An older record that then stays is marked as touched.
+/// Stores or removes the project's record, durably once the file is flushed, before which no name or extension is
+/// changed again. False where there is no place for one: version 2, or a first cluster without room. An older record
+/// that then stays is marked as touched.
 pub(super) fn set_record(file: &dyn File, header: &mut Header, record: Option<&[u8]>) -> Result<bool> {
     if header.geometry.version == 2 {
         return Ok(false);
@@ -133,7 +134,6 @@ pub(super) fn set_record(file: &dyn File, header: &mut Header, record: Option<&[
         return Ok(true);
     }
     if write_extension(file, header, (extension::RECORD, record), feature::RECORD)? {
-        file.flush()?;
         return Ok(true);
     }
     if header.has_autoclear(feature::RECORD) {

@@ -52,6 +52,13 @@ impl State {
         if self.tables.pages.is_crowded() { Err(Halt::Crowded) } else { Ok(()) }
     }
 
+    /// Returns whether tables wait to be written, or were to be and could not.
+    fn is_changed(&self) -> bool {
+        let (tables, counts) = (&self.tables, &self.refcounts);
+        let is_sound = self.poison.is_none() && self.dropped.is_empty();
+        !is_sound || tables.pages.is_changed() || !tables.l1_changed.is_empty() || counts.is_table_changed()
+    }
+
     fn take_batch(&mut self) -> Batch {
         let cluster = self.tables.shape.cluster();
         let pages = self.tables.pages.take(Kind::Table);
@@ -94,6 +101,12 @@ impl Qcow2Image {
     /// Makes everything before this call durable.
     pub(super) fn flush_all(&self) -> Result<()> {
         self.flush_under(&mut self.header.lock())
+    }
+
+    /// Writes the tables that wait to be written: once the files are flushed, everything before this call is durable.
+    pub(super) fn flush_tables(&self) -> Result<()> {
+        let mut header = self.header.lock();
+        if self.state.read().is_changed() { self.flush_under(&mut header) } else { Ok(()) }
     }
 
     /// Flushes; the caller's hold on the header keeps other batches away.

@@ -270,7 +270,9 @@ impl Image for Qcow2Image {
     }
 
     fn flush_with_time(&self) -> Result<()> {
-        self.flush()?;
+        if self.is_writable {
+            self.flush_tables().in_file(self.file.path())?;
+        }
         self.files().iter().try_for_each(|file| file.flush_with_time())
     }
 

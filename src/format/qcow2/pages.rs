@@ -74,6 +74,11 @@ impl Pages {
         self.page
     }
 
+    /// Returns whether something waits to be written.
+    pub(super) const fn is_changed(&self) -> bool {
+        self.changed != 0
+    }
+
     /// Returns whether so much waits to be written that a flush should come before more.
     pub(super) const fn is_crowded(&self) -> bool {
         self.changed > self.limit / 2

@@ -72,6 +72,11 @@ impl Refcounts {
         self.packing = at;
     }
 
+    /// Returns whether sectors of the refcount table wait to be written.
+    pub(super) fn is_table_changed(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
     /// Takes a copy of the sectors of the refcount table that wait to be written.
     pub(super) fn take_table(&mut self) -> Vec<Sector> {
         let fresh = std::mem::take(&mut self.fresh);

@@ -39,7 +39,6 @@ impl Carrier for Image {
         }
         if self.has_place {
             self.file.write_at(HostOffset::new(0), &place)?;
-            self.file.flush()?;
         }
         Ok(self.has_place)
     }

@@ -230,9 +230,14 @@ fn survives_in_order(start: &[u8], to: Option<&[u8]>) -> usize {
             assert!(in_place(file, header, &list).unwrap());
             file.flush().unwrap();
         });
-        return first + survives(&middle, |file, header| assert!(set_record(file, header, to).unwrap()));
+        return first + survives(&middle, |file, header| set_durably(file, header, to));
     }
-    survives(start, |file, header| assert!(set_record(file, header, to).unwrap()))
+    survives(start, |file, header| set_durably(file, header, to))
+}
+
+fn set_durably(file: &dyn File, header: &mut Header, to: Option<&[u8]>) {
+    assert!(set_record(file, header, to).unwrap());
+    file.flush().unwrap();
 }
 
 #[test]

@@ -72,7 +72,7 @@ impl Changing {
             image.set_parent(said.parent.as_ref())?;
         }
         if image.set_record(said.record.as_deref())? {
-            return Ok(());
+            return image.flush_with_time();
         }
         Err(Error::invalid("has no room for a record").path(Path::new(IMAGE)))
     }
@@ -136,6 +136,7 @@ impl Scene for Changing {
             let image = open(host, Access::Write)?;
             // What is believed belongs to the parent that it was said with.
             image.set_record(None)?;
+            image.flush_with_time()?;
             Self::say(&*image, &last)
         };
         again().map_err(|e| format!("saying it again failed: {e}"))?;
