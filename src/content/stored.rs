@@ -52,8 +52,9 @@ impl Tree {
         let header = Header { magic: MAGIC, version: VERSION, size: self.size(), pages };
         out.write_all(&header.to_bytes()).map_err(failed)?;
         for (at, page) in self.pages() {
-            out.write_all(&PageHeader { at: *at, held: page.held }.to_bytes()).map_err(failed)?;
-            for hash in &page.hashes {
+            let (held, hashes) = page.parts();
+            out.write_all(&PageHeader { at: *at, held }.to_bytes()).map_err(failed)?;
+            for hash in hashes {
                 out.write_all(hash.bytes()).map_err(failed)?;
             }
         }
@@ -76,7 +77,7 @@ impl Tree {
                 bytes.get_mut(..DIGEST_BYTES * index(u64::from(held.count_ones()))).unwrap_or_default();
             input.read_exact(filled).map_err(cut_short)?;
             let hashes = filled.as_chunks().0.iter().copied().map(Digest::new).collect();
-            if !tree.push_page(at, Page { held, hashes }) {
+            if !tree.push_page(at, Page::new(held, hashes)) {
                 return Err(Error::corrupt(format!("stored tree: page {at} does not fit where it stands")));
             }
         }

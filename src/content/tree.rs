@@ -9,7 +9,10 @@ use crate::base::{
     units::{SECTOR_BYTES, count, index},
 };
 use rayon::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
 
 /// Leaves in a page, and the height of the tree over them.
 pub(super) const PAGE_LEAVES: u64 = 64;
@@ -19,15 +22,40 @@ const PAGE_HEIGHT: u32 = 6;
 const FEW_PAGES: usize = 32;
 
 /// 64 neighbouring leaves, of which at least one is not zero.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Page {
     /// Bit i says that leaf i is not zero.
-    pub(super) held: u64,
+    held: u64,
     /// The hashes of those leaves, in order: as many as `held` has bits.
-    pub(super) hashes: Vec<Digest>,
+    hashes: Vec<Digest>,
+    /// The hash over all of them, once it was asked for: where little changes, the tree is soon hashed again.
+    root: OnceLock<Digest>,
 }
 
+impl PartialEq for Page {
+    fn eq(&self, other: &Self) -> bool {
+        (self.held, &self.hashes) == (other.held, &other.hashes)
+    }
+}
+
+impl Eq for Page {}
+
 impl Page {
+    /// Takes what was stored.
+    pub(super) const fn new(held: u64, hashes: Vec<Digest>) -> Self {
+        Self { held, hashes, root: OnceLock::new() }
+    }
+
+    /// Returns which leaves are not zero, and their hashes.
+    pub(super) fn parts(&self) -> (u64, &[Digest]) {
+        (self.held, &self.hashes)
+    }
+
+    /// Returns the hash over the page.
+    fn root(&self) -> Digest {
+        *self.root.get_or_init(|| page_root(self, PAGE_HEIGHT))
+    }
+
     /// Returns how many held leaves stand before leaf `at` of the page.
     fn rank(&self, at: u64) -> usize {
         let below = (1_u64 << at) - 1;
@@ -45,6 +73,7 @@ impl Page {
 
     fn set(&mut self, at: u64, digest: Digest) {
         let rank = self.rank(at);
+        self.root.take();
         match (self.holds(at), digest.is_zero()) {
             (true, true) => {
                 self.hashes.remove(rank);
@@ -183,14 +212,17 @@ impl Tree {
     /// Returns the hash over all leaves.
     pub fn root(&self) -> Digest {
         let height = self.leaves().next_power_of_two().trailing_zeros();
-        let page_height = height.min(PAGE_HEIGHT);
-        let root = |(at, page): (&u64, &Page)| (*at, page_root(page, page_height));
-        let mut level: Vec<(u64, Digest)> = if self.pages.len() < FEW_PAGES {
+        if height < PAGE_HEIGHT {
+            return self.pages.get(&0).map_or(Digest::ZERO, |page| page_root(page, height));
+        }
+        let root = |(at, page): (&u64, &Page)| (*at, page.root());
+        let unknown = self.pages.values().filter(|page| page.root.get().is_none());
+        let mut level: Vec<(u64, Digest)> = if unknown.take(FEW_PAGES).count() < FEW_PAGES {
             self.pages.iter().map(root).collect()
         } else {
             self.pages.par_iter().map(root).collect()
         };
-        for _ in page_height..height {
+        for _ in PAGE_HEIGHT..height {
             level = nodes_over(&level);
         }
         level.first().map_or(Digest::ZERO, |(_, root)| *root)
