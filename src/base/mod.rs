@@ -1,5 +1,6 @@
 //! Layer 0: the words every other room speaks.
 
+pub mod budget;
 pub mod clock;
 pub mod error;
 pub mod guard;
@@ -8,6 +9,7 @@ pub mod record;
 pub mod seed;
 pub mod units;
 
+pub use budget::Budget;
 pub use error::{Error, ErrorKind, Result};
 pub use guard::Guard;
 pub use units::{GuestOffset, GuestRange, HostOffset, HostRange};

@@ -2,7 +2,7 @@
 
 use super::{Layer, Policy, policy::Referrer};
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Budget, Error, ErrorKind, Result},
     format::{self, Checked, Format, Repair},
     io::{Access, File, Host, Witness},
     store::Ledger,
@@ -29,6 +29,8 @@ pub struct Opening {
     pub notes: Option<Ledger>,
     /// Whether layers below the head may be written later, while the chain is open ([`Access::ReadToWrite`]).
     pub is_live: bool,
+    /// What the memory for maps is taken from, that of all chains that are opened by this together.
+    pub budget: Budget,
 }
 
 impl Opening {
@@ -42,6 +44,7 @@ impl Opening {
             ledger: None,
             notes: None,
             is_live: false,
+            budget: Budget::default(),
         }
     }
 
@@ -75,6 +78,13 @@ impl Opening {
     #[must_use]
     pub const fn for_live_use(mut self) -> Self {
         self.is_live = true;
+        self
+    }
+
+    /// Sets what the memory for maps is taken from.
+    #[must_use]
+    pub fn with_budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
         self
     }
 
@@ -159,7 +169,8 @@ impl Opened {
     }
 
     fn referrer<'a>(&'a self, host: &'a dyn Host, opening: &'a Opening, access: Access) -> Referrer<'a> {
-        Referrer { host, image: &self.place, is_stated: self.is_stated, policy: &opening.policy, access }
+        let Opening { policy, budget, .. } = opening;
+        Referrer { host, image: &self.place, is_stated: self.is_stated, policy, access, budget }
     }
 
     fn into_layer(self, host: &dyn Host, opening: &Opening, access: Access) -> Result<Layer> {
@@ -230,8 +241,9 @@ fn open_parent(
         }
     };
     let access = opening.parent_access();
-    let (names, policy) = (host.as_ref(), &opening.policy);
-    let referrer = Referrer { host: names, image: &child.path, is_stated: child.is_stated, policy, access };
+    let (names, policy, budget) = (host.as_ref(), &opening.policy, &opening.budget);
+    let (image, is_stated) = (&child.path, child.is_stated);
+    let referrer = Referrer { host: names, image, is_stated, policy, access, budget };
     let (place, file) = referrer.open(&parent.name).map_err(|e| missing(e, child))?;
     if format != Format::Raw && opening.noted(host, file.as_ref())? == Some(Format::Raw) {
         let what = format!(

@@ -6,7 +6,7 @@
 
 use super::link::join;
 use crate::{
-    base::{Error, ErrorKind, Guard, Result},
+    base::{Budget, Error, ErrorKind, Guard, Result},
     format::Parts,
     io::{Access, EntryKind, File, Host},
 };
@@ -61,6 +61,8 @@ pub(super) struct Referrer<'a> {
     pub(super) policy: &'a Policy,
     /// How files that the image refers to are opened.
     pub(super) access: Access,
+    /// What the image's tables are kept in.
+    pub(super) budget: &'a Budget,
 }
 
 impl Referrer<'_> {
@@ -135,6 +137,10 @@ impl Referrer<'_> {
 impl Parts for Referrer<'_> {
     fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
         Ok(self.open(name)?.1)
+    }
+
+    fn budget(&self) -> Budget {
+        self.budget.clone()
     }
 }
 

@@ -1,13 +1,15 @@
 //! What is read at one layer and below it: the merged map of those layers, and reads through it.
 //!
-//! The map is kept in pages of [`PAGE_BYTES`] guest bytes, built when first asked for and dropped, least
-//! recently used first, when together they pass a bound. None of the layers is written while a view on them is
-//! used, so that a page stays true.
+//! The map is kept in pages, built when first asked for and dropped, least recently used first, when together they
+//! pass what the [`Budget`] has for them. How much a page describes depends on the layers' units, so that its runs
+//! have a bound; so have those of layers that are being merged, whatever they hold. None of the layers is written
+//! while a view on them is used, so that a page stays true.
 
 use super::Layer;
 use crate::{
     base::{
-        Error, Guard, GuestOffset, GuestRange, Result,
+        Budget, Error, Guard, GuestOffset, GuestRange, Result,
+        budget::{Held, Part},
         units::{count, index},
     },
     format::{Below, Image, Nothing},
@@ -16,20 +18,23 @@ use crate::{
 use parking_lot::Mutex;
 use std::{collections::HashMap, fmt, sync::Arc};
 
-/// Guest bytes that one page of the map describes: what one L2 table of a default qcow2 image covers.
-const PAGE_BYTES: u64 = 512 << 20;
+/// Guest bytes that one page of the map describes at most: what one L2 table of a default qcow2 image covers.
+const PAGE_BYTES_MAX: u64 = 512 << 20;
+
+/// Units that one page of the map describes at most: so many runs it can have.
+const PAGE_UNITS_MAX: u64 = 1 << 16;
+
+/// What a run of one layer takes while maps are merged: it is found, and it is laid over others.
+const MERGED_BYTES: u64 = 3 * size_of::<Run>() as u64;
 
 /// Layers that are asked first: few enough that one that hides all below it saves reading those.
 const ASKED_FIRST: usize = 8;
 
-/// The most layers that are asked at once after that: bounds the memory that their maps take.
+/// The most layers that are asked at once after that, if their maps are within the budget.
 const ASKED_AT_ONCE: usize = 64;
 
 /// A layer's map of this many pages is read sooner than another thread is woken.
 const FEW_PAGES: u64 = 8;
-
-/// Runs kept in memory unless the caller says otherwise: about 128 MiB.
-const KEPT_RUNS: usize = (128 << 20) / size_of::<Run>();
 
 /// A run of guest bytes, and the layer that decides what is read there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +70,16 @@ impl Run {
 /// What is read at one layer and below it.
 pub struct View {
     images: Vec<Arc<dyn Image>>,
-    /// The most that is merged in one go: bounds the runs in memory, whatever the layers hold.
+    budget: Budget,
+    /// The smallest unit of a layer.
+    unit: u64,
+    /// Guest bytes that a page describes.
+    page_bytes: u64,
+    /// The most runs of one layer that are merged in one go, or those of a page.
+    runs_max: usize,
+    /// The most layers that are asked in one go.
+    asked_max: usize,
+    /// The most guest bytes that are looked at in one go.
     window_max: u64,
     pages: Mutex<Pages>,
 }
@@ -82,29 +96,36 @@ struct Page {
     /// Where each run starts in the page. A search among these few bytes stays in the processor's cache; among
     /// the runs themselves each step of it would be a miss.
     starts: Vec<u32>,
+    start: GuestOffset,
+    _held: Held,
 }
 
 impl Page {
-    fn new(mut runs: Vec<Run>) -> Self {
+    fn new(start: GuestOffset, mut runs: Vec<Run>, budget: &Budget) -> Self {
         runs.shrink_to_fit();
-        let place = |run: &Run| u32::try_from(run.range.start.bytes() % PAGE_BYTES).unwrap_or(u32::MAX);
+        let place = |run: &Run| u32::try_from(run.range.start.since(start)).unwrap_or(u32::MAX);
         let starts = runs.iter().map(place).collect();
-        Self { runs, starts }
+        let memory = page_memory(runs.len());
+        Self { runs, starts, start, _held: budget.hold(Part::Views, memory) }
     }
 
     /// Returns the runs from the one that holds `at` on.
     fn from(&self, at: GuestOffset) -> impl Iterator<Item = &Run> {
-        let place = at.bytes() % PAGE_BYTES;
+        let place = at.since(self.start);
         let next = self.starts.partition_point(|start| u64::from(*start) <= place);
         self.runs.iter().skip(next.saturating_sub(1))
     }
+}
+
+/// Returns the bytes that a page of so many runs takes.
+const fn page_memory(runs: usize) -> u64 {
+    (runs * (size_of::<Run>() + size_of::<u32>()) + 256) as u64
 }
 
 /// Pages by number, with the moment each was last used.
 #[derive(Default)]
 struct Pages {
     held: HashMap<u64, (Arc<Page>, u64)>,
-    runs: usize,
     moment: u64,
 }
 
@@ -116,23 +137,15 @@ impl Pages {
         Some(Arc::clone(page))
     }
 
-    fn put(&mut self, number: u64, page: &Arc<Page>) {
-        while self.runs + page.runs.len() > KEPT_RUNS {
+    fn put(&mut self, number: u64, page: &Arc<Page>, budget: &Budget) {
+        while !budget.has_room(Part::Views, 0) {
             let Some(oldest) = self.held.iter().min_by_key(|(_, (_, used))| *used).map(|(n, _)| *n) else {
                 break;
             };
-            self.drop_page(oldest);
+            self.held.remove(&oldest);
         }
-        self.drop_page(number);
         self.moment += 1;
-        self.runs += page.runs.len();
         self.held.insert(number, (Arc::clone(page), self.moment));
-    }
-
-    fn drop_page(&mut self, number: u64) {
-        if let Some((page, _)) = self.held.remove(&number) {
-            self.runs -= page.runs.len();
-        }
     }
 }
 
@@ -140,9 +153,22 @@ impl View {
     /// Looks at `layers`, the topmost first.
     pub fn new(layers: &[Layer]) -> Self {
         let images: Vec<_> = layers.iter().map(|l| Arc::clone(&l.image)).collect();
-        let unit = images.iter().map(|image| image.unit().max(64 << 10)).min().unwrap_or(64 << 10);
-        let window_max = (unit << 20).clamp(PAGE_BYTES, 128 * PAGE_BYTES);
-        Self { images, window_max, pages: Mutex::default() }
+        let budget = images.first().map(|image| image.budget().clone()).unwrap_or_default();
+        // Raw images have no unit of their own.
+        let units = images.iter().map(|image| image.unit()).filter(|unit| *unit > 1);
+        let unit = units.min().unwrap_or(64 << 10).min(PAGE_BYTES_MAX);
+        let merged = budget.merged_bytes() / MERGED_BYTES;
+        let units = 1 << (merged / 4).clamp(1, PAGE_UNITS_MAX).ilog2();
+        let page_bytes = (unit * units).min(PAGE_BYTES_MAX);
+        let runs_max = index(page_bytes / unit);
+        let asked_max = (index(merged) / runs_max).clamp(1, ASKED_AT_ONCE);
+        let window_max = (unit << 20).clamp(page_bytes, 128 * PAGE_BYTES_MAX);
+        Self { images, budget, unit, page_bytes, runs_max, asked_max, window_max, pages: Mutex::default() }
+    }
+
+    /// Returns what the memory for the map is taken from.
+    pub const fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Returns the size of the topmost layer in bytes, 0 if there is none.
@@ -157,33 +183,35 @@ impl View {
 
     /// Appends the merged map of `range`, in order, covering it; past the end it is zero and nobody's.
     pub fn runs(&self, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
-        let (mut at, mut window) = (range.start, PAGE_BYTES);
+        let (mut at, mut window) = (range.start, self.page_bytes);
         while at < range.end() {
-            let piece = GuestRange::between(at, range.end().min(at.floor(PAGE_BYTES).plus(window)));
-            let known = if window == PAGE_BYTES {
+            let piece = GuestRange::between(at, range.end().min(at.floor(self.page_bytes).plus(window)));
+            let known = if window == self.page_bytes {
                 let page = self.page(at)?;
                 let inside = page.from(at).take_while(|run| run.range.start < piece.end());
                 inside.for_each(|run| push(out, run.clip(piece)));
+                at = piece.end();
                 page.runs.len()
             } else {
                 let merged = self.merge(piece)?;
                 for run in &merged {
                     push(out, *run);
                 }
+                at = merged.last().map_or(piece.end(), |run| run.range.end());
                 merged.len()
             };
-            at = piece.end();
             // Where nearly nothing is, the steps grow: an empty disk of any size takes few.
-            window = if known < 64 { (window * 4).min(self.window_max) } else { PAGE_BYTES };
+            window = if known < 64 { (window * 4).min(self.window_max) } else { self.page_bytes };
         }
         Ok(())
     }
 
     /// The same with `head` over this view's layers, which count from 1 on then. What the head says is not kept.
     pub(super) fn runs_under(&self, head: &dyn Image, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
-        for piece in range.pieces(PAGE_BYTES) {
+        for piece in range.pieces(self.page_bytes) {
             let (mut extents, mut below) = (Vec::new(), Vec::new());
             describe(head, piece, &mut extents).map_err(|e| e.doing("reading the map"))?;
+            check_cover(head, piece, &extents)?;
             self.runs(piece, &mut below)?;
             let lower = |run: Run| Run { layer: run.layer.map(|layer| layer + 1), ..run };
             let own = extents.into_iter().filter(|extent| extent.state.is_present());
@@ -197,7 +225,10 @@ impl View {
 
     /// Appends what the topmost layer itself says about `range` (within the size), in order, covering it.
     pub fn own_map(&self, range: GuestRange, out: &mut Vec<Extent>) -> Result<()> {
-        self.images.first().map_or(Ok(()), |own| describe(own.as_ref(), range, out))
+        self.images.first().map_or(Ok(()), |own| {
+            describe(own.as_ref(), range, out)?;
+            check_cover(own.as_ref(), range, out)
+        })
     }
 
     /// Fills `buf` from `at`; zeros past the end.
@@ -254,26 +285,163 @@ impl View {
 
     /// Returns the page that describes `at`, building it if it is not held.
     fn page(&self, at: GuestOffset) -> Result<Arc<Page>> {
-        let number = at.bytes() / PAGE_BYTES;
+        let number = at.bytes() / self.page_bytes;
         if let Some(page) = self.pages.lock().get(number) {
             return Ok(page);
         }
-        let whole = GuestOffset::new(number * PAGE_BYTES).range(PAGE_BYTES);
-        let page = Arc::new(Page::new(self.merge(whole)?));
-        self.pages.lock().put(number, &page);
+        let whole = GuestOffset::new(number * self.page_bytes).range(self.page_bytes);
+        let page = Arc::new(Page::new(whole.start, self.merge(whole)?, &self.budget));
+        self.pages.lock().put(number, &page, &self.budget);
         Ok(page)
     }
 
-    /// Asks the layers from the top down, some at a time, about what those above them left open.
-    fn merge(&self, range: GuestRange) -> Result<Vec<Run>> {
-        let (mut seen, mut rest, mut at_once) = (Vec::new(), self.images.as_slice(), ASKED_FIRST);
+    /// Asks the layers from the top down, some at a time, about what those above them left open. Returns the map of
+    /// the range, or of its start as far as the layers' maps fit: whole pages.
+    fn merge(&self, mut range: GuestRange) -> Result<Vec<Run>> {
+        let (mut seen, mut rest) = (Vec::new(), self.images.as_slice());
+        let mut at_once = ASKED_FIRST.min(self.asked_max);
         while let Some(asked) = still_open(&seen, range).filter(|_| !rest.is_empty()) {
             let (batch, below) = rest.split_at(at_once.min(rest.len()));
-            seen = over(seen, describe_all(batch, self.images.len() - rest.len(), asked)?);
-            (rest, at_once) = (below, ASKED_AT_ONCE);
+            let (found, end) = self.describe_all(batch, self.images.len() - rest.len(), asked)?;
+            if end < asked.end() {
+                range = GuestRange::between(range.start, end);
+            }
+            seen = over(seen, found);
+            (rest, at_once) = (below, self.asked_max);
         }
-        Ok(over(seen, vec![Run { range, state: State::Zero { host: None }, layer: None }]))
+        let seen = over(seen, vec![Run { range, state: State::Zero { host: None }, layer: None }]);
+        Ok(up_to(seen, range.end()))
     }
+
+    /// Returns what is seen of `range`, or of its start, in `images`, of which the topmost is layer `first`, and how far
+    /// they were asked: the caller's thread takes its share of them and the other cores theirs.
+    fn describe_all(
+        &self,
+        images: &[Arc<dyn Image>],
+        first: usize,
+        range: GuestRange,
+    ) -> Result<(Vec<Run>, GuestOffset)> {
+        let pages = count(images.len()) * range.bytes.div_ceil(self.page_bytes);
+        let shares = if pages > FEW_PAGES { rayon::current_num_threads() } else { 1 };
+        let share = images.len().div_ceil(shares).max(1);
+        let (own, others) = images.split_at(share.min(images.len()));
+        let mut found: Vec<_> = others.chunks(share).map(|_| Ok((Vec::new(), range.end()))).collect();
+        let own = rayon::in_place_scope(|scope| {
+            for ((part, slot), nth) in others.chunks(share).zip(&mut found).zip(1..) {
+                scope.spawn(move |_| *slot = self.describe_each(part, first + nth * share, range));
+            }
+            self.describe_each(own, first, range)
+        });
+        let all: Vec<_> = std::iter::once(own).chain(found).collect::<Result<_>>()?;
+        let end = all.iter().map(|(_, end)| *end).min().unwrap_or(range.end());
+        let lists = all.into_iter().map(|(runs, _)| up_to(runs, end)).collect();
+        Ok((flatten(lists), end))
+    }
+
+    /// The same, in turn.
+    fn describe_each(
+        &self,
+        images: &[Arc<dyn Image>],
+        first: usize,
+        range: GuestRange,
+    ) -> Result<(Vec<Run>, GuestOffset)> {
+        let (mut lists, mut extents, mut end) = (Vec::new(), Vec::new(), range.end());
+        let mut canvas = (range.bytes <= self.page_bytes).then(|| Canvas::new(range, self.unit));
+        for (image, layer) in images.iter().zip(first..) {
+            extents.clear();
+            let told =
+                self.describe_start(image.as_ref(), GuestRange::between(range.start, end), &mut extents);
+            end = told.map_err(|e| e.doing("reading the map"))?;
+            let present = extents.iter().filter(|extent| extent.state.is_present());
+            let runs = present.map(|e| Run { range: e.range, state: e.state, layer: Some(layer) });
+            match &mut canvas {
+                Some(canvas) if extents.iter().all(|extent| canvas.fits(extent.range)) => {
+                    runs.for_each(|run| canvas.paint(run));
+                }
+                _ => {
+                    lists.extend(canvas.as_mut().map(Canvas::take));
+                    lists.push(runs.collect());
+                }
+            }
+        }
+        lists.extend(canvas.as_mut().map(Canvas::take));
+        let lists = lists.into_iter().map(|runs| up_to(runs, end)).collect();
+        Ok((flatten(lists), end))
+    }
+
+    /// Fills `extents`, which is empty, with what an image says about `range`, page by page until its runs are too many;
+    /// returns how far it was asked.
+    fn describe_start(
+        &self,
+        image: &dyn Image,
+        range: GuestRange,
+        extents: &mut Vec<Extent>,
+    ) -> Result<GuestOffset> {
+        let mut at = range.start;
+        while at < range.end() && extents.len() < self.runs_max {
+            let end = at.floor(self.page_bytes).plus(self.page_bytes).min(range.end());
+            describe(image, GuestRange::between(at, end), extents)?;
+            at = end;
+        }
+        check_cover(image, GuestRange::between(range.start, at), extents)?;
+        Ok(at)
+    }
+}
+
+/// What layers say of each unit of a range. They are painted from the top down, and what is painted stays: a layer
+/// costs no more than what it says itself, however many lie above it.
+struct Canvas {
+    range: GuestRange,
+    unit: u64,
+    runs: Vec<Run>,
+    /// For each unit which run is seen there, counted from 1; 0 for none.
+    cells: Vec<u32>,
+}
+
+impl Canvas {
+    fn new(range: GuestRange, unit: u64) -> Self {
+        let cells = vec![0; index(range.bytes.div_ceil(unit))];
+        Self { range, unit, runs: Vec::new(), cells }
+    }
+
+    /// Returns whether a part of the range starts and ends with a unit.
+    const fn fits(&self, part: GuestRange) -> bool {
+        let from = part.start.since(self.range.start);
+        from.is_multiple_of(self.unit) && part.bytes.is_multiple_of(self.unit)
+    }
+
+    /// Adds a run that fits, below all that is there.
+    fn paint(&mut self, run: Run) {
+        self.runs.push(run);
+        let number = u32::try_from(self.runs.len()).unwrap_or(u32::MAX);
+        let from = index(run.range.start.since(self.range.start) / self.unit);
+        let cells = self.cells.get_mut(from..from + index(run.range.bytes / self.unit));
+        cells.into_iter().flatten().filter(|cell| **cell == 0).for_each(|cell| *cell = number);
+    }
+
+    /// Takes what is seen, in order; nothing is painted then.
+    fn take(&mut self) -> Vec<Run> {
+        let (mut seen, mut at) = (Vec::new(), self.range.start);
+        for alike in self.cells.chunk_by(|a, b| a == b) {
+            let part = at.range(count(alike.len()) * self.unit);
+            at = part.end();
+            let number = alike.first().and_then(|number| number.checked_sub(1));
+            let run = number.and_then(|number| self.runs.get(index(number.into())));
+            seen.extend(run.map(|run| run.clip(part)));
+        }
+        self.runs.clear();
+        self.cells.fill(0);
+        seen
+    }
+}
+
+/// Cuts a list of runs at `end`.
+fn up_to(mut runs: Vec<Run>, end: GuestOffset) -> Vec<Run> {
+    runs.truncate(runs.partition_point(|run| run.range.start < end));
+    if let Some(last) = runs.last_mut() {
+        *last = last.clip(GuestRange::between(last.range.start, end));
+    }
+    runs
 }
 
 impl Below for View {
@@ -286,37 +454,6 @@ impl Below for View {
         self.runs(range, &mut runs)?;
         Ok(runs.iter().all(Run::is_zero))
     }
-}
-
-/// Returns what is seen of `range` in `images`, of which the topmost is layer `first`: the caller's thread takes
-/// its share of them and the other cores theirs.
-fn describe_all(images: &[Arc<dyn Image>], first: usize, range: GuestRange) -> Result<Vec<Run>> {
-    let pages = count(images.len()) * range.bytes.div_ceil(PAGE_BYTES);
-    let shares = if pages > FEW_PAGES { rayon::current_num_threads() } else { 1 };
-    let share = images.len().div_ceil(shares).max(1);
-    let (own, others) = images.split_at(share.min(images.len()));
-    let mut found: Vec<_> = others.chunks(share).map(|_| Ok(Vec::new())).collect();
-    let own = rayon::in_place_scope(|scope| {
-        for ((part, slot), nth) in others.chunks(share).zip(&mut found).zip(1..) {
-            scope.spawn(move |_| *slot = describe_each(part, first + nth * share, range));
-        }
-        describe_each(own, first, range)
-    });
-    let all: Result<Vec<_>> = std::iter::once(own).chain(found).collect();
-    Ok(flatten(all?))
-}
-
-/// The same, in turn.
-fn describe_each(images: &[Arc<dyn Image>], first: usize, range: GuestRange) -> Result<Vec<Run>> {
-    let ask = |(image, layer): (&Arc<dyn Image>, usize)| {
-        let mut extents = Vec::new();
-        describe(image.as_ref(), range, &mut extents).map_err(|e| e.doing("reading the map"))?;
-        let present = extents.iter().filter(|extent| extent.state.is_present());
-        let run = |extent: &Extent| Run { range: extent.range, state: extent.state, layer: Some(layer) };
-        Ok(present.map(run).collect())
-    };
-    let each: Result<Vec<Vec<Run>>> = images.iter().zip(first..).map(ask).collect();
-    Ok(flatten(each?))
 }
 
 /// Lays lists of runs, the topmost first, over each other: in pairs, so that no list is gone through often.
@@ -341,7 +478,6 @@ fn describe(image: &dyn Image, range: GuestRange, out: &mut Vec<Extent>) -> Resu
     let held = range.clip(GuestRange::between(GuestOffset::new(0), end));
     if !held.is_empty() {
         image.map(held, out)?;
-        check_cover(image, held, out)?;
     }
     let beyond = GuestRange::between(range.start.max(end), range.end());
     if !beyond.is_empty() {

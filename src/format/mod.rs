@@ -12,7 +12,7 @@ pub use crate::store::StoredRecord;
 pub use bits::Bits;
 
 use crate::{
-    base::{Error, GuestOffset, GuestRange, HostOffset, Result, units::SECTOR_BYTES},
+    base::{Budget, Error, GuestOffset, GuestRange, HostOffset, Result, units::SECTOR_BYTES},
     io::{File, Kept, Moved},
     map::Extent,
     store::Carrier,
@@ -109,6 +109,9 @@ impl Below for Nothing {
 pub trait Parts {
     /// Opens the file that the image's header calls `name`, for writing if the image is.
     fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>>;
+
+    /// Returns what the memory for the image's tables is taken from.
+    fn budget(&self) -> Budget;
 }
 
 /// Refuses every further file.
@@ -118,6 +121,10 @@ pub struct NoParts;
 impl Parts for NoParts {
     fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
         Err(Error::policy(format!("refers to another file, '{}'", String::from_utf8_lossy(name))))
+    }
+
+    fn budget(&self) -> Budget {
+        Budget::default()
     }
 }
 
@@ -320,7 +327,7 @@ pub fn open(
     parts: &dyn Parts,
 ) -> Result<Arc<dyn Image>> {
     match format {
-        Format::Raw => raw::open(file, is_writable),
+        Format::Raw => raw::open(file, is_writable, parts),
         Format::Qcow2 => qcow2::open(file, is_writable, parts),
     }
 }
@@ -377,7 +384,7 @@ pub fn create(
     parts: &dyn Parts,
 ) -> Result<Arc<dyn Image>> {
     match format {
-        Format::Raw => raw::create(file, creation),
+        Format::Raw => raw::create(file, creation, parts),
         Format::Qcow2 => qcow2::create(file, creation, parts),
     }
 }
@@ -449,6 +456,9 @@ pub trait Image: Send + Sync + fmt::Debug {
 
     /// Returns the smallest run that the image allocates, in bytes: 1 for raw, else a power of two.
     fn unit(&self) -> u64;
+
+    /// Returns what the memory for maps of this image is taken from.
+    fn budget(&self) -> &Budget;
 
     /// Returns the parent that the header names.
     fn parent(&self) -> Option<ParentName>;

@@ -91,7 +91,7 @@ pub fn convert(
     let target = Target::new(host, path)?;
     let size = source.size().next_multiple_of(SECTOR_BYTES);
     let creation = Creation { size, parent: None, options: options.to_vec() };
-    let image = target.create(host, format, &creation)?;
+    let image = target.create(host, (format, &creation), source.budget())?;
     // A device holds what it held before.
     let filling = Filling { is_blank: !target.is_device(), is_packed };
     let written_bytes = fill(source, image.as_ref(), filling, progress).map_err(|e| target.named(e))?;

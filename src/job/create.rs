@@ -2,7 +2,7 @@
 
 use super::rebase::NewParent;
 use crate::{
-    base::{Error, ErrorKind, Result, units::SECTOR_BYTES},
+    base::{Budget, Error, ErrorKind, Result, units::SECTOR_BYTES},
     chain::{Chain, Layer, Opening, freeze, join},
     disk::Disk,
     format::{self, Creation, Format, Image, ParentName, Parts},
@@ -59,7 +59,7 @@ pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Openi
     let size = size.ok_or_else(|| Error::invalid("a new image without a parent needs a size").path(path))?;
     let shown = parent.as_ref().map(|p| String::from_utf8_lossy(&p.name).into_owned());
     let creation = Creation { size, parent, options: new.options.clone() };
-    let image = target.create(host, new.format, &creation)?;
+    let image = target.create(host, (new.format, &creation), &opening.budget)?;
     if let Some(ledger) = &opening.ledger {
         ledger.know(image.as_ref())?;
     }
@@ -119,10 +119,11 @@ impl Target {
     pub(super) fn create(
         &self,
         host: &Arc<dyn Host>,
-        format: Format,
-        creation: &Creation,
+        (format, creation): (Format, &Creation),
+        budget: &Budget,
     ) -> Result<Arc<dyn Image>> {
-        let parts = NewParts { host: host.as_ref(), folder: self.folder(host.as_ref())? };
+        let (host, budget) = (host.as_ref(), budget.clone());
+        let parts = NewParts { host, folder: self.folder(host)?, budget };
         // The draft's own name means nothing to anybody.
         format::create(format, self.file(), creation, &parts).map_err(|e| self.named(e))
     }
@@ -152,6 +153,7 @@ impl Target {
 struct NewParts<'a> {
     host: &'a dyn Host,
     folder: PathBuf,
+    budget: Budget,
 }
 
 impl Parts for NewParts<'_> {
@@ -161,5 +163,9 @@ impl Parts for NewParts<'_> {
             None => self.host.create(&path),
             Some(_) => self.host.open(&path, Access::Write),
         }
+    }
+
+    fn budget(&self) -> Budget {
+        self.budget.clone()
     }
 }

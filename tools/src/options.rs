@@ -4,9 +4,11 @@ use crate::{
     config,
     failure::{Exit, Failure},
     output::Answer,
+    size,
 };
 use clap::Args;
 use deltachain::{
+    base::Budget,
     chain::{Opening, Policy},
     format::Format,
     io::{Access, EntryKind, Host, real::RealHost},
@@ -27,16 +29,30 @@ pub struct References {
     /// Open at most N layers
     #[arg(long, value_name = "N", default_value_t = Policy::default().depth_max)]
     pub max_depth: usize,
+    /// Keep maps of at most SIZE in memory, those of all layers together
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
+    pub memory: Budget,
 }
 
 impl References {
     /// Returns the policy: these options, the environment and the host's file together.
-    pub fn policy(&self, host: &dyn Host) -> Result<Policy, Failure> {
+    fn policy(&self, host: &dyn Host) -> Result<Policy, Failure> {
         let named = self.allow_dir.iter().map(|dir| host.canonical(dir)).collect::<Result<Vec<_>, _>>()?;
         // What the host allows for all commands need not exist everywhere.
         let standing = config::allowed_folders()?.into_iter().filter_map(|dir| host.canonical(&dir).ok());
         Ok(Policy { allowed: named.into_iter().chain(standing).collect(), depth_max: self.max_depth })
     }
+
+    /// Returns how an image is opened as far as these options say.
+    pub fn opening(&self, host: &dyn Host, access: Access) -> Result<Opening, Failure> {
+        let opening = Opening::reading().with_access(access).with_policy(self.policy(host)?);
+        Ok(opening.with_budget(self.memory.clone()))
+    }
+}
+
+/// Reads a bound on the memory for maps; all chains of the command share it.
+fn memory(text: &str) -> Result<Budget, String> {
+    Budget::new(size::parse(text)?).map_err(|e| e.to_string())
 }
 
 /// How an image that exists is opened.
@@ -52,9 +68,8 @@ pub struct Source {
 impl Source {
     /// Returns how the chain is opened.
     pub fn opening(&self, host: &Arc<dyn Host>, access: Access) -> Result<Opening, Failure> {
-        let policy = self.references.policy(host.as_ref())?;
-        let opening = Opening { access, ..Opening::reading() }.with_format(self.format);
-        Ok(opening.with_policy(policy).with_ledger(ledger(host)))
+        let opening = self.references.opening(host.as_ref(), access)?;
+        Ok(opening.with_format(self.format).with_ledger(ledger(host)))
     }
 }
 

@@ -61,3 +61,19 @@ proptest! {
         prop_assert_eq!(still_open(&seen, range(0, bytes)), expected);
     }
 }
+
+proptest! {
+    #[test]
+    fn layers_painted_from_the_top_down_show_what_layers_laid_over_each_other_do(
+        layers in prop::collection::vec(prop::collection::vec((0u8..5, 1u64..9), 0..12), 1..6),
+    ) {
+        let lists: Vec<Vec<Run>> = (0..).zip(&layers).map(|(layer, cuts)| runs(layer, cuts)).collect();
+        let mut canvas = Canvas::new(range(0, SIZE), 1);
+        lists.iter().flatten().for_each(|run| canvas.paint(*run));
+        let (painted, laid) = (canvas.take(), flatten(lists));
+        for at in 0..SIZE {
+            prop_assert_eq!(byte(&painted, at), byte(&laid, at), "byte {}", at);
+        }
+        prop_assert!(is_in_order(&painted) && canvas.take().is_empty());
+    }
+}

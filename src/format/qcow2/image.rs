@@ -28,12 +28,13 @@ use super::{
     header::{Compression, Header},
     pages::Pages,
     refcounts::Refcounts,
-    tables::{Tables, Target, read_words},
+    tables::{FirstLevel, Tables, Target, read_words},
     write::{Job, Source},
 };
 use crate::{
     base::{
-        Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile, units::count,
+        Budget, Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile,
+        units::count,
     },
     format::{Below, BitmapEdit, Bits, Details, Format, Image, ParentName, Parts, StoredRecord},
     io::{File, Kept, Moved},
@@ -47,9 +48,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-
-/// How much of the L2 tables and refcount blocks is kept in memory.
-const CACHE_BYTES: u64 = 32 << 20;
 
 /// What changes while the image is open.
 #[derive(Debug)]
@@ -74,6 +72,7 @@ pub(super) struct Qcow2Image {
     pub(super) shape: Shape,
     pub(super) compression: Compression,
     is_writable: bool,
+    budget: Budget,
     /// Whether the external data file must read as the disk does. After a power cut, what was not flushed may be
     /// in the data file and not in the entries.
     pub(super) is_raw: bool,
@@ -108,15 +107,16 @@ impl Qcow2Image {
         } else {
             None
         };
+        let budget = parts.budget();
         let tables = Tables {
             shape,
             image: Target::new(file.clone())?,
             data: data_file.clone().map(Target::new).transpose()?,
-            l1: read_words(&*file, "L1 table", header.l1.at, header.l1.entries)?,
+            l1: FirstLevel::open(&*file, header.l1, (!is_writable).then_some(&budget))?,
             l1_at: header.l1.at,
             l1_changed: BTreeSet::new(),
             unreached: HashSet::new(),
-            pages: Pages::new(shape.cluster(), CACHE_BYTES),
+            pages: Pages::new(shape.cluster(), budget.join(), is_writable),
         };
         let counts = header.refcount_table;
         let table = if is_writable {
@@ -137,6 +137,7 @@ impl Qcow2Image {
             shape,
             compression: header.compression,
             is_writable,
+            budget,
             is_raw: header.is_data_file_raw(),
             is_begun: AtomicBool::new(false),
             resizing: Mutex::new(()),
@@ -206,6 +207,10 @@ impl Image for Qcow2Image {
 
     fn unit(&self) -> u64 {
         self.shape.unit()
+    }
+
+    fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     fn parent(&self) -> Option<ParentName> {

@@ -7,6 +7,7 @@
 use crate::{
     base::{
         Error, HostOffset, Result,
+        budget::Share,
         units::{SECTOR_BYTES, count, index},
     },
     io::File,
@@ -19,6 +20,9 @@ use std::{
 
 /// The most that a page holds: small enough that a random read loads little, eight sectors as a mask.
 const PAGE_BYTES: u64 = 4096;
+
+/// The fewest pages that a writer keeps.
+const WRITERS_LEAST: usize = 64;
 
 /// What a page is part of; decides when a flush may write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,18 +59,25 @@ pub(super) struct Sector {
 pub(super) struct Pages {
     held: HashMap<u64, Page>,
     page: u64,
-    /// How many pages are kept.
-    limit: usize,
+    /// How much is kept.
+    share: Share,
+    /// The fewest pages that are kept: what one operation needs at once.
+    least: usize,
     changed: usize,
     tick: AtomicU64,
 }
 
 impl Pages {
-    /// Makes an empty cache for tables in clusters of `cluster` bytes that holds about `limit` bytes.
-    pub(super) fn new(cluster: u64, limit: u64) -> Self {
-        let page = PAGE_BYTES.min(cluster);
-        let limit = index(limit / page).max(64);
-        Self { held: HashMap::new(), page, limit, changed: 0, tick: AtomicU64::new(0) }
+    /// Makes an empty cache for tables in clusters of `cluster` bytes that holds about as much as its share. Who only
+    /// reads needs a single page at a time.
+    pub(super) fn new(cluster: u64, share: Share, is_writable: bool) -> Self {
+        let (page, least) = (PAGE_BYTES.min(cluster), if is_writable { WRITERS_LEAST } else { 1 });
+        Self { held: HashMap::new(), page, share, least, changed: 0, tick: AtomicU64::new(0) }
+    }
+
+    /// Returns how many pages are kept.
+    fn limit(&self) -> usize {
+        index(self.share.bytes() / self.page).max(self.least)
     }
 
     /// Returns the bytes of a page.
@@ -80,8 +91,8 @@ impl Pages {
     }
 
     /// Returns whether so much waits to be written that a flush should come before more.
-    pub(super) const fn is_crowded(&self) -> bool {
-        self.changed > self.limit / 2
+    pub(super) fn is_crowded(&self) -> bool {
+        self.changed > self.limit() / 2
     }
 
     fn find(&self, at: HostOffset) -> Option<&Page> {
@@ -169,19 +180,22 @@ impl Pages {
 
     /// Drops the clean pages that were not used for longest, a quarter of all, when the cache is full.
     fn make_room(&mut self) {
-        if self.held.len() < self.limit {
+        let limit = self.limit();
+        if self.held.len() < limit {
             return;
         }
         let is_clean = |p: &Page| p.changed == 0 && !p.is_leaving;
         let used = |p: &Page| p.used.load(Ordering::Relaxed);
         let mut ticks: Vec<u64> = self.held.values().filter(|p| is_clean(p)).map(used).collect();
-        let quarter = (self.limit / 4).min(ticks.len().saturating_sub(1));
+        let excess = self.held.len() - limit;
+        let quarter = (excess + limit / 4).min(ticks.len().saturating_sub(1));
         if ticks.len() <= quarter {
             return;
         }
         let (_, oldest, _) = ticks.select_nth_unstable(quarter);
         // What the operation under way looked at stays, or it would lose the ground under its feet.
-        let oldest = (*oldest).min(self.tick.load(Ordering::Relaxed).saturating_sub(16));
+        let kept = count(self.least.min(16));
+        let oldest = (*oldest).min(self.tick.load(Ordering::Relaxed).saturating_sub(kept));
         self.held.retain(|_, p| !is_clean(p) || used(p) > oldest);
     }
 }

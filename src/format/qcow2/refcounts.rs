@@ -215,7 +215,7 @@ impl State {
     fn check_free(&self, range: HostRange) -> Result<()> {
         let tables = [
             ("header", HostOffset::new(0).range(self.cluster())),
-            ("L1 table", self.tables.l1_at.range(count(self.tables.l1.len()) * 8)),
+            ("L1 table", self.tables.l1_at.range(count(self.tables.l1.words.len()) * 8)),
             ("refcount table", self.refcounts.at.range(count(self.refcounts.table.len()) * 8)),
         ];
         match tables.iter().find(|(_, table)| Guard::KnownTables.trips(table.overlaps(range))) {

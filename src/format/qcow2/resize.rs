@@ -59,8 +59,8 @@ impl State {
     /// What it says is in the file already.
     fn move_l1(&mut self, header: &mut Header, to: HostRange, entries: u64) -> Result<()> {
         let file = self.tables.image.file.clone();
-        let old = self.tables.l1_at.range(count(self.tables.l1.len()) * 8);
-        let mut l1 = self.tables.l1.clone();
+        let old = self.tables.l1_at.range(count(self.tables.l1.words.len()) * 8);
+        let mut l1 = self.tables.l1.words.clone();
         l1.resize(index(entries), 0);
         let mut bytes = vec![0; index(to.bytes)];
         let (front, _) = bytes.split_at_mut(l1.len() * 8);
@@ -69,7 +69,7 @@ impl State {
         file.flush()?;
         let moved = change::write_fields(&*file, header, |h| h.l1 = Table { at: to.start, entries });
         moved.inspect_err(|e| self.poison = Some(e.to_string()))?;
-        (self.tables.l1, self.tables.l1_at) = (l1, to.start);
+        (self.tables.l1.words, self.tables.l1_at) = (l1, to.start);
         if !old.is_empty() {
             self.dropped.push(old);
         }
@@ -148,7 +148,7 @@ impl Qcow2Image {
                 "needs an L1 table of {entries} entries: longer than allowed"
             )));
         }
-        if entries <= count(self.state.read().tables.l1.len()) {
+        if entries <= count(self.state.read().tables.l1.words.len()) {
             return Ok(());
         }
         let clusters = self.shape.geometry.clusters(entries * 8);

@@ -4,13 +4,17 @@
 //! is an error that names the guest byte and the host offset, never a read of zeros.
 
 use super::{
-    entry::{self, Cluster, Entry, Held, Shape, Unit, wrong},
+    entry::{self, Cluster, Entry, Shape, Unit, wrong},
+    header::Table,
     pages::{Kind, Pages, Sector},
 };
 use crate::{
     base::{
-        Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES,
-        units::count, units::index,
+        Budget, Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result,
+        budget::{Held, Part},
+        units::SECTOR_BYTES,
+        units::count,
+        units::index,
     },
     io::File,
     map::{self, Extent},
@@ -60,6 +64,38 @@ impl Target {
     }
 }
 
+/// The entries of an L1 table: in memory, or, of an image that is only read, in its file.
+#[derive(Debug)]
+pub(super) struct FirstLevel {
+    /// The entries in memory.
+    pub(super) words: Vec<u64>,
+    /// How many there are in the file, if they are read there one by one.
+    in_file: u64,
+    _held: Option<Held>,
+}
+
+impl FirstLevel {
+    /// Takes in the table at `table`, which must lie in the file; with a budget, only if there is room in it.
+    pub(super) fn open(file: &dyn File, table: Table, budget: Option<&Budget>) -> Result<Self> {
+        check_words(file, "L1 table", table.at, table.entries)?;
+        if budget.is_some_and(|budget| !budget.has_room(Part::FirstLevels, table.entries * 8)) {
+            return Ok(Self { words: Vec::new(), in_file: table.entries, _held: None });
+        }
+        let count = |budget: &Budget| budget.hold(Part::FirstLevels, table.entries * 8);
+        Ok(Self { words: words(file, table.range(8))?, in_file: 0, _held: budget.map(count) })
+    }
+
+    /// Returns entry number `nth` of the table at `at`; zero past its end.
+    fn get(&self, file: &dyn File, at: HostOffset, nth: u64) -> Result<u64> {
+        if nth >= self.in_file {
+            return Ok(self.words.get(index(nth)).copied().unwrap_or(0));
+        }
+        let mut word = [0; 8];
+        file.read_at(at.plus(nth * 8), &mut word)?;
+        Ok(u64::from_be_bytes(word))
+    }
+}
+
 /// L1, and the pages of the L2 tables.
 #[derive(Debug)]
 pub(super) struct Tables {
@@ -70,7 +106,7 @@ pub(super) struct Tables {
     /// The external data file, if there is one.
     pub(super) data: Option<Target>,
     /// L1 entries as stored.
-    pub(super) l1: Vec<u64>,
+    pub(super) l1: FirstLevel,
     /// Where the L1 table is.
     pub(super) l1_at: HostOffset,
     /// Sectors of the L1 table that the file does not have yet.
@@ -95,7 +131,7 @@ impl Tables {
     /// Returns the L2 table that describes `guest`, and whether it may be written in place.
     pub(super) fn table(&self, guest: GuestOffset) -> Result<Option<(HostOffset, bool)>> {
         let nth = guest.bytes() / self.shape.table_span();
-        let word = self.l1.get(index(nth)).copied().unwrap_or(0);
+        let word = self.l1.get(&*self.image.file, self.l1_at, nth)?;
         if word == 0 {
             return Ok(None);
         }
@@ -140,8 +176,8 @@ impl Tables {
     fn decode(&self, entry: Entry, guest: GuestOffset) -> Result<Cluster> {
         let cluster = Cluster::decode(self.shape, entry, guest)?;
         let (target, at) = match cluster.held {
-            Held::Plain { host, .. } if cluster.data != 0 => (self.data(), host),
-            Held::Packed(range) => (&self.image, range.start),
+            entry::Held::Plain { host, .. } if cluster.data != 0 => (self.data(), host),
+            entry::Held::Packed(range) => (&self.image, range.start),
             _ => return Ok(cluster),
         };
         match target.ends_before(at)?.filter(|_| Guard::PastEnd.trips(true)) {
@@ -169,7 +205,7 @@ impl Tables {
     pub(super) fn store_table(&mut self, guest: GuestOffset, word: u64) -> Result<()> {
         let nth = guest.bytes() / self.shape.table_span();
         let missing = || Error::invalid(format!("guest byte 0x{guest:x} is past the L1 table"));
-        *self.l1.get_mut(index(nth)).ok_or_else(missing)? = word;
+        *self.l1.words.get_mut(index(nth)).ok_or_else(missing)? = word;
         self.l1_changed.insert(nth * 8 / SECTOR_BYTES);
         Ok(())
     }
@@ -265,7 +301,7 @@ impl Tables {
     /// Takes a copy of the sectors of L1 that wait to be written.
     pub(super) fn take_l1(&mut self) -> Vec<Sector> {
         let sectors = std::mem::take(&mut self.l1_changed);
-        sectors.into_iter().map(|nth| words_sector(&self.l1, self.l1_at, nth)).collect()
+        sectors.into_iter().map(|nth| words_sector(&self.l1.words, self.l1_at, nth)).collect()
     }
 }
 
@@ -286,11 +322,11 @@ fn push_cluster(shape: Shape, cluster: Cluster, range: GuestRange, out: &mut Vec
         let (kind, alike) = cluster.run(shape, unit);
         let from = u64::from(unit) * shape.unit();
         let state = match (kind, cluster.held) {
-            (Unit::Absent, _) | (Unit::Data, Held::Nowhere) => map::State::Absent,
-            (Unit::Zero, Held::Plain { host, .. }) => map::State::Zero { host: Some(host.plus(from)) },
+            (Unit::Absent, _) | (Unit::Data, entry::Held::Nowhere) => map::State::Absent,
+            (Unit::Zero, entry::Held::Plain { host, .. }) => map::State::Zero { host: Some(host.plus(from)) },
             (Unit::Zero, _) => map::State::Zero { host: None },
-            (Unit::Data, Held::Plain { host, .. }) => map::State::Data { host: host.plus(from) },
-            (Unit::Data, Held::Packed(_)) => map::State::Packed,
+            (Unit::Data, entry::Held::Plain { host, .. }) => map::State::Data { host: host.plus(from) },
+            (Unit::Data, entry::Held::Packed(_)) => map::State::Packed,
         };
         let run = Extent::new(start.plus(from).range(u64::from(alike) * shape.unit()), state);
         if run.range.overlaps(range) {
@@ -302,13 +338,18 @@ fn push_cluster(shape: Shape, cluster: Cluster, range: GuestRange, out: &mut Vec
 
 /// Reads a table of `entries` words at `at`, which must lie inside the file.
 pub(super) fn read_words(file: &dyn File, what: &str, at: HostOffset, entries: u64) -> Result<Vec<u64>> {
+    check_words(file, what, at, entries)?;
+    words(file, at.range(entries * 8))
+}
+
+fn check_words(file: &dyn File, what: &str, at: HostOffset, entries: u64) -> Result<()> {
     let end = entries.checked_mul(8).and_then(|bytes| at.bytes().checked_add(bytes));
     let bytes = file.bytes()?;
     if end.is_none_or(|end| end > bytes) {
         let why = format!("{what} of {entries} entries at 0x{at:x} passes the file's end (0x{bytes:x})");
         return Err(Error::corrupt(why));
     }
-    words(file, at.range(entries * 8))
+    Ok(())
 }
 
 /// Reads the words in `range`, by the piece: a table takes its memory once.

@@ -4,10 +4,12 @@
 //! grows the file when it is written. A hole in the file is zeros, not silence: a raw layer hides all below
 //! it, names no parent and has no place for a record.
 
-use super::{Below, BitmapEdit, Bits, Creation, Details, Format, Image, Measure, ParentName, StoredRecord};
+use super::{
+    Below, BitmapEdit, Bits, Creation, Details, Format, Image, Measure, ParentName, Parts, StoredRecord,
+};
 use crate::{
     base::{
-        Error, GuestOffset, GuestRange, HostOffset, HostRange, Result,
+        Budget, Error, GuestOffset, GuestRange, HostOffset, HostRange, Result,
         units::{self, SECTOR_BYTES},
     },
     io::{self, File, Kept, Moved},
@@ -29,6 +31,7 @@ struct RawImage {
     /// Whole sectors.
     size: AtomicU64,
     is_writable: bool,
+    budget: Budget,
 }
 
 /// How much of a new file is reserved (`-o preallocation=`).
@@ -42,15 +45,15 @@ enum Preallocation {
 }
 
 /// Opens a raw image: any file or device is one.
-pub fn open(file: Arc<dyn File>, is_writable: bool) -> Result<Arc<dyn Image>> {
+pub fn open(file: Arc<dyn File>, is_writable: bool, parts: &dyn Parts) -> Result<Arc<dyn Image>> {
     let size = AtomicU64::new(whole_sectors(file.bytes()?));
-    Ok(Arc::new(RawImage { file, size, is_writable }))
+    Ok(Arc::new(RawImage { file, size, is_writable, budget: parts.budget() }))
 }
 
 /// Makes a raw image in an empty file or a device that is large enough (whose bytes stay as they are).
 ///
 /// Options: `preallocation` = `off`, `falloc` or `full`.
-pub fn create(file: Arc<dyn File>, creation: &Creation) -> Result<Arc<dyn Image>> {
+pub fn create(file: Arc<dyn File>, creation: &Creation, parts: &dyn Parts) -> Result<Arc<dyn Image>> {
     let in_file = |e: Error| e.path(file.path());
     if creation.parent.is_some() {
         return Err(in_file(Error::unsupported("a raw image cannot have a parent")));
@@ -75,7 +78,7 @@ pub fn create(file: Arc<dyn File>, creation: &Creation) -> Result<Arc<dyn Image>
             }
         }
     }
-    open(file, true)
+    open(file, true, parts)
 }
 
 /// Sums up a new raw image: as large as its disk, holes included, as qemu counts.
@@ -151,6 +154,10 @@ impl Image for RawImage {
 
     fn unit(&self) -> u64 {
         1
+    }
+
+    fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     fn parent(&self) -> Option<ParentName> {

@@ -2,7 +2,7 @@
 use super::*;
 use crate::{
     base::ErrorKind,
-    format::Nothing,
+    format::{NoParts, Nothing},
     io::{Host, memory::MemoryFile, real::RealHost},
 };
 
@@ -19,7 +19,7 @@ const fn at(bytes: u64) -> GuestOffset {
 #[test]
 fn a_file_of_1000_bytes_shows_1024_and_grows_when_they_are_written() {
     let file = memory(&[1; 1000]);
-    let image = open(Arc::clone(&file), true).unwrap();
+    let image = open(Arc::clone(&file), true, &NoParts).unwrap();
     assert_eq!(image.size(), 1024);
     let mut read = [9; 1024];
     image.read(at(0), &mut read, &Nothing).unwrap();
@@ -37,7 +37,7 @@ fn a_file_of_1000_bytes_shows_1024_and_grows_when_they_are_written() {
 fn holes_are_zeros_and_come_back_with_discard() {
     let folder = tempfile::tempdir().unwrap();
     let file = RealHost::new().create(&folder.path().join("disk")).unwrap();
-    let image = create(file, &Creation { size: 1 << 20, ..Creation::default() }).unwrap();
+    let image = create(file, &Creation { size: 1 << 20, ..Creation::default() }, &NoParts).unwrap();
     image.write(at(128 << 10), &vec![1; 64 << 10], &Nothing).unwrap();
     let map = || {
         let mut map = Vec::new();
@@ -62,7 +62,7 @@ fn a_disk_is_made_as_asked_or_not_at_all() {
     let make = |name: &str, options: &[(&str, &str)]| {
         let file = host.create(&folder.path().join(name)).unwrap();
         let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        create(file, &Creation { size: 1 << 20, parent: None, options })
+        create(file, &Creation { size: 1 << 20, parent: None, options }, &NoParts)
     };
     for (how, space) in [("off", 0), ("falloc", 1 << 20), ("full", 1 << 20)] {
         let image = make(how, &[("preallocation", how)]).unwrap();
@@ -73,13 +73,13 @@ fn a_disk_is_made_as_asked_or_not_at_all() {
         assert_eq!(make(options.0, &[options]).unwrap_err().kind(), ErrorKind::Invalid);
     }
     let parent = Some(ParentName { name: b"base".to_vec(), format: None });
-    let error = create(memory(&[]), &Creation { parent, ..Creation::default() }).unwrap_err();
+    let error = create(memory(&[]), &Creation { parent, ..Creation::default() }, &NoParts).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
 
 #[test]
 fn a_disk_grows_with_zeros_and_is_cut() {
-    let image = open(memory(&[1; 2048]), true).unwrap();
+    let image = open(memory(&[1; 2048]), true, &NoParts).unwrap();
     image.resize(1024, &Nothing).unwrap();
     image.resize(4096, &Nothing).unwrap();
     let mut read = [9; 4096];
@@ -92,7 +92,7 @@ fn a_disk_grows_with_zeros_and_is_cut() {
 
 #[test]
 fn a_disk_opened_for_reading_is_not_written() {
-    let image = open(memory(&[1; 2048]), false).unwrap();
+    let image = open(memory(&[1; 2048]), false, &NoParts).unwrap();
     for answer in [
         image.write(at(0), &[2], &Nothing),
         image.zero(at(0).range(1), Kept::Space, &Nothing),

@@ -17,7 +17,7 @@ use super::{
     work::Work,
 };
 use crate::{
-    base::{Error, ErrorKind, GuestOffset, Result, clock::Stopwatch},
+    base::{Budget, Error, ErrorKind, GuestOffset, Result, clock::Stopwatch},
     chain::{Chain, Layer, Opening, open_layer},
     format::{self, Parts},
     io::{Access, File, Host},
@@ -150,13 +150,17 @@ impl Notes for Noting {
     }
 }
 
-/// The files of an image that is open, for opening it again in another way.
-struct Again(Vec<Arc<dyn File>>);
+/// The files of an image that is open, and its budget, for opening it again in another way.
+struct Again(Vec<Arc<dyn File>>, Budget);
 
 impl Parts for Again {
     fn open_part(&self, _name: &[u8]) -> Result<Arc<dyn File>> {
         let part = self.0.get(1).cloned();
         part.ok_or_else(|| Error::invalid("names a further file, and has none open"))
+    }
+
+    fn budget(&self) -> Budget {
+        self.1.clone()
     }
 }
 
@@ -168,7 +172,7 @@ fn set_access(layer: &Layer, access: Access) -> Result<()> {
 fn again(layer: &Layer, is_writable: bool) -> Result<Layer> {
     let files = layer.image.files();
     let file = files.first().cloned().ok_or_else(|| Error::invalid("has no file").path(&layer.path))?;
-    let image = format::open(layer.format(), file, is_writable, &Again(files))?;
+    let image = format::open(layer.format(), file, is_writable, &Again(files, layer.image.budget().clone()))?;
     Ok(Layer { image, ..layer.clone() })
 }
 

@@ -17,7 +17,7 @@ pub use reformat::{Conversion, Proved};
 
 use super::{Progress, diff::first_difference, seal};
 use crate::{
-    base::{Error, ErrorKind, Guard, Result},
+    base::{Budget, Error, ErrorKind, Guard, Result},
     chain::{Chain, Layer, Opening, View, freeze, join},
     content::ContentId,
     format::{self, Format, Image, Parts},
@@ -364,7 +364,7 @@ impl Copy {
         is_frozen: bool,
     ) -> Result<Arc<dyn Image>> {
         let folder = to.parent().unwrap_or(Path::new("/"));
-        let parts = Beside { host: self.host.as_ref(), folder };
+        let parts = Beside { host: self.host.as_ref(), folder, budget: self.opening.budget.clone() };
         let image = format::open(layer.format(), file, true, &parts)?;
         // What an earlier life noted of this draft was true of other bytes.
         self.ledger.forget(image.as_ref())?;
@@ -449,6 +449,7 @@ impl Below {
 struct Beside<'a> {
     host: &'a dyn Host,
     folder: &'a Path,
+    budget: Budget,
 }
 
 impl Parts for Beside<'_> {
@@ -457,6 +458,10 @@ impl Parts for Beside<'_> {
         let plain =
             name.file_name().ok_or_else(|| Error::policy("refers to a further file without a name"))?;
         self.host.open(&self.folder.join(plain), Access::Write)
+    }
+
+    fn budget(&self) -> Budget {
+        self.budget.clone()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
 use clap::Args;
 use deltachain::{
     base::GuestOffset,
-    chain::{Chain, Opening},
+    chain::Chain,
     disk::Disk,
     format::Format,
     io::{Access, Host},
@@ -92,12 +92,8 @@ impl Arguments {
     }
 
     fn open(&self, host: &Arc<dyn Host>, image: &Path, format: Option<Format>) -> Result<Chain, Failure> {
-        let policy = self.references.policy(host.as_ref())?;
         let access = if self.force_share { Access::ReadShared } else { Access::Read };
-        let opening = Opening { access, ..Opening::reading() }
-            .with_format(format)
-            .with_policy(policy)
-            .with_ledger(options::ledger(host));
-        Ok(Chain::open(host, image, &opening)?)
+        let opening = self.references.opening(host.as_ref(), access)?.with_format(format);
+        Ok(Chain::open(host, image, &opening.with_ledger(options::ledger(host)))?)
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 use clap::Args;
 use deltachain::{
     base::Error,
-    chain::{Chain, Opening, open_layer},
+    chain::{Chain, open_layer},
     disk::Disk,
     format::Format,
     io::{Access, Host},
@@ -137,11 +137,8 @@ impl Arguments {
     }
 
     fn fill(&self, host: &Arc<dyn Host>, chain: &Chain, target: &Path) -> Result<Converted, Failure> {
-        let policy = self.reading.source.references.policy(host.as_ref())?;
-        let opening = Opening { access: Access::Write, ..Opening::reading() }
-            .with_format(Some(self.target_format))
-            .with_policy(policy);
-        let layer = open_layer(host, target, &opening)?;
+        let opening = self.reading.source.references.opening(host.as_ref(), Access::Write)?;
+        let layer = open_layer(host, target, &opening.with_format(Some(self.target_format)))?;
         if layer.image.parent().is_some() {
             return Err(Error::unsupported("has a parent: only a flat image can be filled")
                 .path(target)

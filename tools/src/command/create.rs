@@ -8,8 +8,8 @@ use crate::{
 };
 use clap::Args;
 use deltachain::{
-    chain::Opening,
     format::Format,
+    io::Access,
     job::{
         create::{NewImage, create},
         rebase::NewParent,
@@ -58,9 +58,8 @@ impl Arguments {
             return Err(Failure::usage("which IMAGE is to be made?").hint("dchain create --help"));
         };
         let host = options::host();
-        let opening = Opening::reading()
-            .with_policy(self.references.policy(host.as_ref())?)
-            .with_ledger(options::ledger(&host));
+        let opening = self.references.opening(host.as_ref(), Access::Read)?;
+        let opening = opening.with_ledger(options::ledger(&host));
         let parent = self.backing.clone().zip(self.backing_format);
         let new = NewImage {
             format,

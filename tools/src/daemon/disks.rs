@@ -7,7 +7,7 @@ use crate::{
 };
 use deltachain::{
     base::{Error, ErrorKind},
-    chain::{Chain, Opening},
+    chain::Chain,
     disk::Disk,
     export::{Export, Exports},
     io::Access,
@@ -29,12 +29,12 @@ impl Disks {
     /// Opens all of them: none is served if one cannot be.
     pub fn open(named: &[Named], references: &References) -> Result<Self, Failure> {
         let host = options::host();
-        let (policy, ledger) = (references.policy(host.as_ref())?, options::ledger(&host));
+        let ledger = options::ledger(&host);
         let mut open = BTreeMap::new();
         for disk in named {
             let access = if disk.is_read_only { Access::Read } else { Access::Write };
-            let opening = Opening::reading().with_access(access).with_format(disk.format);
-            let opening = opening.with_policy(policy.clone()).with_ledger(ledger.clone());
+            let opening = references.opening(host.as_ref(), access)?.with_format(disk.format);
+            let opening = opening.with_ledger(ledger.clone());
             let chain = Arc::new(Chain::open(&host, &disk.path, &opening)?);
             if open.insert(disk.name.clone(), Held { chain, is_read_only: disk.is_read_only }).is_some() {
                 return Err(Failure::usage(format!("two disks are called '{}'", disk.name)));

@@ -14,6 +14,8 @@ mod failure;
 mod options;
 #[path = "../output.rs"]
 mod output;
+#[path = "../size.rs"]
+mod size;
 
 mod arguments;
 mod disks;

@@ -7,7 +7,7 @@ use crate::{
 };
 use deltachain::{
     base::{
-        GuestOffset, GuestRange, HostOffset, Result,
+        Budget, GuestOffset, GuestRange, HostOffset, Result,
         seed::Seeded,
         units::{SECTOR_BYTES, count, index},
     },
@@ -194,6 +194,10 @@ impl Parts for Beside<'_> {
             None => self.0.create(&path),
             Some(_) => self.0.open(&path, Access::Write),
         }
+    }
+
+    fn budget(&self) -> Budget {
+        Budget::default()
     }
 }
 

@@ -162,7 +162,7 @@ fn a_device_is_a_disk_of_fixed_size() {
     assert!(file.is_device() && file.bytes().unwrap() == 8 * MIB);
     assert_eq!(host.open(&device.place, Access::Read).unwrap_err().kind(), ErrorKind::Busy);
     assert_ne!(file.witness().unwrap(), file.witness().unwrap(), "a device's witness proves nothing");
-    let image = raw::open(Arc::clone(&file), true).unwrap();
+    let image = raw::open(Arc::clone(&file), true, &NoParts).unwrap();
     let mut expected = pattern(8 << 20);
     image.write(GuestOffset::new(0), &expected, &Nothing).unwrap();
     for (kept, start, end) in

@@ -24,6 +24,7 @@ mod lint;
 mod locks;
 mod manners;
 mod matrix;
+mod memory;
 mod moves;
 mod nbd;
 mod nbd_hostile;

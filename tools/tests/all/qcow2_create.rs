@@ -2,7 +2,7 @@
 
 use crate::foreign::Scratch;
 use deltachain::{
-    base::Result,
+    base::{Budget, Result},
     format::{self, Creation, Format, ParentName, Parts},
     io::{Access, File, Host, real::RealHost},
 };
@@ -16,6 +16,10 @@ impl Parts for Folder {
     fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
         let path = self.0.join(std::str::from_utf8(name).unwrap());
         if path.exists() { RealHost::new().open(&path, Access::Write) } else { RealHost::new().create(&path) }
+    }
+
+    fn budget(&self) -> Budget {
+        Budget::default()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::foreign::{Scratch, assert_same};
 use deltachain::{
-    base::{GuestOffset, GuestRange, Result, seed::Seeded, units::index},
+    base::{Budget, GuestOffset, GuestRange, Result, seed::Seeded, units::index},
     format::{self, Below, Format, Image, Parts},
     io::{Access, File, Host, Kept, real::RealHost},
 };
@@ -15,6 +15,10 @@ struct Folder(PathBuf, Access);
 impl Parts for Folder {
     fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
         RealHost::new().open(&self.0.join(std::str::from_utf8(name).unwrap()), self.1)
+    }
+
+    fn budget(&self) -> Budget {
+        Budget::default()
     }
 }
 

@@ -36,6 +36,10 @@ impl Parts for DataFile {
     fn open_part(&self, _name: &[u8]) -> Result<Arc<dyn File>> {
         Ok(self.0.clone())
     }
+
+    fn budget(&self) -> Budget {
+        Budget::default()
+    }
 }
 
 fn noise(seed: u64, bytes: u64) -> Vec<u8> {
@@ -300,8 +304,11 @@ fn a_long_look_for_free_clusters_does_not_fail_the_write() {
     image.flush().unwrap();
     drop(image);
     let image = Qcow2Image::open(file, true, &NoParts).unwrap();
-    image.state.write().tables.pages = Pages::new(512, 0);
+    let budget = Budget::new(Budget::BYTES_MIN).unwrap();
+    let others: Vec<_> = (0..4096).map(|_| budget.join()).collect();
+    image.state.write().tables.pages = Pages::new(512, budget.join(), true);
     image.write(at.plus(16 << 10), &[2; 512], &Nothing).unwrap();
+    drop(others);
 }
 
 /// The longer L1 table of one resize must not be cut to that of another, which looked before.

@@ -6,7 +6,7 @@ use super::{
 };
 use deltachain::{
     base::{
-        Error, ErrorKind, GuestOffset, GuestRange, HostOffset, Result as Answer,
+        self, Error, ErrorKind, GuestOffset, GuestRange, HostOffset, Result as Answer,
         units::{SECTOR_BYTES, count, index},
     },
     content::{ContentId, Tree},
@@ -49,6 +49,10 @@ struct DataFile(Arc<Bounded>);
 impl Parts for DataFile {
     fn open_part(&self, _name: &[u8]) -> Answer<Arc<dyn File>> {
         Ok(self.0.clone())
+    }
+
+    fn budget(&self) -> base::Budget {
+        base::Budget::default()
     }
 }
 
