@@ -31,6 +31,7 @@ use crate::{
     map::RangeSet,
     store::{Epoch, Fold, FoldMode, Held, Intent, Journal, Ledger, Position},
 };
+use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use std::{
     path::PathBuf,
@@ -43,6 +44,15 @@ const LIVE: [u8; 32] = [0; 32];
 
 /// How long the requests that still use the old chain may take after the swap.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Bytes after which the host begins to write the target back, so that a mark waits for little.
+const WRITE_BACK_BYTES: u64 = 16 << 20;
+
+/// What is done beside the copier.
+enum Due {
+    WriteBack,
+    Mark,
+}
 
 /// How much a consolidation of a disk in use does at a time.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -385,26 +395,48 @@ impl Folding {
         self.leg.as_ref().ok_or_else(|| Error::invalid("the job has no second leg"))
     }
 
-    /// Brings everything that is listed to the target, and makes it durable.
+    /// Brings everything that is listed to the target, and makes it durable: flushes go on beside the copier.
     fn copy(&mut self, progress: &Progress) -> Result<()> {
-        let leg = Arc::clone(self.leg()?);
+        let (leg, moving) = (Arc::clone(self.leg()?), Arc::clone(&self.moving));
         progress.begin("copy", self.list.bytes());
-        let mut unmarked = 0;
+        let (ask, asked) = crossbeam_channel::bounded(1);
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| {
+                asked.into_iter().try_for_each(|due| match due {
+                    Due::WriteBack => {
+                        leg.begin_flush();
+                        Ok(())
+                    }
+                    Due::Mark => leg.checkpoint(&moving),
+                })
+            });
+            let copied = self.copy_all(&leg, &ask, progress);
+            drop(ask);
+            let marked = flusher.join().unwrap_or_else(|_| Err(Error::invalid("a checkpoint failed")));
+            copied.and(marked)
+        })?;
+        self.checkpoint()
+    }
+
+    fn copy_all(&mut self, leg: &Leg, ask: &Sender<Due>, progress: &Progress) -> Result<()> {
+        let (mut unwritten, mut unmarked) = (0, 0);
         loop {
             progress.checkpoint()?;
             leg.take_guest_time();
             let watch = Stopwatch::start();
-            let Some(bytes) = self.step()? else { break };
+            let Some(bytes) = self.step()? else { return Ok(()) };
             let own = watch.elapsed();
-            unmarked += bytes;
             progress.moved(bytes);
-            if unmarked >= self.pace.mark_bytes {
-                self.checkpoint()?;
-                unmarked = 0;
+            (unwritten, unmarked) = (unwritten + bytes, unmarked + bytes);
+            // One that is under way is not waited for: it is asked again after the next block.
+            if unmarked >= self.pace.mark_bytes && ask.try_send(Due::Mark).is_ok() {
+                (unwritten, unmarked) = (0, 0);
+            }
+            if unwritten >= WRITE_BACK_BYTES && ask.try_send(Due::WriteBack).is_ok() {
+                unwritten = 0;
             }
             std::thread::sleep(self.pace.pause(own, leg.take_guest_time()));
         }
-        self.checkpoint()
     }
 
     /// Brings one block to the target; returns how many bytes that were, or `None` once all have landed.

@@ -10,7 +10,7 @@ use crate::{
     chain::{Chain, View},
     disk::Disk,
     format::Image,
-    io::Kept,
+    io::{self, Kept},
     map::RangeSet,
 };
 use parking_lot::{Condvar, Mutex};
@@ -285,6 +285,11 @@ impl Leg {
             range.end()
         );
         Err(Error::corrupt(what).path(self.target.data_file().path()))
+    }
+
+    /// Has the host begin to write the target back; nothing is waited for.
+    pub fn begin_flush(&self) {
+        io::begin_flush(self.target.data_file().as_ref());
     }
 
     /// Makes what has landed durable on both legs, and notes it. Guests go on meanwhile.
