@@ -10,13 +10,17 @@ mod feed;
 mod mutate;
 mod recipe;
 mod subject;
+mod wire;
 
 pub use feed::{Fed, Wrong};
 pub use recipe::Recipe;
 pub use subject::{Parser, Subject};
 
 use deltachain::base::seed::Seeded;
-use std::{cell::RefCell, fmt, panic};
+use std::{
+    fmt, panic,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// How much more memory one input may take than any before it, in bytes.
 const GROWTH_BYTES: u64 = 64 << 20;
@@ -57,13 +61,16 @@ impl fmt::Display for Tally {
     }
 }
 
-thread_local! {
-    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+/// What the last panic said, in whatever thread: a server has many.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+fn panic_said() -> MutexGuard<'static, Option<String>> {
+    PANIC.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Keeps what a panic says instead of printing it, from now on and for the whole program.
 pub fn listen() {
-    panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|said| *said = Some(info.to_string()))));
+    panic::set_hook(Box::new(|info| *panic_said() = Some(info.to_string())));
 }
 
 /// Feeds one input to its parser.
@@ -77,11 +84,11 @@ pub fn feed(subjects: &[Subject], recipe: &Recipe) -> Result<Fed, Wrong> {
     if grown > GROWTH_BYTES {
         return Err(format!("takes {} MiB of memory", grown >> 20));
     }
-    let Ok(fed) = fed else {
-        let said = PANIC.with_borrow_mut(Option::take);
-        return Err(format!("{PANICKED}: {}", said.unwrap_or_default()));
-    };
-    fed
+    let said = panic_said().take();
+    match (fed, said) {
+        (Ok(fed), None) => fed,
+        (_, said) => Err(format!("{PANICKED}: {}", said.unwrap_or_default())),
+    }
 }
 
 const PANICKED: &str = "panicked";

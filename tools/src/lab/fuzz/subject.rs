@@ -1,6 +1,9 @@
 //! Sound inputs, one for each parser and shape of file: what is damaged, and what reads it.
 
-use super::feed::{self, Fed, Wrong};
+use super::{
+    feed::{self, Fed, Wrong},
+    wire,
+};
 use deltachain::{
     base::{GuestOffset, HostOffset, Result as Answer, name::FileName, units::index},
     content::{ContentId, Tree},
@@ -35,6 +38,8 @@ pub enum Parser {
     Journal(PathBuf),
     /// The note of a copy, and its place.
     Note(PathBuf),
+    /// A server of NBD: what a client says to it.
+    Nbd,
 }
 
 /// A sound input.
@@ -76,6 +81,7 @@ impl Subject {
             Parser::Tree(id) => feed::tree(input, id),
             Parser::Journal(path) => feed::journal(input, path),
             Parser::Note(path) => feed::note(input, path),
+            Parser::Nbd => wire::nbd(input),
         }
     }
 }
@@ -104,6 +110,8 @@ fn others() -> Answer<Vec<Subject>> {
         subject("tree", tree, Parser::Tree(whole.id())),
         subject("journal", journal, Parser::Journal(journal_at)),
         subject("note", note, Parser::Note(note_at)),
+        subject("nbd compact", wire::conversation(false), Parser::Nbd),
+        subject("nbd extended", wire::conversation(true), Parser::Nbd),
     ])
 }
 
