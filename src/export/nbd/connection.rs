@@ -49,7 +49,9 @@ const BYTES_PER_NS: u64 = 2;
 const REPLIES_BYTES: usize = 256 << 10;
 const REPLIES_MAX: usize = 64;
 /// Memory that a thread keeps for its next request.
-const KEPT_BYTES: usize = 4 << 20;
+const KEPT_BYTES: usize = 2 << 20;
+/// Bytes that long requests of one client may hold in memory at once; then the leader reads no further ones.
+const HELD_BYTES: u64 = 64 << 20;
 /// A thread without work ends after this time.
 const IDLE: Duration = Duration::from_secs(10);
 /// Stack of a thread; only what is used of it takes memory.
@@ -79,6 +81,8 @@ struct Post {
     reserved: Option<u64>,
     /// Counts short requests.
     short: u64,
+    /// Bytes that long requests hold now.
+    held_bytes: u64,
     threads: usize,
     following: usize,
     is_over: bool,
@@ -332,8 +336,12 @@ impl Connection {
                 }
             } else {
                 lead.send(self)?;
+                let bytes = held_bytes(&task);
+                self.hold(bytes);
                 self.hand_on(lead);
-                return self.do_long(&task, to, own);
+                let done = self.do_long(&task, to, own);
+                self.release(bytes);
+                return done;
             }
         }
     }
@@ -379,6 +387,23 @@ impl Connection {
         Err(reply)
     }
 
+    /// Waits until a request may have `bytes` bytes of memory, and takes them.
+    fn hold(&self, bytes: u64) {
+        let mut post = self.post.lock();
+        while post.held_bytes > 0 && post.held_bytes + bytes > HELD_BYTES && !post.is_over {
+            self.changed.wait(&mut post);
+        }
+        post.held_bytes += bytes;
+    }
+
+    /// Gives them back.
+    fn release(&self, bytes: u64) {
+        self.post.lock().held_bytes -= bytes;
+        if bytes > 0 {
+            self.changed.notify_all();
+        }
+    }
+
     /// Lets somebody else lead.
     fn hand_on(self: &Arc<Self>, lead: Box<Lead>) {
         let mut post = self.post.lock();
@@ -407,6 +432,14 @@ impl Connection {
     fn send_one(&self, reply: &Buffer) -> io::Result<()> {
         let _sending = self.sending.lock();
         self.socket.send(&mut [IoSlice::new(reply.bytes())])
+    }
+}
+
+/// Returns how much memory a request's bytes take.
+const fn held_bytes(task: &Task) -> u64 {
+    match *task {
+        Task::Read { range, .. } | Task::Write { range, .. } => range.bytes,
+        _ => 0,
     }
 }
 

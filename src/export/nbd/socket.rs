@@ -69,6 +69,8 @@ impl Listener {
                 let (stream, _) = listener.accept()?;
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
+                // A client whose machine died does not keep its place for ever.
+                rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
                 Ok(Socket::Tcp(stream))
             }
         }

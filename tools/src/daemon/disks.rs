@@ -2,6 +2,7 @@
 
 use crate::{
     arguments::Named,
+    bitmaps,
     failure::Failure,
     options::{self, References},
 };
@@ -9,7 +10,7 @@ use deltachain::{
     base::{Error, ErrorKind},
     chain::Chain,
     disk::Disk,
-    export::{Export, Exports},
+    export::{Context, Export, Exports},
     io::Access,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -23,6 +24,7 @@ pub struct Disks {
 struct Held {
     chain: Arc<Chain>,
     is_read_only: bool,
+    contexts: Vec<Arc<dyn Context>>,
 }
 
 impl Disks {
@@ -36,7 +38,10 @@ impl Disks {
             let opening = references.opening(host.as_ref(), access)?.with_format(disk.format);
             let opening = opening.with_ledger(ledger.clone());
             let chain = Arc::new(Chain::open(&host, &disk.path, &opening)?);
-            if open.insert(disk.name.clone(), Held { chain, is_read_only: disk.is_read_only }).is_some() {
+            // What a writer dirties is not in the bitmap until it is closed.
+            let contexts = if disk.is_read_only { bitmaps::contexts(&chain)? } else { Vec::new() };
+            let held = Held { chain, is_read_only: disk.is_read_only, contexts };
+            if open.insert(disk.name.clone(), held).is_some() {
                 return Err(Failure::usage(format!("two disks are called '{}'", disk.name)));
             }
         }
@@ -69,7 +74,7 @@ impl Exports for Disks {
             is_read_only: held.is_read_only,
             // All connections share one chain.
             is_multi_conn: true,
-            contexts: Vec::new(),
+            contexts: held.contexts.clone(),
         })
     }
 }

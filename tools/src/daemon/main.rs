@@ -18,6 +18,7 @@ mod output;
 mod size;
 
 mod arguments;
+mod bitmaps;
 mod disks;
 mod ready;
 

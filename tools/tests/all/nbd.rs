@@ -24,9 +24,14 @@ struct QemuNbd(std::process::Child, String);
 
 impl QemuNbd {
     fn start(folder: &Scratch, image: &str) -> Self {
+        Self::start_with(folder, image, &["-A"])
+    }
+
+    fn start_with(folder: &Scratch, image: &str, more: &[&str]) -> Self {
         let socket = folder.file("qemu.sock");
         let child = Command::new("qemu-nbd")
-            .args(["-r", "-A", "-t", "-f", "qcow2", "-k"])
+            .args(more)
+            .args(["-r", "-t", "-f", "qcow2", "-k"])
             .args([socket.as_os_str(), folder.file(image).as_os_str()])
             .stdin(Stdio::null())
             .spawn()
@@ -136,6 +141,21 @@ fn nbdinfo_is_told_what_the_disk_is() {
     assert!(!wrote.status.success(), "a read-only disk was opened for writing");
     let missing = folder.try_run("nbdinfo", [daemon.uri("none")]);
     assert!(!missing.status.success());
+}
+
+#[test]
+fn a_dirty_bitmap_is_told_as_qemu_tells_it() {
+    let folder = Scratch::new();
+    chain(&folder);
+    folder.qemu_img("bitmap --add -g 64k top changes");
+    folder.qemu_io("qcow2", "top", &["write -q -P 7 1M 70k", "write -q -P 7 5M 4k"]);
+    let qemu = QemuNbd::start_with(&folder, "top", &["-B", "changes"]);
+    let map = "--map=qemu:dirty-bitmap:changes --json";
+    let theirs = folder.run("nbdinfo", &format!("{map} {}", qemu.1));
+    drop(qemu);
+    let daemon = Daemon::start(&folder, &["vm=top,read-only"]);
+    assert_eq!(folder.run("nbdinfo", &format!("{map} {}", daemon.uri("vm"))), theirs);
+    assert!(theirs.matches("dirty").count() == 2, "{theirs}");
 }
 
 #[test]

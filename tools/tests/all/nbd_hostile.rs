@@ -151,6 +151,18 @@ fn a_write_of_4_gib_is_thrown_away_as_it_comes() {
 }
 
 #[test]
+fn a_client_that_asks_for_much_and_takes_nothing_costs_no_more_than_its_share() {
+    let folder = Scratch::new();
+    let daemon = serve(&folder);
+    let mut deaf = Hand::enter(&daemon, "vm");
+    for _ in 0..64 {
+        deaf.request(0, 0, 8 << 20);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    is_well(&daemon);
+}
+
+#[test]
 fn a_client_that_goes_within_its_payload_has_written_nothing() {
     let folder = Scratch::new();
     let daemon = serve(&folder);
