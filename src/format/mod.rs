@@ -12,7 +12,7 @@ pub use crate::store::StoredRecord;
 pub use bits::Bits;
 
 use crate::{
-    base::{Budget, Error, GuestOffset, GuestRange, HostOffset, Result, units::SECTOR_BYTES},
+    base::{Budget, Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES},
     io::{File, Kept, Moved},
     map::Extent,
     store::Carrier,
@@ -442,6 +442,15 @@ pub fn check(format: Format, file: Arc<dyn File>, repair: Repair, parts: &dyn Pa
     }
 }
 
+/// What [`Image::adopt`] took in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// Where it is now.
+    pub place: HostRange,
+    /// How it came there.
+    pub moved: Moved,
+}
+
 /// One open image: one layer, without what lies below it.
 ///
 /// All methods take `&self`; several threads may read and write at once, a reader sees each write whole or
@@ -492,6 +501,17 @@ pub trait Image: Send + Sync + fmt::Debug {
         from: HostOffset,
         below: &dyn Below,
     ) -> Result<Moved>;
+
+    /// Takes in what `source` holds in whole clusters from the start of `range` on, shared with the host's help, at a
+    /// place of [`Image::data_file`] that nothing refers to until [`Image::point`] does: as much as has room in a
+    /// row. What is never pointed to is free again when the image is closed, and after a power cut.
+    ///
+    /// `None`, and nothing done, where the host cannot share it, or this image has no such places.
+    fn adopt(&self, source: &dyn File, range: HostRange) -> Result<Option<Adopted>>;
+
+    /// Makes `range` show what was adopted at `host`; false if these are not whole clusters, or not adopted ones that
+    /// nothing refers to yet: some of `range` may show it then.
+    fn point(&self, range: GuestRange, host: HostOffset) -> Result<bool>;
 
     /// Returns one cluster's bytes in the shape in which [`Image::write_packed`] stores them; `None` if the format
     /// cannot or nothing is saved. Fewer bytes than a cluster stand for the disk's end. Pure: call it from many

@@ -46,13 +46,40 @@ pub fn copy(
     Ok(Moved { shared_bytes: shared.bytes, copied_bytes: bytes - shared.bytes })
 }
 
+/// Returns whether [`share`] may do it, as far as is known before it is asked to.
+pub fn may_share(from: &dyn File, to: &dyn File) -> bool {
+    let route = Route { from, from_at: HostOffset::new(0), to, to_at: HostOffset::new(0) };
+    are_unknown(from, to) || route.descriptors().is_some_and(|(from, to)| are_able_to_share(&from, &to))
+}
+
+/// Lets `to` share all blocks of `range` of `from` at `to_at`; `None`, and nothing done, where that cannot be.
+///
+/// Files that no host knows (in memory, simulated) are copied: nothing is cheaper there.
+pub fn share(from: &dyn File, range: HostRange, to: &dyn File, to_at: HostOffset) -> Result<Option<Moved>> {
+    let route = Route { from, from_at: range.start, to, to_at };
+    if are_unknown(from, to) {
+        return route.copy(range).map(|()| Some(Moved { shared_bytes: 0, copied_bytes: range.bytes }));
+    }
+    // Half of it would have to be taken back.
+    let is_whole = route.descriptors().is_some_and(|(from, to)| {
+        range == range.inner(from.block_bytes.max(to.block_bytes)) && !range.is_empty()
+    });
+    let is_shared = is_whole && route.share(range.bytes) == range;
+    Ok(is_shared.then_some(Moved { shared_bytes: range.bytes, copied_bytes: 0 }))
+}
+
+/// Returns whether no host knows the files: their bytes are in memory.
+fn are_unknown(from: &dyn File, to: &dyn File) -> bool {
+    let is_unknown = |file: &dyn File| file.descriptor().is_none() && !file.is_device();
+    is_unknown(from) && is_unknown(to)
+}
+
 /// Returns whether the host may move bytes between the files without passing them through memory, as far as is
 /// known before it is asked to: sharing blocks, or copying on a file server.
 pub fn is_helped(from: &dyn File, to: &dyn File) -> bool {
     let route = Route { from, from_at: HostOffset::new(0), to, to_at: HostOffset::new(0) };
     route.descriptors().is_some_and(|(from, to)| {
-        let may_share = from.file_system == to.file_system && is_able(Way::Share, &from, &to);
-        may_share || (from.is_remote && is_able(Way::Server, &from, &to))
+        are_able_to_share(&from, &to) || (from.is_remote && is_able(Way::Server, &from, &to))
     })
 }
 
@@ -91,6 +118,10 @@ enum Way {
 
 fn is_able(way: Way, from: &Descriptor, to: &Descriptor) -> bool {
     !UNABLE.read().contains(&(way, from.file_system, to.file_system))
+}
+
+fn are_able_to_share(from: &Descriptor, to: &Descriptor) -> bool {
+    from.file_system == to.file_system && is_able(Way::Share, from, to)
 }
 
 /// Notes a refusal that holds for the file systems, not for this range only.

@@ -36,7 +36,7 @@ use crate::{
         Budget, Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile,
         units::count,
     },
-    format::{Below, BitmapEdit, Bits, Details, Format, Image, ParentName, Parts, StoredRecord},
+    format::{Adopted, Below, BitmapEdit, Bits, Details, Format, Image, ParentName, Parts, StoredRecord},
     io::{File, Kept, Moved},
     map::Extent,
 };
@@ -252,6 +252,14 @@ impl Image for Qcow2Image {
     ) -> Result<Moved> {
         let job = Job { range, source: Source::File(source, from), below };
         self.write_checked(job).in_file(self.file.path())
+    }
+
+    fn adopt(&self, source: &dyn File, range: HostRange) -> Result<Option<Adopted>> {
+        self.adopt_run(source, range).in_file(self.file.path())
+    }
+
+    fn point(&self, range: GuestRange, host: HostOffset) -> Result<bool> {
+        self.point_range(range, host).in_file(self.file.path())
     }
 
     fn pack(&self, bytes: &[u8]) -> Option<Vec<u8>> {

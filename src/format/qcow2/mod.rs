@@ -4,6 +4,7 @@ pub mod extension;
 pub mod feature;
 pub mod header;
 
+mod adopt;
 mod apart;
 #[cfg(test)]
 mod audit;

@@ -20,7 +20,10 @@ use crate::{
     io::Kept,
 };
 use byteorder::{BigEndian, ByteOrder};
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 /// Entries can hold no host offset from here on.
 const HOST_END: u64 = 1 << 56;
@@ -39,12 +42,23 @@ pub(super) struct Refcounts {
     cursor: u64,
     /// Where the next compressed cluster may start, inside the cluster that the last one ends in.
     packing: Option<HostOffset>,
+    /// Clusters from (a key) to (its value) that were adopted and nothing refers to yet: they are free as far as the
+    /// file says, and are not taken.
+    adopted: BTreeMap<u64, u64>,
 }
 
 impl Refcounts {
     /// Begins with the table as it is in the file.
     pub(super) fn new(geometry: Geometry, table: Vec<u64>, at: HostOffset) -> Self {
-        Self { geometry, table, at, fresh: BTreeSet::new(), cursor: 0, packing: None }
+        Self {
+            geometry,
+            table,
+            at,
+            fresh: BTreeSet::new(),
+            cursor: 0,
+            packing: None,
+            adopted: BTreeMap::new(),
+        }
     }
 
     fn block(&self, cluster: u64) -> Result<Option<HostOffset>> {
@@ -75,6 +89,24 @@ impl Refcounts {
     /// Returns whether sectors of the refcount table wait to be written.
     pub(super) fn is_table_changed(&self) -> bool {
         !self.fresh.is_empty()
+    }
+
+    /// Returns the adopted clusters around some, if all of those are.
+    fn adopted_around(&self, clusters: &Range<u64>) -> Option<Range<u64>> {
+        let (start, end) = self.adopted.range(..=clusters.start).next_back()?;
+        (*end >= clusters.end).then_some(*start..*end)
+    }
+
+    /// Takes clusters out of those that were adopted; false if not all of them are.
+    fn take_adopted(&mut self, clusters: &Range<u64>) -> bool {
+        let Some(around) = self.adopted_around(clusters) else { return false };
+        self.adopted.remove(&around.start);
+        for rest in [around.start..clusters.start, clusters.end..around.end] {
+            if !rest.is_empty() {
+                self.adopted.insert(rest.start, rest.end);
+            }
+        }
+        true
     }
 
     /// Takes a copy of the sectors of the refcount table that wait to be written.
@@ -211,6 +243,62 @@ impl State {
         Ok(range)
     }
 
+    /// Adopts up to `wanted` free clusters in a row that end before `end`, and not fewer than `least`: nothing
+    /// counts them, and nobody takes them. `None` if there are none.
+    pub(super) fn adopt(&mut self, wanted: u64, least: u64, end: HostOffset) -> Tried<Option<HostRange>> {
+        let cursor = self.refcounts.cursor;
+        // What was too short before is not looked at again.
+        let last = self.refcounts.adopted.last_key_value().map_or(0, |(_, end)| *end);
+        self.refcounts.cursor = cursor.max(last);
+        let found = self.seek(wanted, least, end);
+        // What was passed over is free.
+        self.refcounts.cursor = cursor;
+        let Some(range) = found? else { return Ok(None) };
+        self.check_free(range)?;
+        let clusters = self.clusters(range);
+        self.refcounts.adopted.insert(clusters.start, clusters.end);
+        Ok(Some(range))
+    }
+
+    /// Looks for free clusters from the cursor on, which it moves.
+    fn seek(&mut self, wanted: u64, least: u64, end: HostOffset) -> Tried<Option<HostRange>> {
+        let (cluster, before) = (self.cluster(), HostRange::between(HostOffset::new(0), end));
+        while self.refcounts.cursor * cluster < end.bytes() {
+            let run = self.find_run(wanted)?;
+            let range = HostOffset::new(run.start * cluster).range((run.end - run.start) * cluster);
+            let range = range.clip(before).inner(cluster);
+            if range.bytes >= least * cluster {
+                return Ok(Some(range));
+            }
+            self.refcounts.cursor = self.refcounts.cursor.max(run.end);
+        }
+        Ok(None)
+    }
+
+    /// Counts a first reference to adopted clusters; false, and nothing done, if some of them are not, or no more.
+    pub(super) fn count_adopted(&mut self, range: HostRange) -> Result<bool> {
+        let clusters = self.clusters(range);
+        let is_adopted = self.refcounts.take_adopted(&clusters);
+        if is_adopted {
+            clusters.into_iter().try_for_each(|cluster| self.set_refcount(cluster, 1))?;
+        }
+        Ok(is_adopted)
+    }
+
+    /// Takes back the adoption of clusters: they are free.
+    pub(super) fn disown(&mut self, range: HostRange) {
+        let clusters = self.clusters(range);
+        self.refcounts.take_adopted(&clusters);
+        self.refcounts.cursor = self.refcounts.cursor.min(clusters.start);
+    }
+
+    /// Takes back all adoptions.
+    pub(super) fn disown_all(&mut self) {
+        let first = self.refcounts.adopted.first_key_value().map_or(u64::MAX, |(start, _)| *start);
+        self.refcounts.cursor = self.refcounts.cursor.min(first);
+        self.refcounts.adopted.clear();
+    }
+
     /// Refuses clusters that refcounts call free and that hold the tables we know of.
     fn check_free(&self, range: HostRange) -> Result<()> {
         let tables = [
@@ -245,7 +333,8 @@ impl State {
             let bytes = self.tables.pages.bytes(page).unwrap_or_default();
             let first = run.end % per_page;
             for nth in first..per_page {
-                if counter::read(bytes, order, nth) == Some(0) {
+                let is_free = counter::read(bytes, order, nth) == Some(0);
+                if is_free && self.refcounts.adopted_around(&(run.end..run.end + 1)).is_none() {
                     run.end += 1;
                 } else if run.is_empty() {
                     run = run.end + 1..run.end + 1;

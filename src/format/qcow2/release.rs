@@ -62,6 +62,7 @@ impl Qcow2Image {
         let before = self.file.allocated_bytes()?;
         let mut state = self.state.write();
         state.check_sound()?;
+        state.disown_all();
         let file_bytes = self.file.bytes()?;
         let end = state.used_end(file_bytes)?;
         if end.bytes() < file_bytes {

@@ -63,7 +63,7 @@ pub(super) struct Job<'a> {
 
 /// Host clusters for a run of guest clusters.
 #[derive(Debug)]
-struct Place {
+pub(super) struct Place {
     /// Whole guest clusters.
     guest: GuestRange,
     /// Where the first one goes.
@@ -75,6 +75,11 @@ struct Place {
 }
 
 impl Place {
+    /// New host clusters from `host` on that hold all of `guest` already.
+    pub(super) const fn whole(guest: GuestRange, host: HostOffset) -> Self {
+        Self { guest, host, is_new: true, fills: Vec::new() }
+    }
+
     fn host(&self, range: GuestRange) -> HostRange {
         self.host.plus(range.start.since(self.guest.start)).range(range.bytes)
     }
@@ -199,7 +204,7 @@ impl State {
     }
 
     /// Points the entries of `place` to it: `range` was written there.
-    fn publish(&mut self, place: &Place, range: GuestRange) -> Result<()> {
+    pub(super) fn publish(&mut self, place: &Place, range: GuestRange) -> Result<()> {
         self.check_sound()?;
         self.tables.load(place.guest.start)?;
         let shape = self.tables.shape;

@@ -5,7 +5,8 @@
 //! it, names no parent and has no place for a record.
 
 use super::{
-    Below, BitmapEdit, Bits, Creation, Details, Format, Image, Measure, ParentName, Parts, StoredRecord,
+    Adopted, Below, BitmapEdit, Bits, Creation, Details, Format, Image, Measure, ParentName, Parts,
+    StoredRecord,
 };
 use crate::{
     base::{
@@ -212,6 +213,15 @@ impl Image for RawImage {
     ) -> Result<Moved> {
         let range = self.check_write(range)?;
         io::copy(source, from, &*self.file, range.start, range.bytes)
+    }
+
+    fn adopt(&self, _source: &dyn File, _range: HostRange) -> Result<Option<Adopted>> {
+        // Every place of the file is a place of the disk.
+        Ok(None)
+    }
+
+    fn point(&self, _range: GuestRange, _host: HostOffset) -> Result<bool> {
+        Ok(false)
     }
 
     fn pack(&self, _bytes: &[u8]) -> Option<Vec<u8>> {

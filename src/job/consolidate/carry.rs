@@ -9,15 +9,17 @@
 //! [`Proof`] then looks at the result after the flush.
 
 use super::{
+    adopt::{Adoptions, Part},
+    machine::Pace,
     proof::{Proof, differs},
     sides::{Side, Sides},
     work::decided,
 };
 use crate::{
-    base::{GuestOffset, GuestRange, HostOffset, Result, units::index},
+    base::{Error, GuestOffset, GuestRange, HostOffset, Result, units::index},
     chain::Run,
     content::LEAF_BYTES,
-    io::{self, File, Kept},
+    io::{self, File, Kept, Moved},
     job::Progress,
     map::{RangeSet, State},
 };
@@ -41,8 +43,9 @@ pub(super) struct Carrier {
     pub(super) proof: Option<Proof>,
     /// An earlier life brought what lies before this place, but its word is no proof: it is compared first.
     pub(super) doubted_until: GuestOffset,
-    /// A move lies between two multiples of this.
-    move_bytes: u64,
+    pace: Pace,
+    /// What the target has adopted; `None` before the first move.
+    adoptions: Option<Adoptions>,
     /// Buffers that no chunk uses.
     spare: Vec<Vec<u8>>,
 }
@@ -67,39 +70,75 @@ impl Chunk {
 }
 
 impl Carrier {
-    pub(super) fn new(proof: Option<Proof>, doubted_until: GuestOffset, move_bytes: u64) -> Self {
-        Self { proof, doubted_until, move_bytes, spare: Vec::new() }
+    pub(super) fn new(proof: Option<Proof>, doubted_until: GuestOffset, pace: Pace) -> Self {
+        Self { proof, doubted_until, pace, adoptions: None, spare: Vec::new() }
     }
 
     /// Brings the bytes of `range` that the run holds to the target; `Corrupt` if it does not show them then.
     pub(super) fn carry(&mut self, sides: &Sides, range: GuestRange, progress: &Progress) -> Result<Carried> {
         let (mut carried, mut rest) = (Carried::default(), RangeSet::new());
         for run in decided(&sides.run, range)? {
-            let helped = if run.range.start < self.doubted_until { None } else { helped(sides, &run) };
-            let Some((whole, host, file)) = helped else {
+            if run.range.start < self.doubted_until {
                 rest.insert(run.range);
                 continue;
-            };
-            rest.insert(GuestRange::between(run.range.start, whole.start));
-            rest.insert(GuestRange::between(whole.end(), run.range.end()));
-            let moved = sides.target.write_from(whole, file.as_ref(), host, &sides.below)?;
-            carried.shared += moved.shared_bytes;
-            carried.copied += moved.copied_bytes;
-            if let Some(proof) = self.proof.as_mut().filter(|_| moved.copied_bytes == 0) {
-                proof.share(whole);
             }
-            progress.moved(whole.bytes);
+            for part in self.adoptions(sides, range.start)?.parts(&run) {
+                let moved = self.help(sides, part, &mut rest)?;
+                carried.shared += moved.shared_bytes;
+                carried.copied += moved.copied_bytes;
+                progress.moved(moved.shared_bytes + moved.copied_bytes);
+            }
         }
-        // A move ends with the last listed byte before a multiple of `move_bytes`: none of these leaves is cut by it.
-        let stripe = range.start.floor(self.move_bytes).range(self.move_bytes);
+        // A move ends with the last listed byte before a multiple of its length: none of these leaves is cut by it.
+        let stripe = range.start.floor(self.pace.move_bytes).range(self.pace.move_bytes);
         let groups = chunks(&rest, if self.proof.is_some() { LEAF_BYTES } else { 1 }, stripe, sides.size);
-        let flush = || io::begin_flush(sides.target.data_file().as_ref());
-        // What earlier moves brought begins to be written back: a mark then waits for little.
-        rayon::join(|| self.pass(sides, groups, progress, &mut carried), flush).0?;
+        if !groups.is_empty() {
+            let flush = || io::begin_flush(sides.target.data_file().as_ref());
+            // What earlier moves brought begins to be written back: a mark then waits for little.
+            rayon::join(|| self.pass(sides, groups, progress, &mut carried), flush).0?;
+        }
         if let Some(proof) = &mut self.proof {
             proof.passed(sides, range, &rest)?;
         }
         Ok(carried)
+    }
+
+    /// Lets the target adopt what it may of what is to come.
+    fn adoptions(&mut self, sides: &Sides, from: GuestOffset) -> Result<&Adoptions> {
+        if self.adoptions.is_none() {
+            self.adoptions =
+                Some(Adoptions::make(sides, from.max(self.doubted_until), self.pace.adopted_pieces)?);
+        }
+        self.adoptions.as_ref().ok_or_else(|| Error::invalid("has nothing adopted"))
+    }
+
+    /// Brings what the host can bring without memory; the `rest` is for the caller.
+    fn help(&mut self, sides: &Sides, (run, adopted): Part, rest: &mut RangeSet) -> Result<Moved> {
+        if let Some((place, is_shared)) = adopted
+            && sides.target.point(run.range, place)?
+        {
+            self.share(run.range, is_shared);
+            return Ok(if is_shared {
+                Moved { shared_bytes: run.range.bytes, copied_bytes: 0 }
+            } else {
+                Moved { shared_bytes: 0, copied_bytes: run.range.bytes }
+            });
+        }
+        let Some((whole, host, file)) = helped(sides, &run) else {
+            rest.insert(run.range);
+            return Ok(Moved::default());
+        };
+        rest.insert(GuestRange::between(run.range.start, whole.start));
+        rest.insert(GuestRange::between(whole.end(), run.range.end()));
+        let moved = sides.target.write_from(whole, file.as_ref(), host, &sides.below)?;
+        self.share(whole, moved.copied_bytes == 0);
+        Ok(moved)
+    }
+
+    fn share(&mut self, range: GuestRange, is_shared: bool) {
+        if let Some(proof) = self.proof.as_mut().filter(|_| is_shared) {
+            proof.share(range);
+        }
     }
 
     /// Brings chunks through memory.

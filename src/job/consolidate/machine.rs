@@ -119,6 +119,8 @@ pub struct Pace {
     pub move_bytes: u64,
     /// Listed bytes between two marks: what a crash makes copied again, at most.
     pub mark_bytes: u64,
+    /// A run of a folded layer's file that goes to so many places or more is shared whole, where the host shares.
+    pub adopted_pieces: u64,
 }
 
 /// The job's position; see the module.

@@ -13,6 +13,7 @@
 //! the target; the plan names them.
 
 mod abandon;
+mod adopt;
 mod bitmaps;
 mod carry;
 mod ending;

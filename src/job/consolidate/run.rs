@@ -27,7 +27,7 @@ use std::{
 
 impl Pace {
     /// What a person wants: a crash costs a quarter of a gigabyte copied again.
-    pub const USUAL: Self = Self { move_bytes: 16 << 20, mark_bytes: 256 << 20 };
+    pub const USUAL: Self = Self { move_bytes: 16 << 20, mark_bytes: 256 << 20, adopted_pieces: 16 };
 }
 
 /// What a consolidation did.
@@ -241,7 +241,7 @@ impl Runner {
         let doubted_until = doubted.map_or(GuestOffset::new(0), |journal| journal.position().mark);
         let verify = request.verify;
         let proof = (verify != Verify::Nothing).then(Proof::default);
-        let carrier = Carrier::new(proof, doubted_until, pace.move_bytes);
+        let carrier = Carrier::new(proof, doubted_until, pace);
         let fold = Some(Folding { images, work, held, carrier, verify });
         Ok(Self { ending, report, machine, journal, fold })
     }

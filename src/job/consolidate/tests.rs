@@ -20,7 +20,7 @@ mod abandon;
 mod bitmaps;
 mod live;
 
-const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000 };
+const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
 
 /// A disk of three layers in `/vm`.
 #[derive(Clone, Copy, Debug)]
@@ -218,6 +218,19 @@ fn crash_everywhere(scene: Scene, samples: u64, second_every: usize) -> usize {
     let cuts = cuts::everywhere(&machine, (samples, second_every), check, end);
     println!("{cuts} power cuts");
     cuts
+}
+
+/// What the middle has in one run, the guest has in two pieces: the power cuts below fall on that, too.
+#[test]
+fn a_run_that_the_guest_has_in_pieces_is_adopted() {
+    let bytes = |host: &SimHost, name| host.open(&path(name), Access::Read).unwrap().bytes().unwrap();
+    for (scene, result) in [(PLAIN, "top"), (Scene { keeps_target_name: true, ..PLAIN }, "base")] {
+        let (host, expected) = scene.build();
+        let before = bytes(&host, "base");
+        scene.fold(&host).unwrap();
+        assert!(bytes(&host, result) >= before + 3 * 1024);
+        scene.check_end(&host, &expected, "adopted");
+    }
 }
 
 #[test]

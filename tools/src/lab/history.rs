@@ -68,6 +68,8 @@ pub enum Deed {
     Pack,
     /// Write from another file.
     Move,
+    /// Adopt whole clusters of another file, and point to them.
+    Adopt,
     /// Give free space back to the host.
     Release,
     /// Add or remove a persistent bitmap.
@@ -170,7 +172,11 @@ pub const HISTORIES: [History; 17] = [
             400,
         )
     },
-    History { deeds: &[Deed::Move], parent: 200, ..qcow2("qcow2-move", &[("cluster_size", "4k")], 700) },
+    History {
+        deeds: &[Deed::Move, Deed::Adopt],
+        parent: 200,
+        ..qcow2("qcow2-move", &[("cluster_size", "4k")], 700)
+    },
     History { before: Before::Bitmap, deeds: &[Deed::Bitmap], ..qcow2("qcow2-bitmap", SMALL, 400) },
     History { deeds: &[Deed::Release, Deed::Pack], parent: 300, ..qcow2("qcow2-release", SMALL, 400) },
 ];
@@ -344,6 +350,21 @@ impl History {
     }
 }
 
+/// Brings what `source` holds to `to`: whole clusters, pointed to from the last one on.
+fn adopt(image: &dyn Image, to: GuestRange, source: &MemoryFile, below: &dyn Below) -> Result<()> {
+    let adopted = image.adopt(source, HostOffset::new(0).range(to.bytes))?;
+    let place = adopted.map_or(HostOffset::new(0).range(0), |adopted| adopted.place);
+    let pieces: Vec<GuestRange> = to.pieces(image.unit()).collect();
+    for piece in pieces.into_iter().rev() {
+        let from = HostOffset::new(piece.start.since(to.start));
+        let is_there = from.bytes() < place.bytes && image.point(piece, place.start.plus(from.bytes()))?;
+        if !is_there {
+            image.write_from(piece, source, from, below)?;
+        }
+    }
+    Ok(())
+}
+
 fn add(name: &str) -> BitmapEdit {
     BitmapEdit::Add { name: name.to_owned(), granularity_bytes: Some(1024) }
 }
@@ -460,6 +481,17 @@ impl Hand<'_> {
                 self.note(op, |_| {
                     source.write_at(HostOffset::new(0), &bytes)?;
                     image.write_from(to, &source, HostOffset::new(0), below).map(drop)
+                });
+            }
+            Deed::Adopt => {
+                let whole = range(sectors.start, sectors.end - sectors.start).inner(image.unit());
+                let source = MemoryFile::new("source");
+                let first = whole.start.bytes() / SECTOR_BYTES;
+                let bytes = mark::sectors(mark, first, whole.bytes / SECTOR_BYTES);
+                let op = self.op(Kind::Move, first..first + whole.bytes / SECTOR_BYTES, mark);
+                self.note(op, |_| {
+                    source.write_at(HostOffset::new(0), &bytes)?;
+                    adopt(image.as_ref(), whole, &source, below)
                 });
             }
             Deed::Release => {

@@ -17,7 +17,7 @@ use deltachain::{
 use std::{path::PathBuf, sync::Arc};
 
 /// A small pace, so that small disks see several moves and marks.
-const PACE: Pace = Pace { move_bytes: 1 << 20, mark_bytes: 2 << 20 };
+const PACE: Pace = Pace { move_bytes: 1 << 20, mark_bytes: 2 << 20, adopted_pieces: 2 };
 
 struct Bench {
     folder: Scratch,

@@ -5,10 +5,16 @@
 use crate::foreign::{Scratch, assert_same};
 use deltachain::{
     base::{ErrorKind, GuestOffset, HostOffset},
+    chain::Opening,
     format::{Creation, Format, NoParts, Nothing, raw},
     io::{Access, Blocks, File, Host, Kept, copy, real::RealHost},
+    job::{
+        Progress,
+        consolidate::{Consolidation, Pace, Request},
+    },
 };
 use std::{
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -185,4 +191,36 @@ fn a_device_is_a_disk_of_fixed_size() {
     image.write_from(GuestOffset::new(512).range(MIB), &*source, HostOffset::new(0), &Nothing).unwrap();
     expected[512..512 + (1 << 20)].copy_from_slice(&pattern(1 << 20));
     assert_same(&whole(&*file), &expected, "written from a file");
+}
+
+/// What the guest wrote from the last place on lies in one run in the delta's file.
+#[test]
+fn a_delta_that_was_written_here_and_there_is_shared_in_a_run_and_the_old_space_comes_back() {
+    let Some(xfs) = Loop::xfs() else { return };
+    std::fs::write(xfs.folder.file("disk"), pattern(32 << 20)).unwrap();
+    xfs.folder.qemu_img("convert -f raw -O qcow2 disk place/base");
+    xfs.folder.qemu_img("create -q -f qcow2 -F qcow2 -b base place/top 48M");
+    // Every third cluster: 171 that the base has, 85 past its end.
+    let writes: Vec<String> =
+        (0..256_u64).rev().map(|nth| format!("write -P {} {} 64k", 1 + nth % 250, (nth * 3) << 16)).collect();
+    xfs.folder.qemu_io("qcow2", "place/top", &writes.iter().map(String::as_str).collect::<Vec<_>>());
+    let before = xfs.folder.flat("qcow2", "place/top");
+    let allocated = || std::fs::metadata(xfs.place.join("top")).unwrap().blocks() * 512;
+    let base_bytes = std::fs::metadata(xfs.place.join("base")).unwrap().blocks() * 512;
+    let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    let top = xfs.place.join("top");
+    let fold = Consolidation::prepare(&host, &top, &Opening::reading(), &Request::default()).unwrap();
+    let report = fold.run(Pace::USUAL, &Progress::default()).unwrap();
+    assert_eq!((report.copied_bytes, report.shared_bytes), (0, 16 * MIB));
+    assert_same(&xfs.folder.flat("qcow2", "place/top"), &before, "the result");
+    xfs.folder.qemu_img("check -q place/top");
+    let map = xfs.folder.qemu_img("map -f qcow2 --output json place/top");
+    let places: Vec<u64> = serde_json::from_str::<Vec<serde_json::Value>>(&map)
+        .unwrap()
+        .iter()
+        .filter(|extent| extent["start"].as_u64().unwrap() % (3 << 16) == 0 && extent["data"] == true)
+        .map(|extent| extent["offset"].as_u64().unwrap())
+        .collect();
+    assert!(places.len() == 256 && places.is_sorted_by(|a, b| a - b == 1 << 16), "{places:?}");
+    assert!(allocated() <= base_bytes + (85 << 16) + MIB, "{} and {base_bytes} before", allocated());
 }

@@ -46,7 +46,7 @@ const OPERATIONS: &[Operation] = &[
 ];
 /// How many of them, from the end, keep their place.
 const IN_PLACE: usize = 3;
-const PACE: Pace = Pace { move_bytes: 256 << 10, mark_bytes: 512 << 10 };
+const PACE: Pace = Pace { move_bytes: 256 << 10, mark_bytes: 512 << 10, adopted_pieces: 2 };
 
 struct Operation {
     name: &'static str,

@@ -50,15 +50,38 @@ fn noise(seed: u64, bytes: u64) -> Vec<u8> {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { at: u64, bytes: u64 },
-    WriteFrom { at: u64, bytes: u64 },
-    Zero { at: u64, bytes: u64, kept: Kept },
-    Pack { at: u64 },
-    Read { at: u64, bytes: u64 },
+    Write {
+        at: u64,
+        bytes: u64,
+    },
+    WriteFrom {
+        at: u64,
+        bytes: u64,
+    },
+    /// Whole clusters, of which one is left out, and after half of which space is given back or all is flushed.
+    Adopt {
+        at: u64,
+        bytes: u64,
+        is_released: bool,
+    },
+    Zero {
+        at: u64,
+        bytes: u64,
+        kept: Kept,
+    },
+    Pack {
+        at: u64,
+    },
+    Read {
+        at: u64,
+        bytes: u64,
+    },
     Flush,
     Release,
     Reopen,
-    Resize { size: u64 },
+    Resize {
+        size: u64,
+    },
 }
 
 /// Steps whose places are parts of 4096 of the disk.
@@ -67,6 +90,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..4096_u64, 0..600_u64).prop_map(|(at, bytes)| Step::Write { at, bytes }),
         1 => (0..4096_u64, 0..1200_u64).prop_map(|(at, bytes)| Step::WriteFrom { at, bytes }),
+        2 => (0..4096_u64, 0..2000_u64, any::<bool>())
+            .prop_map(|(at, bytes, is_released)| Step::Adopt { at, bytes, is_released }),
         3 => (0..4096_u64, 0..1200_u64, kept).prop_map(|(at, bytes, kept)| Step::Zero { at, bytes, kept }),
         2 => (0..4096_u64).prop_map(|at| Step::Pack { at }),
         2 => (0..4096_u64, 0..2000_u64).prop_map(|(at, bytes)| Step::Read { at, bytes }),
@@ -134,6 +159,7 @@ impl Pair {
                 assert_eq!(moved.copied_bytes + moved.shared_bytes, range.bytes);
                 self.in_disk(range).copy_from_slice(&bytes);
             }
+            Step::Adopt { at, bytes, is_released } => self.adopt(self.range(at, bytes), is_released),
             Step::Zero { at, bytes, kept } => {
                 let range = self.range(at, bytes);
                 image.zero(range, kept, &self.below).unwrap();
@@ -160,6 +186,37 @@ impl Pair {
                 let size = size * self.grain;
                 image.resize(size, &self.below).unwrap();
                 self.disk.resize(index(size), 0);
+            }
+        }
+    }
+
+    /// Another file has whole clusters of `range` backwards.
+    fn adopt(&mut self, range: GuestRange, is_released: bool) {
+        let image = self.image.clone();
+        let Some(cluster) = image.details().unwrap().cluster_bytes else { return };
+        let bytes = noise(self.writes, range.inner(cluster).bytes);
+        let source = MemoryFile::new("source");
+        source.write_at(HostOffset::new(512), &bytes).unwrap();
+        let from = HostOffset::new(512).range(bytes.len() as u64);
+        let Some(adopted) = image.adopt(&source, from).unwrap() else { return };
+        assert!(adopted.place.bytes <= from.bytes && adopted.moved.copied_bytes == adopted.place.bytes);
+        let ends: Vec<u64> = (1..=adopted.place.bytes / cluster).map(|nth| nth * cluster).collect();
+        let mut is_there = true;
+        for (nth, (guest, end)) in range.inner(cluster).pieces(cluster).zip(ends.iter().rev()).enumerate() {
+            let place = adopted.place.start.plus(end - cluster);
+            if nth == 1 {
+                continue;
+            }
+            if nth == 3 && is_released {
+                image.release().unwrap();
+                is_there = false;
+            } else if nth == 3 {
+                image.flush().unwrap();
+            }
+            assert_eq!(image.point(guest, place).unwrap(), is_there);
+            assert!(!image.point(guest, place).unwrap(), "one place for two");
+            if is_there {
+                self.in_disk(guest).copy_from_slice(&bytes[index(end - cluster)..index(*end)]);
             }
         }
     }

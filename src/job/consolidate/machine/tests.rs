@@ -186,7 +186,7 @@ impl World {
 }
 
 fn fresh(disk: &Disk) -> Machine {
-    Machine::new(disk.work(), 1, Pace { move_bytes: 2, mark_bytes: 2 })
+    Machine::new(disk.work(), 1, Pace { move_bytes: 2, mark_bytes: 2, adopted_pieces: 2 })
 }
 
 fn index(at: GuestOffset) -> usize {
@@ -390,7 +390,7 @@ fn a_stop_flushes_and_marks_first() {
     let mut machine = Machine::new(
         [GuestOffset::new(0).range(100)].into_iter().collect(),
         0,
-        Pace { move_bytes: 10, mark_bytes: 1000 },
+        Pace { move_bytes: 10, mark_bytes: 1000, adopted_pieces: 2 },
     );
     let mut steps = vec![];
     while let Some(step) = machine.next() {
@@ -410,7 +410,8 @@ fn a_stop_flushes_and_marks_first() {
 #[test]
 fn con_2_each_listed_byte_is_moved_once_and_no_other() {
     let list: RangeSet = [GuestOffset::new(3).range(4), GuestOffset::new(20).range(25)].into_iter().collect();
-    let mut machine = Machine::new(list.clone(), 2, Pace { move_bytes: 10, mark_bytes: 12 });
+    let mut machine =
+        Machine::new(list.clone(), 2, Pace { move_bytes: 10, mark_bytes: 12, adopted_pieces: 2 });
     let (mut moved, mut bytes) = (RangeSet::new(), 0);
     while let Some(step) = machine.next() {
         if let Step::Move(range) = step {

@@ -34,7 +34,7 @@ use std::{
 };
 
 const SIZE: u64 = 16384;
-const PACE: Pace = Pace { move_bytes: 1024, mark_bytes: 1024 };
+const PACE: Pace = Pace { move_bytes: 1024, mark_bytes: 1024, adopted_pieces: 2 };
 
 /// Whether power cuts and kills find nothing wrong with a job.
 pub(super) fn job_holds(name: &str, seed: u64) -> bool {

@@ -17,7 +17,7 @@ use deltachain::{
 };
 use std::path::Path;
 
-const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000 };
+const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
 
 /// What becomes of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use deltachain::{
 };
 use std::{path::Path, sync::Arc};
 
-const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000 };
+const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
 const LIVE_PACE: LivePace = LivePace { block_bytes: 4096, mark_bytes: 6000, share: 1.0 };
 const SECTOR: u64 = 512;
 const NOTES: &str = "/told";

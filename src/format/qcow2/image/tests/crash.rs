@@ -75,7 +75,7 @@ impl Lab {
         let most = [3, 20, 60][index(seed.below(3))];
         let sectors = 1 + seed.below(most);
         let range = GuestOffset::new(start * SECTOR).range(sectors.min(DISK / SECTOR - start) * SECTOR);
-        match seed.below(13) {
+        match seed.below(15) {
             0..5 => {
                 self.note(range, byte);
                 image.write(range.start, &vec![byte; index(range.bytes)], &self.below)
@@ -92,6 +92,7 @@ impl Lab {
                 self.note(range, byte);
                 image.write_packed(range.start, &packed)
             }
+            kind @ 13.. => self.adopt(&*image, range, byte, kind == 14),
             kind => {
                 if kind == 12 {
                     image.release()?;
@@ -102,6 +103,26 @@ impl Lab {
                 Ok(())
             }
         }
+    }
+
+    /// Adopts whole clusters around a range, and points to them from the last one on.
+    fn adopt(&mut self, image: &dyn Image, range: GuestRange, byte: u8, is_flushed: bool) -> Result<()> {
+        let cluster = image.details()?.cluster_bytes.unwrap();
+        let range = range.outer(cluster);
+        let source = MemoryFile::new("source");
+        source.write_at(HostOffset::new(0), &vec![byte; index(range.bytes)])?;
+        let adopted = image.adopt(&source, HostOffset::new(0).range(range.bytes))?;
+        if is_flushed {
+            image.flush()?;
+        }
+        let Some(place) = adopted.map(|adopted| adopted.place) else { return Ok(()) };
+        let range = range.start.range(place.bytes);
+        self.note(range, byte);
+        let pieces: Vec<GuestRange> = range.pieces(cluster).collect();
+        for piece in pieces.into_iter().rev() {
+            assert!(image.point(piece, place.start.plus(piece.start.since(range.start)))?);
+        }
+        Ok(())
     }
 
     /// The values that a sector may have after a cut behind `after` events.
