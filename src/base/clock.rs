@@ -54,6 +54,14 @@ pub fn utc(moment_ns: i128) -> String {
     format!("{year:04}-{month:02}-{date:02} {hour:02}:{minute:02}:{:02} UTC", second % 60)
 }
 
+/// Writes a time as seconds, for serde.
+pub fn serialize_seconds<S: serde::Serializer>(
+    time: &Duration,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
 /// A moment to measure from (monotonic).
 #[derive(Clone, Copy, Debug)]
 pub struct Stopwatch(Instant);

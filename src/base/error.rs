@@ -6,7 +6,8 @@
 use std::{fmt, io, path::Path, path::PathBuf};
 
 /// What a caller can act on. Small and stable; details live in the message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The operating system refused an operation.

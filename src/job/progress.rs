@@ -1,8 +1,8 @@
 //! What a running job tells, and what it is told: the one place where both sides meet.
 //!
 //! A job calls [`Progress::begin`], [`Progress::moved`], [`Progress::passed`] and [`Progress::checkpoint`]; whoever
-//! started it reads [`Progress::state`] and calls [`Progress::cancel`] and [`Progress::set_rate`] from another thread. The
-//! library draws nothing.
+//! started it reads [`Progress::state`] and calls [`Progress::cancel`], [`Progress::pause`] and [`Progress::set_rate`]
+//! from another thread. The library draws nothing.
 
 use crate::base::{Error, ErrorKind, Result, clock::Stopwatch};
 use parking_lot::Mutex;
@@ -19,15 +19,32 @@ pub struct Progress {
     /// How many of the moved ones took neither reading nor writing.
     passed: AtomicU64,
     is_cancelled: AtomicBool,
+    is_paused: AtomicBool,
     /// Bytes a second; 0 is no limit.
     rate: AtomicU64,
 }
+
+/// How long a job that waits sleeps at a time: so soon it notices that it is asked for something.
+const NAP: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug)]
 struct Phase {
     name: &'static str,
     size_bytes: u64,
     since: Stopwatch,
+    /// How long the job was paused since then.
+    idle: Duration,
+    /// The rate counts from here on.
+    paced: Stopwatch,
+    /// What counted as done then.
+    paced_from: u64,
+}
+
+impl Phase {
+    fn start(name: &'static str, size_bytes: u64) -> Self {
+        let since = Stopwatch::start();
+        Self { name, size_bytes, since, idle: Duration::ZERO, paced: since, paced_from: 0 }
+    }
 }
 
 /// How far a job is.
@@ -39,18 +56,18 @@ pub struct State {
     pub moved_bytes: u64,
     /// Bytes to do in this phase.
     pub size_bytes: u64,
-    /// Time since the phase began.
+    /// Time since the phase began, pauses left out.
     pub elapsed: Duration,
 }
 
 impl Default for Progress {
     fn default() -> Self {
-        let phase = Phase { name: "created", size_bytes: 0, since: Stopwatch::start() };
         Self {
-            phase: Mutex::new(phase),
+            phase: Mutex::new(Phase::start("created", 0)),
             moved: AtomicU64::new(0),
             passed: AtomicU64::new(0),
             is_cancelled: AtomicBool::new(false),
+            is_paused: AtomicBool::new(false),
             rate: AtomicU64::new(0),
         }
     }
@@ -62,25 +79,34 @@ impl Progress {
         let mut phase = self.phase.lock();
         self.moved.store(0, Ordering::Relaxed);
         self.passed.store(0, Ordering::Relaxed);
-        *phase = Phase { name, size_bytes, since: Stopwatch::start() };
+        *phase = Phase::start(name, size_bytes);
     }
 
     /// Counts bytes as done, waiting as long as the rate asks.
     pub fn moved(&self, bytes: u64) {
-        let moved = self.moved.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.moved.fetch_add(bytes, Ordering::Relaxed);
         let rate = self.rate.load(Ordering::Relaxed);
         if rate == 0 {
             return;
         }
+        let Phase { paced, paced_from, .. } = *self.phase.lock();
         #[expect(clippy::cast_precision_loss, reason = "a wait needs no more than 52 bits")]
-        let due = Duration::from_secs_f64(
-            moved.saturating_sub(self.passed.load(Ordering::Relaxed)) as f64 / rate as f64,
-        );
-        let since = self.phase.lock().since;
+        let due = Duration::from_secs_f64(self.carried().saturating_sub(paced_from) as f64 / rate as f64);
         // Short naps, so that a cancelled job or a new rate is noticed.
-        while since.elapsed() < due && !self.is_cancelled() && self.rate.load(Ordering::Relaxed) == rate {
-            std::thread::sleep((due.saturating_sub(since.elapsed())).min(Duration::from_millis(50)));
+        while paced.elapsed() < due && !self.is_cancelled() && self.rate.load(Ordering::Relaxed) == rate {
+            std::thread::sleep((due.saturating_sub(paced.elapsed())).min(NAP));
         }
+    }
+
+    /// Returns the bytes that count for the rate.
+    fn carried(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed).saturating_sub(self.passed.load(Ordering::Relaxed))
+    }
+
+    /// The rate counts from now on: what was faster or slower before is not made up for.
+    fn pace_anew(&self) {
+        let mut phase = self.phase.lock();
+        (phase.paced, phase.paced_from) = (Stopwatch::start(), self.carried());
     }
 
     /// Counts bytes as done that nothing had to be read or written for (holes, say): no rate slows them.
@@ -92,14 +118,35 @@ impl Progress {
 
     /// Returns how far the job is.
     pub fn state(&self) -> State {
-        let Phase { name, size_bytes, since } = *self.phase.lock();
+        let Phase { name, size_bytes, since, idle, .. } = *self.phase.lock();
         let moved_bytes = self.moved.load(Ordering::Relaxed);
-        State { phase: name, moved_bytes, size_bytes, elapsed: since.elapsed() }
+        State { phase: name, moved_bytes, size_bytes, elapsed: since.elapsed().saturating_sub(idle) }
     }
 
-    /// Limits the job to `bytes_per_second`; 0 lifts the limit.
+    /// Limits the job to `bytes_per_second` from now on; 0 lifts the limit.
     pub fn set_rate(&self, bytes_per_second: u64) {
+        self.pace_anew();
         self.rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Returns the limit in bytes a second; 0 is none.
+    pub fn rate(&self) -> u64 {
+        self.rate.load(Ordering::Relaxed)
+    }
+
+    /// Asks the job to wait at its next clean checkpoint until [`Progress::resume`].
+    pub fn pause(&self) {
+        self.is_paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Has a job that was paused go on.
+    pub fn resume(&self) {
+        self.is_paused.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns whether the job was asked to wait.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Relaxed)
     }
 
     /// Asks the job to stop at its next clean checkpoint.
@@ -112,8 +159,16 @@ impl Progress {
         self.is_cancelled.load(Ordering::Relaxed)
     }
 
-    /// Goes on, or fails with `Interrupted` if the job was asked to stop.
+    /// Goes on, as soon as the job is not paused; fails with `Interrupted` if it was asked to stop.
     pub fn checkpoint(&self) -> Result<()> {
+        if self.is_paused() && !self.is_cancelled() {
+            let watch = Stopwatch::start();
+            while self.is_paused() && !self.is_cancelled() {
+                std::thread::sleep(NAP);
+            }
+            self.phase.lock().idle += watch.elapsed();
+            self.pace_anew();
+        }
         if self.is_cancelled() {
             return Err(Error::new(ErrorKind::Interrupted, "stopped at a clean point, as asked"));
         }
@@ -143,6 +198,39 @@ mod tests {
         progress.begin("copy", 20_000);
         progress.moved(20_000);
         assert!(progress.state().elapsed >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_new_rate_does_not_make_up_for_what_was_before() {
+        let progress = Progress::default();
+        progress.begin("copy", 2_000_000_000);
+        progress.moved(1_000_000_000);
+        progress.set_rate(1_000_000);
+        progress.moved(20_000);
+        let elapsed = progress.state().elapsed;
+        assert!(elapsed >= Duration::from_millis(20) && elapsed < Duration::from_mins(1), "{elapsed:?}");
+    }
+
+    #[test]
+    fn con_10_a_paused_job_waits_and_the_pause_does_not_count() {
+        let progress = Progress::default();
+        progress.begin("copy", 100);
+        progress.pause();
+        std::thread::scope(|scope| {
+            let job = scope.spawn(|| {
+                progress.checkpoint().unwrap();
+                progress.moved(1);
+            });
+            std::thread::sleep(Duration::from_millis(120));
+            assert_eq!(progress.state().moved_bytes, 0);
+            progress.resume();
+            job.join().unwrap();
+        });
+        assert_eq!(progress.state().moved_bytes, 1);
+        assert!(progress.phase.lock().idle >= Duration::from_millis(50));
+        progress.pause();
+        progress.cancel();
+        assert_eq!(progress.checkpoint().unwrap_err().kind(), ErrorKind::Interrupted);
     }
 
     #[test]

@@ -17,7 +17,10 @@ use super::{
     work::Work,
 };
 use crate::{
-    base::{Budget, Error, ErrorKind, GuestOffset, Result, clock::Stopwatch},
+    base::{
+        Budget, Error, ErrorKind, GuestOffset, Result,
+        clock::{self, Stopwatch},
+    },
     chain::{Chain, Layer, Opening, open_layer},
     format::{self, Parts},
     io::{Access, File, Host},
@@ -92,6 +95,7 @@ pub struct LiveReport {
     /// Bytes that guests wrote to both places meanwhile.
     pub mirrored_bytes: u64,
     /// How long guests were held back, at most, when the disk went over to the result.
+    #[serde(serialize_with = "clock::serialize_seconds")]
     pub pause: Duration,
 }
 
@@ -233,13 +237,8 @@ impl LiveConsolidation {
     /// done; [`LiveConsolidation::prepare`] starts over from there.
     pub fn run(self, pace: LivePace, progress: &Progress) -> Result<LiveReport> {
         let mut folding = self.begin(pace)?;
-        match folding.copy(progress).and_then(|()| folding.record(progress)) {
-            Err(error) if !folding.has_landed()? => {
-                folding.retreat()?;
-                Err(error)
-            }
-            _ => folding.end(),
-        }
+        let copied = folding.copy(progress);
+        folding.finish(copied, progress)
     }
 
     /// Takes the second leg on: from here on guests' writes reach both.
@@ -332,7 +331,8 @@ impl Folding {
         })
     }
 
-    const fn plan(&self) -> &Plan {
+    /// Returns what is done.
+    pub const fn plan(&self) -> &Plan {
         &self.report.report.plan
     }
 
@@ -395,8 +395,9 @@ impl Folding {
         self.leg.as_ref().ok_or_else(|| Error::invalid("the job has no second leg"))
     }
 
-    /// Brings everything that is listed to the target, and makes it durable: flushes go on beside the copier.
-    fn copy(&mut self, progress: &Progress) -> Result<()> {
+    /// Brings everything that is listed to the target, and makes it durable: flushes go on beside the copier. Stopped
+    /// (`Interrupted`), [`Folding::checkpoint`] lets a later life of the job go on from here.
+    pub fn copy(&mut self, progress: &Progress) -> Result<()> {
         let (leg, moving) = (Arc::clone(self.leg()?), Arc::clone(&self.moving));
         progress.begin("copy", self.list.bytes());
         let (ask, asked) = crossbeam_channel::bounded(1);
@@ -452,6 +453,17 @@ impl Folding {
         self.report.report.copied_bytes += copied_bytes;
         self.report.report.zeroed_bytes += zeroed_bytes;
         Ok(Some(copied_bytes + zeroed_bytes))
+    }
+
+    /// Does what follows [`Folding::copy`], which said `copied`: the disk goes over to the result, or back.
+    pub fn finish(mut self, copied: Result<()>, progress: &Progress) -> Result<LiveReport> {
+        match copied.and_then(|()| self.record(progress)) {
+            Err(error) if !self.has_landed()? => {
+                self.retreat()?;
+                Err(error)
+            }
+            _ => self.end(),
+        }
     }
 
     /// Makes what has landed durable, and notes it.

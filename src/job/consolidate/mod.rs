@@ -30,7 +30,7 @@ pub use abandon::{Abandoned, Abandonment};
 pub use live::{Folding, LiveConsolidation, LivePace, LiveReport};
 pub use machine::{Found, Machine, Pace, Step};
 pub use plan::{Cost, Lost, NewImage, Plan, Request, Verify, estimate};
-pub use run::{Consolidation, Report};
+pub use run::{Consolidation, Report, has_landed};
 
 #[cfg(test)]
 mod tests;

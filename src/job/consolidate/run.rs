@@ -182,6 +182,11 @@ impl Consolidation {
     }
 }
 
+/// Returns whether the record of a job has landed, durably or not: then it can only be ended.
+pub fn has_landed(host: &dyn Host, journal: &Journal) -> Result<bool> {
+    Ending::has_begun(host, journal)
+}
+
 pub(super) fn gone(top: &Path) -> Error {
     Error::busy("another process ended the job on it meanwhile").path(top)
 }

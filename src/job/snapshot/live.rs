@@ -11,7 +11,7 @@
 
 use super::{Child, Taken, refuse_cut_off};
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Error, ErrorKind, Result, clock},
     chain::{Chain, Layer, Opening, open_layer},
     io::{Access, Host, Likeness},
     job::live::LiveDisk,
@@ -52,6 +52,7 @@ pub struct LiveTaken {
     /// Each disk's part.
     pub taken: Vec<Taken>,
     /// How long guests were held back, at most.
+    #[serde(serialize_with = "clock::serialize_seconds")]
     pub pause: Duration,
 }
 
