@@ -2,7 +2,8 @@
 //! reshape them.
 //!
 //! Rooms, lowest first; a room uses what stands above it in this list and nothing below:
-//! [`base`], [`map`], [`content`], [`io`], [`store`], [`mod@format`], [`disk`], [`chain`], [`job`], [`export`].
+//! [`base`], [`map`], [`content`], [`io`], [`store`], [`mod@format`], [`disk`], [`chain`], [`job`], [`export`],
+//! [`service`].
 //!
 //! # A base, a delta on it, and a fold
 //!
@@ -62,4 +63,5 @@ pub mod format;
 pub mod io;
 pub mod job;
 pub mod map;
+pub mod service;
 pub mod store;

@@ -6,7 +6,8 @@ use std::{
 };
 
 /// The rooms, lowest first: a room may name itself and those before it, nothing after.
-const ROOMS: &[&str] = &["base", "map", "content", "io", "store", "format", "disk", "chain", "job", "export"];
+const ROOMS: &[&str] =
+    &["base", "map", "content", "io", "store", "format", "disk", "chain", "job", "export", "service"];
 /// Most lines of a source file: what is read in one sitting.
 const LINES_MAX: usize = 600;
 /// Endings of type names that say nothing.

@@ -1,0 +1,182 @@
+//! Consolidations of open disks, each in a thread of its own.
+
+use super::{
+    Happened, Held, Service,
+    job::{Job, JobState, Outcome},
+};
+use crate::{
+    base::{Error, ErrorKind, Result},
+    job::consolidate::{Folding, LiveConsolidation, LivePace, LiveReport, Plan, Request},
+};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread,
+};
+
+/// What is to be folded, and how fast.
+#[derive(Clone, Debug, Default)]
+pub struct FoldRequest {
+    /// What.
+    pub request: Request,
+    /// The part of the time, above 0 and at most 1, that the copier keeps for itself while guests write.
+    pub share: Option<f64>,
+    /// The most bytes to move in a second; 0 is no limit.
+    pub rate: u64,
+}
+
+/// Where a job's thread begins.
+pub(super) enum Stand {
+    Planned(Box<LiveConsolidation>, LivePace),
+    /// The second leg is on already.
+    Begun(Box<Folding>),
+}
+
+impl Service {
+    /// Returns what a consolidation of a disk would do. Fails as [`LiveConsolidation::prepare`].
+    pub fn plan(&self, name: &str, request: &Request) -> Result<Plan> {
+        let held = self.held(name)?;
+        held.refuse_job(name)?;
+        Ok(self.prepare(&held, request)?.plan().clone())
+    }
+
+    fn prepare(&self, held: &Held, request: &Request) -> Result<LiveConsolidation> {
+        if held.is_read_only {
+            return Err(Error::policy("is served for reading only").path(&held.disk.chain().head()?.path));
+        }
+        LiveConsolidation::prepare(&self.settings.host, &held.disk, &held.opening, request)
+    }
+
+    /// Starts a consolidation of a disk, and returns at once.
+    ///
+    /// Fails as [`LiveConsolidation::prepare`]; `Busy` while another job is on the disk.
+    pub fn consolidate(self: &Arc<Self>, name: &str, asked: &FoldRequest) -> Result<Arc<Job>> {
+        if asked.share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
+            return Err(Error::invalid("the share is a number above 0 and at most 1"));
+        }
+        let mut book = self.book.lock();
+        self.refuse_stopping()?;
+        let held = self.held(name)?;
+        held.refuse_job(name)?;
+        let fold = self.prepare(&held, &asked.request)?;
+        let pace = self.settings.pace;
+        let pace = LivePace { share: asked.share.unwrap_or(pace.share), ..pace };
+        let number = book.change(|written| {
+            let number = written.number();
+            written.with(name, |known| known.begin(number, &fold.plan().result));
+            number
+        })?;
+        let job = Job::new(number, name, fold.plan().clone(), asked.rate);
+        self.launch(&held, &job, Stand::Planned(Box::new(fold), pace))?;
+        Ok(job)
+    }
+
+    /// Gives a job its thread.
+    pub(super) fn launch(self: &Arc<Self>, held: &Arc<Held>, job: &Arc<Job>, stand: Stand) -> Result<()> {
+        *held.job.lock() = Some(Arc::clone(job));
+        self.jobs.lock().insert(job.number, Arc::clone(job));
+        self.say(job, JobState::Created);
+        let (service, held, own) = (Arc::clone(self), Arc::clone(held), Arc::clone(job));
+        let work = move || {
+            let done = service.carry_out(&own, stand);
+            service.conclude(&held, &own, done);
+        };
+        let spawned = thread::Builder::new().name(format!("job-{}", job.number)).spawn(work);
+        match spawned {
+            Ok(thread) => self.threads.lock().push(thread),
+            Err(e) => {
+                let error = Arc::new(Error::io("start a job's thread", e));
+                job.conclude(Outcome::Failed(Arc::clone(&error)));
+                return Err(Error::new(error.kind(), error.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&self, job: &Job, state: JobState) {
+        self.events.say(Happened::Job, &job.disk, Some((job.number, state)));
+    }
+
+    /// Does it; `None` if the service stopped meanwhile: then the journal stands as it is.
+    fn carry_out(&self, job: &Job, stand: Stand) -> Result<Option<LiveReport>> {
+        let mut folding = match stand {
+            Stand::Planned(fold, pace) => fold.begin(pace)?,
+            Stand::Begun(folding) => *folding,
+        };
+        job.copies();
+        self.say(job, JobState::Running);
+        let copied = folding.copy(&job.progress);
+        let is_stopped = copied.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted);
+        if is_stopped && self.is_stopping.load(Relaxed) && !job.is_given_up() {
+            folding.checkpoint()?;
+            return Ok(None);
+        }
+        job.ends();
+        self.say(job, JobState::Pending);
+        folding.finish(copied, &job.progress).map(Some)
+    }
+
+    fn conclude(&self, held: &Held, job: &Job, done: Result<Option<LiveReport>>) {
+        let outcome = match done {
+            Ok(None) => Outcome::Left,
+            Ok(Some(report)) => match self.note_end(held, job, true) {
+                Ok(()) => Outcome::Done(Box::new(report)),
+                Err(error) => Outcome::Failed(Arc::new(error.doing("the result stands, but is not noted"))),
+            },
+            Err(error) => {
+                let noted = self.note_end(held, job, false);
+                Outcome::Failed(Arc::new(noted.err().unwrap_or(error)))
+            }
+        };
+        job.conclude(outcome);
+        self.say(job, JobState::Concluded);
+    }
+
+    /// Writes down that the job is over, and which image is the head now.
+    fn note_end(&self, held: &Held, job: &Job, is_done: bool) -> Result<()> {
+        let chain = held.disk.chain();
+        let head = chain.head()?;
+        self.book.lock().change(|written| {
+            written.with(&job.disk, |known| {
+                known.set_head(&head.path, head.format());
+                known.is_cancelled = !is_done && job.is_given_up();
+            });
+        })
+    }
+
+    /// Returns a job; `NotFound` if no job had that number since the start.
+    pub fn job(&self, number: u64) -> Result<Arc<Job>> {
+        let found = self.jobs.lock().get(&number).cloned();
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no job has the number {number}")))
+    }
+
+    /// Asks a job to wait, with nothing in hand; guests go on. `Invalid` if it has ended.
+    pub fn pause(&self, number: u64) -> Result<Arc<Job>> {
+        self.tell(number, |job| job.progress.pause())
+    }
+
+    /// Has a job that was paused go on.
+    pub fn resume(&self, number: u64) -> Result<Arc<Job>> {
+        self.tell(number, |job| job.progress.resume())
+    }
+
+    /// Gives a job up: the disk goes on with all that its guests wrote; the points in time that the plan names as lost
+    /// are gone all the same.
+    pub fn cancel(&self, number: u64) -> Result<Arc<Job>> {
+        self.tell(number, Job::give_up)
+    }
+
+    /// Limits a job to that many bytes a second from now on; 0 is no limit.
+    pub fn set_speed(&self, number: u64, rate: u64) -> Result<Arc<Job>> {
+        self.tell(number, |job| job.progress.set_rate(rate))
+    }
+
+    fn tell(&self, number: u64, what: impl FnOnce(&Job)) -> Result<Arc<Job>> {
+        let job = self.job(number)?;
+        if job.is_over() {
+            return Err(Error::invalid(format!("job {number} has ended")));
+        }
+        what(&job);
+        self.say(&job, job.state());
+        Ok(job)
+    }
+}

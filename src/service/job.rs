@@ -1,0 +1,142 @@
+//! A job of the service: what state it is in, and what it is told meanwhile.
+
+use crate::{
+    base::{Error, clock::Stopwatch},
+    job::{
+        Progress,
+        consolidate::{LiveReport, Plan},
+    },
+};
+use parking_lot::{Condvar, Mutex};
+use serde::Serialize;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// The states of a job, in libvirt's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// It has not begun.
+    Created,
+    /// It moves bytes.
+    Running,
+    /// It waits until it is told to go on.
+    Paused,
+    /// All bytes have landed; the disk goes over to the result.
+    Pending,
+    /// It has ended, one way or another.
+    Concluded,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    /// It did what it was to do.
+    Done(Box<LiveReport>),
+    /// It did not; the disk goes on as it was.
+    Failed(Arc<Error>),
+    /// The service stopped; the next start goes on with it.
+    Left,
+}
+
+/// What a job is at.
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Created,
+    Copying,
+    Ending,
+    Over(Outcome),
+}
+
+/// A consolidation of a disk in use.
+#[derive(Debug)]
+pub struct Job {
+    /// Its number, also after a restart of the service.
+    pub number: u64,
+    /// The disk's name.
+    pub disk: String,
+    /// What it does.
+    pub plan: Plan,
+    /// How far it is, and what it is told.
+    pub progress: Progress,
+    stage: Mutex<Stage>,
+    is_over: Condvar,
+    is_given_up: AtomicBool,
+}
+
+impl Job {
+    pub(super) fn new(number: u64, disk: &str, plan: Plan, rate: u64) -> Arc<Self> {
+        let progress = Progress::default();
+        progress.set_rate(rate);
+        let (stage, is_over) = (Mutex::default(), Condvar::new());
+        let is_given_up = AtomicBool::new(false);
+        Arc::new(Self { number, disk: disk.to_owned(), plan, progress, stage, is_over, is_given_up })
+    }
+
+    /// Returns its state.
+    pub fn state(&self) -> JobState {
+        match &*self.stage.lock() {
+            Stage::Over(_) => JobState::Concluded,
+            Stage::Ending => JobState::Pending,
+            _ if self.progress.is_paused() => JobState::Paused,
+            Stage::Copying => JobState::Running,
+            Stage::Created => JobState::Created,
+        }
+    }
+
+    /// Returns whether it has ended.
+    pub fn is_over(&self) -> bool {
+        matches!(&*self.stage.lock(), Stage::Over(_))
+    }
+
+    /// Waits until it has ended, for at most `patience`; returns whether it has.
+    pub fn wait(&self, patience: Duration) -> bool {
+        let watch = Stopwatch::start();
+        let mut stage = self.stage.lock();
+        while !matches!(&*stage, Stage::Over(_)) {
+            let left = patience.saturating_sub(watch.elapsed());
+            if left.is_zero() {
+                return false;
+            }
+            self.is_over.wait_for(&mut stage, left);
+        }
+        true
+    }
+
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        match &*self.stage.lock() {
+            Stage::Over(outcome) => Some(outcome.clone()),
+            _ => None,
+        }
+    }
+
+    /// Has it end for good.
+    pub(super) fn give_up(&self) {
+        self.is_given_up.store(true, Relaxed);
+        self.progress.cancel();
+    }
+
+    /// Returns whether somebody gave it up; one that only stops with the service goes on later.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Relaxed)
+    }
+
+    pub(super) fn copies(&self) {
+        *self.stage.lock() = Stage::Copying;
+    }
+
+    pub(super) fn ends(&self) {
+        *self.stage.lock() = Stage::Ending;
+    }
+
+    pub(super) fn conclude(&self, outcome: Outcome) {
+        *self.stage.lock() = Stage::Over(outcome);
+        self.is_over.notify_all();
+    }
+}

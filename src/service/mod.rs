@@ -1,0 +1,286 @@
+//! Layer 8: which disks are open, which jobs run on them, and what of that a restart finds again.
+//!
+//! ```text
+//!   Service ── disks by name ── LiveDisk ◄── guests, through the server (Service is what it exports)
+//!      │            └── one job at a time, in a thread of its own
+//!      └── book: each disk's head, durably, in one file
+//! ```
+//!
+//! What stays true: a disk whose consolidation was cut off goes on with it before its first guest can write; no guest
+//! writes an image that is not the head of its disk by the book; a disk that cannot be served says why. What stops the
+//! service leaves each job's journal as it is, so that the next start goes on from its mark.
+//!
+//! Locks, in this order: book, disks, jobs, what one disk or job keeps. Whoever changes which disks there are, or which
+//! jobs, holds the book all the while.
+#![forbid(unsafe_code)]
+
+mod bitmaps;
+mod book;
+mod event;
+mod exports;
+mod fold;
+mod job;
+mod snapshot;
+mod start;
+mod view;
+
+pub use book::Named;
+pub use event::{Event, Happened};
+pub use fold::FoldRequest;
+pub use job::{Job, JobState};
+pub use snapshot::SnapshotOf;
+pub use view::{DiskView, ErrorView, JobView, LayerView, Moving};
+
+use crate::{
+    base::{Error, ErrorKind, Result, clock::Stopwatch},
+    chain::Opening,
+    disk::Disk,
+    export::Context,
+    io::Host,
+    job::{consolidate::LivePace, live::LiveDisk},
+};
+use book::Book;
+use event::Events;
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// How often it is looked whether somebody has let go.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// How long a client may take to let go of a disk that is to be detached.
+const LETTING_GO: Duration = Duration::from_millis(300);
+
+/// What a service works with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The machine.
+    pub host: Arc<dyn Host>,
+    /// Which references are followed, and what is known of layers.
+    pub opening: Opening,
+    /// The folder that keeps which image is which disk's head; `None`: nothing is kept.
+    pub state: Option<PathBuf>,
+    /// Whether jobs that were cut off go on by themselves.
+    pub resumes: bool,
+    /// How much a job does at a time.
+    pub pace: LivePace,
+}
+
+/// Disks that are held open, and the jobs on them.
+#[derive(Debug)]
+pub struct Service {
+    settings: Settings,
+    book: Mutex<Book>,
+    disks: Mutex<BTreeMap<String, Entry>>,
+    jobs: Mutex<BTreeMap<u64, Arc<Job>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    events: Events,
+    is_stopping: AtomicBool,
+}
+
+/// A disk that somebody asked for.
+#[derive(Clone, Debug)]
+enum Entry {
+    /// It is open.
+    Open(Arc<Held>),
+    /// It is not served, and this is why.
+    Refused(Named, Arc<Error>),
+}
+
+/// An open disk.
+struct Held {
+    disk: Arc<LiveDisk>,
+    /// How its layers are opened.
+    opening: Opening,
+    is_read_only: bool,
+    contexts: Vec<Arc<dyn Context>>,
+    /// The last job on it.
+    job: Mutex<Option<Arc<Job>>>,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("disk", &self.disk).finish_non_exhaustive()
+    }
+}
+
+impl Held {
+    /// Returns the job on it that has not ended.
+    fn running(&self) -> Option<Arc<Job>> {
+        self.job.lock().clone().filter(|job| !job.is_over())
+    }
+
+    /// Refuses what cannot be done while a job changes the layers.
+    fn refuse_job(&self, name: &str) -> Result<()> {
+        match self.running() {
+            Some(job) => {
+                let what = format!("disk '{name}': job {} is on it", job.number);
+                Err(Error::busy(what))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Service {
+    /// Opens the disks that are `named` and those that the book says were attached. One that cannot be served is listed
+    /// with the reason ([`Service::refused`]).
+    ///
+    /// Fails if the state folder cannot be used: `Busy` while another process does, `Corrupt` for a book that cannot be
+    /// read.
+    pub fn start(settings: Settings, named: &[Named]) -> Result<Arc<Self>> {
+        let book = Book::open(&settings.host, settings.state.as_deref())?;
+        let service = Arc::new(Self {
+            settings,
+            book: Mutex::new(book),
+            disks: Mutex::default(),
+            jobs: Mutex::default(),
+            threads: Mutex::default(),
+            events: Events::default(),
+            is_stopping: AtomicBool::new(false),
+        });
+        service.open_all(named)?;
+        Ok(service)
+    }
+
+    /// Returns the disks that are not served, each with the reason.
+    pub fn refused(&self) -> Vec<(String, Arc<Error>)> {
+        let disks = self.disks.lock();
+        let refused = disks.iter().filter_map(|(name, entry)| match entry {
+            Entry::Refused(_, why) => Some((name.clone(), Arc::clone(why))),
+            Entry::Open(_) => None,
+        });
+        refused.collect()
+    }
+
+    /// Opens a disk; guests can come as soon as this returns. It is opened again by the next start.
+    ///
+    /// `Exists` if the name is taken, `Policy` where the book has another head for it; else as opening the chain, or
+    /// going on with a job on it that was cut off.
+    pub fn attach(self: &Arc<Self>, named: &Named) -> Result<()> {
+        let mut book = self.book.lock();
+        self.refuse_stopping()?;
+        if let Some(Entry::Open(_)) = self.disks.lock().get(&named.name) {
+            return Err(Error::new(ErrorKind::Exists, format!("a disk is called '{}' already", named.name)));
+        }
+        self.open_one(&mut book, named, true)
+    }
+
+    /// Stops to serve a disk: it is flushed and closed. One that is not served is forgotten, whatever the book says.
+    ///
+    /// `Busy` while clients or a job use it.
+    pub fn detach(&self, name: &str) -> Result<()> {
+        let mut book = self.book.lock();
+        let entry = self.disks.lock().get(name).cloned().ok_or_else(|| none(name))?;
+        let Entry::Open(held) = entry else {
+            book.change(|written| drop(written.disks.remove(name)))?;
+            self.disks.lock().remove(name);
+            self.events.say(Happened::Detached, name, None);
+            return Ok(());
+        };
+        held.refuse_job(name)?;
+        // Nobody new comes in from here on.
+        self.disks.lock().remove(name);
+        let closed = Self::wait_alone(name, &held)
+            .and_then(|()| held.disk.flush())
+            .and_then(|()| book.change(|written| written.detach(name)));
+        if let Err(error) = closed {
+            self.disks.lock().insert(name.to_owned(), Entry::Open(held));
+            return Err(error);
+        }
+        self.clear_cancelled(held);
+        self.events.say(Happened::Detached, name, None);
+        Ok(())
+    }
+
+    fn wait_alone(name: &str, held: &Arc<Held>) -> Result<()> {
+        let watch = Stopwatch::start();
+        while Arc::strong_count(&held.disk) > 1 {
+            if watch.elapsed() > LETTING_GO {
+                return Err(Error::busy(format!("disk '{name}': clients use it")));
+            }
+            std::thread::sleep(GLANCE);
+        }
+        Ok(())
+    }
+
+    /// Closes a disk; what a job left that was given up goes with it, if nobody else holds the disk.
+    fn clear_cancelled(&self, held: Arc<Held>) {
+        let head = held.disk.chain().head().map(|head| head.path.clone());
+        let is_last = Arc::strong_count(&held.disk) == 1;
+        let was_cancelled = held.job.lock().as_ref().is_some_and(|job| job.is_given_up());
+        drop(held);
+        if let (Ok(head), true, true) = (head, is_last, was_cancelled)
+            && let Err(error) = self.clear(&head)
+        {
+            // The next start tries again.
+            tracing::warn!(%error, "what a job left stays");
+        }
+    }
+
+    fn held(&self, name: &str) -> Result<Arc<Held>> {
+        match self.disks.lock().get(name) {
+            Some(Entry::Open(held)) => Ok(Arc::clone(held)),
+            Some(Entry::Refused(named, why)) => {
+                Err(Error::new(why.kind(), format!("disk '{name}' is not served: {why}")).path(&named.path))
+            }
+            None => Err(none(name)),
+        }
+    }
+
+    fn refuse_stopping(&self) -> Result<()> {
+        if self.is_stopping.load(Relaxed) { Err(Error::busy("the daemon stops")) } else { Ok(()) }
+    }
+
+    /// Stops: running jobs stop at a mark from which the next start goes on, then every disk is flushed and closed.
+    /// Exports have to be stopped before, so that no guest writes any more.
+    ///
+    /// Takes `patience` and little more; `Busy` if a job was not done by then, and goes on as after a power cut.
+    pub fn stop(&self, patience: Duration) -> Result<()> {
+        let watch = Stopwatch::start();
+        self.is_stopping.store(true, Relaxed);
+        let jobs: Vec<_> = self.jobs.lock().values().cloned().collect();
+        for job in &jobs {
+            job.progress.cancel();
+        }
+        let mut stopped = Ok(());
+        for job in jobs {
+            if !job.wait(patience.saturating_sub(watch.elapsed())) {
+                stopped = Err(Error::busy(format!("job {} did not stop in time", job.number)));
+            }
+        }
+        if stopped.is_ok() {
+            // They have nothing left to do but to let go of what they held.
+            let threads = std::mem::take(&mut *self.threads.lock());
+            for thread in threads {
+                drop(thread.join());
+            }
+        }
+        let disks = std::mem::take(&mut *self.disks.lock());
+        // Each is flushed, whatever becomes of the others.
+        for (name, entry) in disks {
+            if let Entry::Open(held) = entry {
+                let flushed = held.disk.flush().map_err(|error| error.doing(format!("disk '{name}'")));
+                stopped = stopped.and(flushed);
+                self.clear_cancelled(held);
+            }
+        }
+        stopped
+    }
+}
+
+fn none(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("no disk is called '{name}'"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! Snapshots of open disks: of one or of several, all at one point in time, recorded in the book in one step.
+
+use super::{
+    Happened, Service,
+    book::{Book, Intended, Written},
+};
+use crate::{
+    base::{Error, Result, clock},
+    format::Format,
+    job::snapshot::{Disk, Heads, LiveTaken, Taken, snapshot_live},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A disk of which a snapshot is to be taken.
+#[derive(Clone, Debug)]
+pub struct SnapshotOf {
+    /// The disk's name.
+    pub disk: String,
+    /// The name of its new head, in the folder of the present one unless it is absolute; `None`: made of the disk's name
+    /// and the time.
+    pub new: Option<PathBuf>,
+}
+
+/// Writes the heads into the book.
+struct Recording<'a> {
+    book: &'a mut Book,
+    before: Written,
+    names: &'a [String],
+}
+
+impl Heads for Recording<'_> {
+    fn intend(&mut self, taken: &[Taken]) -> Result<()> {
+        self.book.change(|written| written.intended = taken.iter().map(Intended::from).collect())
+    }
+
+    fn record(&mut self, taken: &[Taken]) -> Result<()> {
+        self.book.change(|written| {
+            for (name, one) in self.names.iter().zip(taken) {
+                written.with(name, |known| known.set_head(&one.head, Format::Qcow2));
+            }
+            written.intended.clear();
+        })
+    }
+
+    fn take_back(&mut self) -> Result<()> {
+        self.book.change(|written| written.clone_from(&self.before))
+    }
+}
+
+impl Service {
+    /// Freezes what the disks show at one moment; from then on their guests write to new heads.
+    ///
+    /// `Invalid` without a state folder: a restart would open the old heads. `Busy` while a job is on one of them.
+    pub fn snapshot(&self, asked: &[SnapshotOf]) -> Result<LiveTaken> {
+        let mut book = self.book.lock();
+        self.refuse_stopping()?;
+        if !book.is_kept() {
+            let what = "there is no state folder that would keep the new head's name over a restart";
+            return Err(Error::invalid(what));
+        }
+        let names: Vec<String> = asked.iter().map(|one| one.disk.clone()).collect();
+        let disks = asked.iter().map(|one| self.disk_of(one)).collect::<Result<Vec<_>>>()?;
+        let is_twice = |(at, name): (usize, &String)| names.iter().take(at).any(|other| other == name);
+        if names.is_empty() || names.iter().enumerate().any(is_twice) {
+            return Err(Error::invalid("a snapshot is of one disk or more, each once"));
+        }
+        let before = book.written().clone();
+        let mut recording = Recording { book: &mut book, before, names: &names };
+        let taken = snapshot_live(&self.settings.host, &disks, &self.settings.opening, &mut recording)?;
+        for name in &names {
+            self.events.say(Happened::Snapshot, name, None);
+        }
+        Ok(taken)
+    }
+
+    fn disk_of(&self, asked: &SnapshotOf) -> Result<Disk> {
+        let held = self.held(&asked.disk)?;
+        held.refuse_job(&asked.disk)?;
+        let chain = held.disk.chain();
+        let head = chain.head()?;
+        if held.is_read_only {
+            return Err(Error::policy("is served for reading only").path(&head.path));
+        }
+        let folder = head.path.parent().unwrap_or(Path::new("/"));
+        let new = asked.new.clone().unwrap_or_else(|| fresh_name(&asked.disk));
+        Ok(Disk { disk: Arc::clone(&held.disk), new: folder.join(new), options: Vec::new() })
+    }
+}
+
+/// Returns a name for a new head: the disk's, as far as it can be one of a file, and the time.
+fn fresh_name(disk: &str) -> PathBuf {
+    let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let ns = i128::try_from(clock::since_epoch().as_nanos()).unwrap_or_default();
+    let digits: String = clock::utc(ns).chars().filter(char::is_ascii_digit).collect();
+    let (day, time) = digits.split_at(digits.len().min(8));
+    let name: String = disk.chars().map(plain).collect();
+    format!("{}-{day}-{time}.qcow2", name.trim_start_matches('.')).into()
+}

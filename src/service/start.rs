@@ -1,0 +1,147 @@
+//! Opening disks: what was cut off is gone on with, or given up, before any guest comes in.
+
+use super::{
+    Entry, Happened, Held, Service, bitmaps,
+    book::{Book, Known, Named},
+    fold::Stand,
+    job::Job,
+};
+use crate::{
+    base::{Error, ErrorKind, Result},
+    chain::{Chain, Opening},
+    io::Access,
+    job::{
+        Progress,
+        consolidate::{Abandonment, Consolidation, Folding, LiveConsolidation, Pace, Request, has_landed},
+        live::LiveDisk,
+        snapshot::{Taken, forget_intended},
+    },
+    store::{FoldMode, Journal, Ledger},
+};
+use parking_lot::Mutex;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// An open disk that nobody uses yet.
+struct Opened {
+    held: Arc<Held>,
+    known: Known,
+    /// A consolidation that goes on.
+    folding: Option<Box<Folding>>,
+}
+
+impl Service {
+    pub(super) fn open_all(self: &Arc<Self>, named: &[Named]) -> Result<()> {
+        let mut book = self.book.lock();
+        self.forget_intended(&mut book)?;
+        let others = book.reopened().into_iter().filter(|one| !named.iter().any(|n| n.name == one.name));
+        for (disk, reopens) in named.iter().map(|n| (n.clone(), false)).chain(others.map(|one| (one, true))) {
+            if self.disks.lock().contains_key(&disk.name) {
+                return Err(Error::invalid(format!("two disks are called '{}'", disk.name)));
+            }
+            if let Err(error) = self.open_one(&mut book, &disk, reopens) {
+                let refused = Entry::Refused(disk.clone(), Arc::new(error));
+                self.disks.lock().insert(disk.name.clone(), refused);
+                self.events.say(Happened::Refused, &disk.name, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Heads that a crash left before they were recorded are nobody's.
+    fn forget_intended(&self, book: &mut Book) -> Result<()> {
+        let taken: Vec<Taken> = book.written().intended.iter().map(Taken::from).collect();
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let (host, opening) = (&self.settings.host, &self.settings.opening);
+        let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
+        forget_intended(host, &ledger, opening, &taken)?;
+        book.change(|written| written.intended.clear())
+    }
+
+    /// Opens a disk, has its job go on, and lets guests in.
+    pub(super) fn open_one(self: &Arc<Self>, book: &mut Book, named: &Named, reopens: bool) -> Result<()> {
+        let known = book.agree(self.settings.host.as_ref(), named, reopens)?;
+        let Opened { held, mut known, folding } = self.open_disk(known)?;
+        let number = book.change(|written| {
+            known.job = folding.as_ref().map(|_| known.job.unwrap_or_else(|| written.number()));
+            let number = known.job;
+            written.disks.insert(named.name.clone(), known);
+            number
+        })?;
+        if let (Some(folding), Some(number)) = (folding, number) {
+            let job = Job::new(number, &named.name, folding.plan().clone(), 0);
+            self.launch(&held, &job, Stand::Begun(folding))?;
+        }
+        self.disks.lock().insert(named.name.clone(), Entry::Open(held));
+        self.events.say(Happened::Attached, &named.name, None);
+        Ok(())
+    }
+
+    fn open_disk(&self, mut known: Known) -> Result<Opened> {
+        let host = &self.settings.host;
+        let is_read_only = known.is_read_only;
+        let mut head = known.head(host.as_ref())?;
+        let access = if is_read_only { Access::Read } else { Access::Write };
+        let opening = self.settings.opening.clone().with_access(access).for_live_use();
+        let mut journal = if is_read_only { None } else { Journal::find(host, &head)? };
+        if let Some(landed) = &journal
+            && has_landed(host.as_ref(), landed)?
+        {
+            journal = None;
+            head = self.end_landed(&head)?;
+        } else if journal.is_some() && known.is_cancelled {
+            journal = None;
+            self.clear(&head)?;
+        }
+        let opening = opening.with_format(known.format()?.filter(|_| head == known.place()));
+        let chain = Chain::open(host, &head, &opening)?;
+        let found = chain.head()?;
+        let (path, format) = (found.path.clone(), found.format());
+        let opening = opening.with_format(None);
+        let disk = Arc::new(LiveDisk::new(chain));
+        // A new image in the making is made from what the disk showed then: guests do not disturb it.
+        let goes_on = journal.is_some_and(|journal| journal.fold().mode != FoldMode::NewImage);
+        let folding = if goes_on { self.go_on(&disk, &opening)? } else { None };
+        if folding.is_none() {
+            known.set_head(&path, format);
+        }
+        // What a writer dirties is not in the bitmap until it is closed.
+        let contexts = if is_read_only { bitmaps::contexts(&disk.chain())? } else { Vec::new() };
+        let job = Mutex::new(None);
+        let held = Arc::new(Held { disk, opening, is_read_only, contexts, job });
+        Ok(Opened { held, known, folding })
+    }
+
+    /// Ends a job whose record has landed; returns what opens its result.
+    fn end_landed(&self, head: &Path) -> Result<PathBuf> {
+        let opening = self.settings.opening.clone().with_access(Access::Read);
+        let job = Consolidation::prepare(&self.settings.host, head, &opening, &Request::default())?;
+        Ok(job.run(Pace::USUAL, &Progress::default())?.plan.result)
+    }
+
+    /// Takes the second leg on again, so that no write misses it; or gives it up durably, if jobs are not to go on.
+    fn go_on(&self, disk: &Arc<LiveDisk>, opening: &Opening) -> Result<Option<Box<Folding>>> {
+        let what = "a consolidation that was cut off cannot go on";
+        let fold = LiveConsolidation::prepare(&self.settings.host, disk, opening, &Request::default());
+        let folding = fold.and_then(|fold| fold.begin(self.settings.pace)).map_err(|e| e.doing(what))?;
+        if self.settings.resumes {
+            return Ok(Some(Box::new(folding)));
+        }
+        folding.retreat()?;
+        Ok(None)
+    }
+
+    /// Takes away what is left of a job that was given up, on a disk that nobody uses.
+    pub(super) fn clear(&self, head: &Path) -> Result<()> {
+        let opening = self.settings.opening.clone().with_access(Access::Read);
+        match Abandonment::prepare(&self.settings.host, head, &opening) {
+            Ok(abandonment) => abandonment.run().map(drop),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! A service on real files: what a guest wrote is there, whatever becomes of jobs and of the service itself.
+
+use super::*;
+use crate::{
+    base::GuestOffset,
+    chain::Chain,
+    format::Format,
+    io::{Access, Kept, real::RealHost},
+    job::{
+        consolidate::Request,
+        create::{NewImage, create},
+        snapshot::snapshot,
+    },
+    store::{Journal, Ledger},
+};
+
+const MIB: u64 = 1 << 20;
+const PACE: LivePace = LivePace { block_bytes: 64 << 10, mark_bytes: 128 << 10, share: 1.0 };
+/// Longer than any of this takes.
+const LONG: Duration = Duration::from_mins(1);
+
+struct Scene {
+    folder: tempfile::TempDir,
+    host: Arc<dyn Host>,
+}
+
+impl Scene {
+    /// `top` on `base` in a folder: each byte of the disk's first 4 MiB is in both.
+    fn new() -> Self {
+        let scene = Self { folder: tempfile::tempdir().unwrap(), host: Arc::new(RealHost::new()) };
+        let new = NewImage { format: Format::Qcow2, size: Some(8 * MIB), parent: None, options: vec![] };
+        create(&scene.host, &scene.path("base"), &new, &scene.opening()).unwrap();
+        scene.fill("base", 1);
+        snapshot(&scene.host, &scene.path("base"), &scene.path("top"), &[], &scene.opening()).unwrap();
+        scene.fill("top", 2);
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().canonicalize().unwrap().join(name)
+    }
+
+    fn opening(&self) -> Opening {
+        Opening::writing().with_ledger(Ledger::new(Arc::clone(&self.host), None))
+    }
+
+    fn fill(&self, name: &str, byte: u8) {
+        let chain = Chain::open(&self.host, &self.path(name), &self.opening()).unwrap();
+        chain.write(GuestOffset::new(0), &vec![byte; 4 << 20]).unwrap();
+        chain.flush().unwrap();
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            host: Arc::clone(&self.host),
+            opening: self.opening(),
+            state: Some(self.path("state")),
+            resumes: true,
+            pace: PACE,
+        }
+    }
+
+    fn named(&self, path: &str) -> Named {
+        Named { name: "vm".to_owned(), path: self.path(path), format: None, is_read_only: false }
+    }
+
+    fn start(&self) -> Arc<Service> {
+        Service::start(self.settings(), &[self.named("top")]).unwrap()
+    }
+
+    /// What the disk shows to who opens it without the service.
+    fn shown(&self, name: &str) -> Vec<u8> {
+        let opening = self.opening().with_access(Access::Read);
+        let chain = Chain::open(&self.host, &self.path(name), &opening).unwrap();
+        let mut bytes = vec![0; 8 << 20];
+        chain.read(GuestOffset::new(0), &mut bytes).unwrap();
+        bytes
+    }
+
+    fn has_journal(&self) -> bool {
+        Journal::find(&self.host, &self.path("top")).unwrap().is_some()
+    }
+}
+
+/// The disk as `top` shows it, with a megabyte of `byte` at `at`.
+fn expected(writes: &[(u64, u8)]) -> Vec<u8> {
+    let mut bytes = [vec![2; 4 << 20], vec![0; 4 << 20]].concat();
+    for (at, byte) in writes {
+        let at = usize::try_from(*at).unwrap();
+        bytes[at..at + (1 << 20)].fill(*byte);
+    }
+    bytes
+}
+
+fn write(service: &Service, at: u64, byte: u8) {
+    let held = service.held("vm").unwrap();
+    held.disk.write(GuestOffset::new(at), &vec![byte; 1 << 20]).unwrap();
+}
+
+fn fold(rate: u64) -> FoldRequest {
+    FoldRequest { request: Request::default(), share: None, rate }
+}
+
+/// Waits until a job has moved something.
+fn wait_for_bytes(job: &Job) {
+    let watch = Stopwatch::start();
+    while job.progress.state().moved_bytes < MIB / 2 {
+        assert!(watch.elapsed() < LONG && !job.is_over(), "{:?}", job.outcome());
+        std::thread::sleep(GLANCE);
+    }
+}
+
+#[test]
+fn con_1_a_disk_is_folded_while_it_is_served() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let job = service.consolidate("vm", &fold(8 * MIB)).unwrap();
+    wait_for_bytes(&job);
+    write(&service, 0, 7);
+    write(&service, 6 * MIB, 8);
+    assert_eq!(service.consolidate("vm", &fold(0)).unwrap_err().kind(), ErrorKind::Busy);
+    service.set_speed(job.number, 0).unwrap();
+    assert!(job.wait(LONG));
+    let view = JobView::from(job.as_ref());
+    assert!(view.report.is_some(), "{view:?}");
+    let disk = service.view_disk("vm").unwrap();
+    assert_eq!((disk.layers.len(), disk.path.0.clone(), disk.job), (1, scene.path("top"), None));
+    service.stop(LONG).unwrap();
+    drop(service);
+    assert!(scene.shown("top") == expected(&[(0, 7), (6 * MIB, 8)]));
+    assert!(!scene.path("base").exists() && !scene.has_journal());
+}
+
+#[test]
+fn con_10_a_paused_job_moves_nothing_and_a_cancelled_one_leaves_the_disk() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let job = service.consolidate("vm", &fold(4 * MIB)).unwrap();
+    wait_for_bytes(&job);
+    service.pause(job.number).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let before = job.progress.state().moved_bytes;
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!((job.progress.state().moved_bytes, job.state()), (before, JobState::Paused));
+    write(&service, 3 * MIB, 9);
+    service.cancel(job.number).unwrap();
+    assert!(job.wait(LONG));
+    let view = JobView::from(job.as_ref());
+    assert_eq!(view.error.unwrap().kind, ErrorKind::Interrupted);
+    assert!(!view.plan.lost.is_empty());
+    write(&service, 0, 5);
+    service.stop(LONG).unwrap();
+    drop(service);
+    // Nothing of it is left once nobody uses the disk, so that no start goes on with it.
+    assert!(!scene.has_journal());
+    assert!(scene.shown("top") == expected(&[(0, 5), (3 * MIB, 9)]));
+    let service = scene.start();
+    assert!(service.view_jobs().is_empty() && service.refused().is_empty());
+}
+
+#[test]
+fn con_10_a_job_that_stopped_with_the_service_goes_on_from_its_mark() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let job = service.consolidate("vm", &fold(2 * MIB)).unwrap();
+    wait_for_bytes(&job);
+    write(&service, 2 * MIB, 6);
+    service.stop(LONG).unwrap();
+    assert!(JobView::from(job.as_ref()).is_resumable);
+    let moved = job.progress.state().moved_bytes;
+    drop(service);
+    let again = scene.start();
+    let resumed = again.job(job.number).unwrap();
+    assert!(resumed.wait(LONG));
+    let report = JobView::from(resumed.as_ref()).report.unwrap();
+    assert!(
+        report.report.plan.is_resumed && report.report.copied_bytes <= 4 * MIB - moved + MIB,
+        "{report:?}"
+    );
+    again.stop(LONG).unwrap();
+    drop(again);
+    assert!(scene.shown("top") == expected(&[(2 * MIB, 6)]));
+}
+
+#[test]
+fn a_job_that_is_not_to_go_on_is_given_up_before_guests_write() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let job = service.consolidate("vm", &fold(2 * MIB)).unwrap();
+    wait_for_bytes(&job);
+    service.stop(LONG).unwrap();
+    drop(service);
+    let settings = Settings { resumes: false, ..scene.settings() };
+    let service = Service::start(settings, &[scene.named("top")]).unwrap();
+    assert!(service.view_jobs().is_empty() && service.refused().is_empty());
+    write(&service, 0, 4);
+    service.stop(LONG).unwrap();
+    drop(service);
+    let service = scene.start();
+    let job = service.job(2).unwrap();
+    assert!(job.wait(LONG));
+    service.stop(LONG).unwrap();
+    drop(service);
+    assert!(scene.shown("top") == expected(&[(0, 4)]));
+}
+
+#[test]
+fn a_snapshot_is_the_head_that_the_next_start_opens() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let asked = SnapshotOf { disk: "vm".to_owned(), new: Some("monday".into()) };
+    service.snapshot(&[asked]).unwrap();
+    write(&service, 0, 3);
+    service.stop(LONG).unwrap();
+    drop(service);
+    assert!(scene.shown("top") == expected(&[]));
+    let service = scene.start();
+    assert_eq!(service.view_disk("vm").unwrap().path.0, scene.path("monday"));
+    let new = SnapshotOf { disk: "vm".to_owned(), new: None };
+    let taken = service.snapshot(std::slice::from_ref(&new)).unwrap();
+    assert!(taken.taken[0].head.file_name().unwrap().to_str().unwrap().starts_with("vm-20"));
+    assert_eq!(service.snapshot(&[new.clone(), new]).unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_disk_that_the_book_has_elsewhere_is_not_served() {
+    let scene = Scene::new();
+    let service = scene.start();
+    service.stop(LONG).unwrap();
+    drop(service);
+    let service = Service::start(scene.settings(), &[scene.named("base")]).unwrap();
+    let refused = service.refused();
+    assert_eq!(refused[0].1.kind(), ErrorKind::Policy);
+    assert!(!service.view_disk("vm").unwrap().is_served);
+    // A person may say that it is meant.
+    service.detach("vm").unwrap();
+    assert_eq!(service.attach(&scene.named("nothing")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn attached_disks_come_back_and_detached_ones_do_not() {
+    let scene = Scene::new();
+    let start = || Service::start(scene.settings(), &[]).unwrap();
+    let service = start();
+    service.attach(&scene.named("top")).unwrap();
+    assert_eq!(service.attach(&scene.named("top")).unwrap_err().kind(), ErrorKind::Exists);
+    let other = Service::start(scene.settings(), &[]);
+    assert_eq!(other.unwrap_err().kind(), ErrorKind::Busy);
+    service.stop(LONG).unwrap();
+    drop(service);
+    let service = start();
+    let guest = service.held("vm").unwrap().disk.clone();
+    guest.zero(GuestOffset::new(0).range(MIB), Kept::Nothing).unwrap();
+    assert_eq!(service.detach("vm").unwrap_err().kind(), ErrorKind::Busy);
+    drop(guest);
+    service.detach("vm").unwrap();
+    assert!(scene.shown("top") == expected(&[(0, 0)]));
+    drop(service);
+    assert!(start().view_disks().unwrap().is_empty());
+}

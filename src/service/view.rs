@@ -1,0 +1,219 @@
+//! What can be told of disks and jobs.
+
+use super::{
+    Entry, Event, Held, Service,
+    job::{Job, JobState, Outcome},
+};
+use crate::{
+    base::{Error, ErrorKind, Result, name::FileName},
+    chain::Layer,
+    disk::Disk,
+    job::consolidate::{LiveReport, Plan},
+};
+use serde::Serialize;
+use std::{path::Path, sync::Arc};
+
+/// What went wrong.
+#[derive(Clone, Debug, Serialize)]
+pub struct ErrorView {
+    /// What a program can act on.
+    pub kind: ErrorKind,
+    /// What a person can.
+    pub message: String,
+}
+
+impl From<&Error> for ErrorView {
+    fn from(error: &Error) -> Self {
+        Self { kind: error.kind(), message: error.to_string() }
+    }
+}
+
+/// A disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskView {
+    /// Its name.
+    pub name: String,
+    /// Its head.
+    pub path: FileName,
+    /// Whether guests can use it.
+    pub is_served: bool,
+    /// Why they cannot.
+    pub error: Option<ErrorView>,
+    /// Whether they can only read it.
+    pub is_read_only: bool,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its layers, the head first.
+    pub layers: Vec<LayerView>,
+    /// The number of the job on it that has not ended.
+    pub job: Option<u64>,
+}
+
+/// A layer of an open disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerView {
+    /// Its file.
+    pub path: FileName,
+    /// Its format.
+    pub format: String,
+    /// The size of its view in bytes.
+    pub size: u64,
+    /// The space that its files take on the host, in bytes.
+    pub allocated: u64,
+    /// Whether a person or a child stated its format; else it was recognised.
+    pub is_stated: bool,
+}
+
+/// How far a job is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Moving {
+    /// What is being done, in a word.
+    pub phase: &'static str,
+    /// Bytes done in this phase.
+    pub transferred: u64,
+    /// Bytes to do in this phase.
+    pub size: u64,
+    /// Seconds since it began, pauses left out.
+    pub elapsed: f64,
+    /// Bytes a second so far.
+    pub rate: u64,
+    /// Seconds still to go, where that can be told.
+    pub eta: Option<u64>,
+    /// The most bytes a second; 0 is no limit.
+    pub limit: u64,
+}
+
+/// A job.
+#[derive(Clone, Debug, Serialize)]
+pub struct JobView {
+    /// Its number.
+    pub id: u64,
+    /// What it does.
+    pub kind: &'static str,
+    /// To which disk.
+    pub disk: String,
+    /// Its state.
+    pub state: JobState,
+    /// Whether it stopped with the service, or was cut off, and goes on with the next start.
+    pub is_resumable: bool,
+    /// How far it is.
+    pub progress: Moving,
+    /// What it does in detail.
+    pub plan: Plan,
+    /// What it did, if it did it.
+    pub report: Option<LiveReport>,
+    /// Why it did not.
+    pub error: Option<ErrorView>,
+}
+
+impl From<&Job> for JobView {
+    fn from(job: &Job) -> Self {
+        let state = job.progress.state();
+        let elapsed_ms = u64::try_from(state.elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+        let rate = u64::try_from(u128::from(state.moved_bytes) * 1000 / u128::from(elapsed_ms));
+        let rate = rate.unwrap_or(u64::MAX);
+        let (report, error) = match job.outcome() {
+            Some(Outcome::Done(report)) => (Some(*report), None),
+            Some(Outcome::Failed(error)) => (None, Some(ErrorView::from(error.as_ref()))),
+            _ => (None, None),
+        };
+        Self {
+            id: job.number,
+            kind: "consolidate",
+            disk: job.disk.clone(),
+            state: job.state(),
+            is_resumable: matches!(job.outcome(), Some(Outcome::Left)),
+            progress: Moving {
+                phase: state.phase,
+                transferred: state.moved_bytes,
+                size: state.size_bytes,
+                elapsed: state.elapsed.as_secs_f64(),
+                rate,
+                eta: state.size_bytes.saturating_sub(state.moved_bytes).checked_div(rate),
+                limit: job.progress.rate(),
+            },
+            plan: job.plan.clone(),
+            report,
+            error,
+        }
+    }
+}
+
+impl LayerView {
+    fn of(layer: &Layer) -> Result<Self> {
+        let files = layer.image.files();
+        Ok(Self {
+            path: FileName(layer.path.clone()),
+            format: layer.format().name().to_owned(),
+            size: layer.size(),
+            allocated: files.iter().map(|file| file.allocated_bytes()).sum::<Result<u64>>()?,
+            is_stated: layer.is_stated,
+        })
+    }
+}
+
+impl DiskView {
+    fn of(name: &str, held: &Held) -> Result<Self> {
+        let chain = held.disk.chain();
+        Ok(Self {
+            name: name.to_owned(),
+            path: FileName(chain.head()?.path.clone()),
+            is_served: true,
+            error: None,
+            is_read_only: held.is_read_only,
+            size: held.disk.size(),
+            layers: chain.layers().iter().map(LayerView::of).collect::<Result<_>>()?,
+            job: held.running().map(|job| job.number),
+        })
+    }
+
+    fn refused(name: &str, path: &Path, is_read_only: bool, why: &Error) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: FileName(path.to_path_buf()),
+            is_served: false,
+            error: Some(ErrorView::from(why)),
+            is_read_only,
+            size: 0,
+            layers: Vec::new(),
+            job: None,
+        }
+    }
+}
+
+impl Service {
+    /// Returns what can be told of all disks, by name.
+    pub fn view_disks(&self) -> Result<Vec<DiskView>> {
+        let disks = self.disks.lock().clone();
+        disks.iter().map(|(name, entry)| view(name, entry)).collect()
+    }
+
+    /// Returns what can be told of a disk; `NotFound` if there is none of that name.
+    pub fn view_disk(&self, name: &str) -> Result<DiskView> {
+        let entry = self.disks.lock().get(name).cloned();
+        view(name, &entry.ok_or_else(|| super::none(name))?)
+    }
+
+    /// Returns what can be told of all jobs since the start, by number.
+    pub fn view_jobs(&self) -> Vec<JobView> {
+        let jobs: Vec<Arc<Job>> = self.jobs.lock().values().cloned().collect();
+        jobs.iter().map(|job| JobView::from(job.as_ref())).collect()
+    }
+
+    /// Returns what happened after the event of that number, as far as it is kept.
+    pub fn events_after(&self, number: u64) -> Vec<Event> {
+        self.events.after(number)
+    }
+
+    /// Returns the number of the last event.
+    pub fn last_event(&self) -> u64 {
+        self.events.last()
+    }
+}
+
+fn view(name: &str, entry: &Entry) -> Result<DiskView> {
+    match entry {
+        Entry::Open(held) => DiskView::of(name, held),
+        Entry::Refused(named, why) => Ok(DiskView::refused(name, &named.path, named.is_read_only, why)),
+    }
+}
