@@ -55,6 +55,8 @@ enum Command {
     Tree(command::tree::Arguments),
     Lint(command::lint::Arguments),
     Diff(command::diff::Arguments),
+    Disk(command::disk::Arguments),
+    Job(command::job::Arguments),
     Completions(command::completions::Arguments),
     Man(command::man::Arguments),
 }
@@ -86,6 +88,8 @@ impl Command {
             Self::Tree(arguments) => arguments.run(answer),
             Self::Lint(arguments) => arguments.run(answer),
             Self::Diff(arguments) => arguments.run(answer),
+            Self::Disk(arguments) => arguments.run(answer),
+            Self::Job(arguments) => arguments.run(answer),
             Self::Completions(arguments) => arguments.run(answer),
             Self::Man(arguments) => arguments.run(answer),
         }

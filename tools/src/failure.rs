@@ -84,7 +84,8 @@ impl Failure {
         }
     }
 
-    fn from_error(error: &Error) -> Self {
+    /// Reports an error.
+    pub fn from_error(error: &Error) -> Self {
         let what = printable(&error.to_string()).into_owned();
         Self { exit: exit_for(error.kind()), what, hint: hint_for(error) }
     }
@@ -124,7 +125,8 @@ impl From<io::Error> for Failure {
     }
 }
 
-const fn exit_for(kind: ErrorKind) -> Exit {
+/// Returns how a command ends that fails in that way.
+pub const fn exit_for(kind: ErrorKind) -> Exit {
     match kind {
         ErrorKind::Invalid => Exit::Usage,
         ErrorKind::Corrupt => Exit::BadInput,

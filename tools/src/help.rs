@@ -22,7 +22,7 @@ const NAMES: &str = "In JSON a file's name that is not UTF-8 is `file:` and the 
                      digit or one of /._-~ as %XX.";
 
 /// Lines that can be typed, by command.
-const EXAMPLES: [(&str, &[&str]); 21] = [
+const EXAMPLES: [(&str, &[&str]); 23] = [
     ("info", &["dchain info --backing-chain vm.qcow2", "dchain info --output json vm.qcow2 | jq .format"]),
     ("map", &["dchain map vm.qcow2"]),
     ("compare", &["dchain compare -f raw vm.raw -F qcow2 vm.qcow2"]),
@@ -39,12 +39,22 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
     ("resize", &["dchain resize vm.qcow2 +10G"]),
     ("compact", &["dchain compact vm.qcow2"]),
     ("bitmap", &["dchain bitmap --add vm.qcow2 backup", "dchain bitmap --list vm.qcow2"]),
-    ("snapshot", &["dchain snapshot monday.qcow2 tuesday.qcow2"]),
+    (
+        "snapshot",
+        &[
+            "dchain snapshot monday.qcow2 tuesday.qcow2",
+            "dchain snapshot --disk vm=tuesday.qcow2 --disk data",
+        ],
+    ),
     ("revert", &["dchain revert -n tuesday.qcow2 monday.qcow2"]),
     ("rebase", &["dchain rebase -b golden.qcow2 -F qcow2 vm.qcow2"]),
     (
         "consolidate",
-        &["dchain consolidate -n vm.qcow2", "dchain consolidate --into monday.qcow2 --yes vm.qcow2"],
+        &[
+            "dchain consolidate -n vm.qcow2",
+            "dchain consolidate --into monday.qcow2 --yes vm.qcow2",
+            "dchain consolidate --disk vm",
+        ],
     ),
     ("copy", &["dchain copy vm.qcow2 /mnt/other", "dchain copy --remove-source --yes vm.qcow2 /mnt/other"]),
     ("relink", &["dchain relink -n /srv/vm", "dchain relink --map old.qcow2=new.qcow2 /srv/vm"]),
@@ -53,6 +63,8 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
     ("tree", &["dchain tree /srv/vm", "dchain tree --output svg /srv/vm > vm.svg"]),
     ("lint", &["dchain lint /srv/vm"]),
     ("diff", &["dchain diff monday.qcow2 tuesday.qcow2"]),
+    ("disk", &["dchain disk list", "dchain disk attach vm=/srv/vm/tuesday.qcow2"]),
+    ("job", &["dchain job wait --progress 3", "dchain job speed 3 100M"]),
 ];
 
 fn examples(command: &str) -> &'static [&'static str] {

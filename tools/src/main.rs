@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "a program's items are all its own")]
 
 mod cli;
+mod client;
 mod command;
 mod config;
 mod data;

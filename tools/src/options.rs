@@ -12,6 +12,7 @@ use deltachain::{
     chain::{Opening, Policy},
     format::Format,
     io::{Access, EntryKind, Host, real::RealHost},
+    service::Named,
     store::Ledger,
 };
 use serde::Serialize;
@@ -128,6 +129,25 @@ pub fn format(name: &str) -> Result<Format, String> {
     Format::parse(name).map_err(|e| e.to_string())
 }
 
+/// Reads a disk: its name, the image on top of its chain, and how it is served.
+pub fn disk(text: &str) -> Result<Named, String> {
+    let Some((name, rest)) = text.split_once('=') else {
+        return Err("a disk is NAME=PATH".to_owned());
+    };
+    let rest = rest.replace(",,", "\0");
+    let mut parts = rest.split(',').map(|part| part.replace('\0', ","));
+    let path = parts.next().filter(|path| !path.is_empty()).ok_or("a disk is NAME=PATH")?;
+    let mut named = Named { name: name.to_owned(), path: path.into(), format: None, is_read_only: false };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("format", format)) => named.format = Some(self::format(format)?),
+            None if part == "read-only" => named.is_read_only = true,
+            _ => return Err(format!("'{part}' is neither format=FMT nor read-only")),
+        }
+    }
+    Ok(named)
+}
+
 /// Returns this machine.
 pub fn host() -> Arc<dyn Host> {
     Arc::new(RealHost::new())
@@ -185,4 +205,20 @@ pub fn list_format_options(answer: &Answer, format: Format) -> Result<(), Failur
 struct FormatOption {
     name: &'static str,
     what: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_named_with_all_that_belongs_to_it() {
+        let plain = Named { name: "a".into(), path: "x.raw".into(), format: None, is_read_only: false };
+        assert_eq!(disk("a=x.raw").unwrap(), plain);
+        let all = Named { path: "x,y=1".into(), format: Some(Format::Raw), is_read_only: true, ..plain };
+        assert_eq!(disk("a=x,,y=1,format=raw,read-only").unwrap(), all);
+        for wrong in ["x.raw", "a=", "a=x,format=tar", "a=x,ro"] {
+            assert!(disk(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -35,7 +35,7 @@ impl Output {
 }
 
 /// Returns an answer's JSON: keys with hyphens, as qemu-img writes them, and the version of its shape.
-fn versioned<T: Serialize>(answer: &T) -> io::Result<Value> {
+pub fn versioned<T: Serialize>(answer: &T) -> io::Result<Value> {
     let mut value = hyphenated(serde_json::to_value(answer)?);
     if let Value::Object(fields) = &mut value {
         fields.insert("schema".to_owned(), SCHEMA.into());

@@ -87,10 +87,15 @@ impl Drop for Ended<'_> {
 }
 
 impl Watching {
+    /// Returns how many bytes a second are asked for, at most; 0 is no limit.
+    pub fn rate(&self) -> u64 {
+        self.rate.unwrap_or(0)
+    }
+
     /// Runs a job while showing how far it is.
     pub fn run<T>(&self, job: impl FnOnce(&Progress) -> Result<T>) -> std::result::Result<T, Failure> {
         let progress = Progress::default();
-        progress.set_rate(self.rate.unwrap_or(0));
+        progress.set_rate(self.rate());
         let asked = Asked::listen()?;
         let has_ended = AtomicBool::new(false);
         let result = thread::scope(|scope| {

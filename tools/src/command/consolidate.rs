@@ -1,9 +1,11 @@
 //! `dchain consolidate`: folds layers into an older one, in one pass.
 
+use super::job::follow;
 use crate::{
+    client::{Daemon, absolute, list, number, segment, text},
     failure::{Exit, Failure},
     options::{self, FormatOptions, Source},
-    output::Answer,
+    output::{Answer, versioned},
     plan::{Grade, Planned},
     progress::Watching,
     size,
@@ -13,10 +15,13 @@ use deltachain::{
     chain::Opening,
     format::Format,
     io::{Access, Host},
-    job::consolidate::{Abandonment, Consolidation, NewImage, Pace, Plan, Report, Request, Verify},
-    store::FoldMode,
+    job::consolidate::{Abandonment, Consolidation, NewImage, Pace, Report, Request, Verify},
 };
-use std::{path::PathBuf, sync::Arc};
+use serde_json::{Value, json};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// How the result is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,22 +71,44 @@ pub struct Arguments {
     planned: Planned,
     #[command(flatten)]
     watching: Watching,
+    #[command(flatten)]
+    live: Live,
     /// The head of the chain
-    top: PathBuf,
+    #[arg(required_unless_present = "disk")]
+    top: Option<PathBuf>,
+}
+
+/// A disk in use, and how it is folded.
+#[derive(Args, Debug)]
+struct Live {
+    /// Fold the layers of this disk of dchaind while its guests use it
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["new", "verify", "abandon", "format", "allow_dir", "top"])]
+    disk: Option<String>,
+    /// With --disk: leave the job to the daemon
+    #[arg(long, requires = "disk")]
+    detach: bool,
+    /// With --disk: the part of the time that the copier keeps for itself while guests write (0.5 if not given)
+    #[arg(long, value_name = "0..1", requires = "disk")]
+    share: Option<f64>,
+    #[command(flatten)]
+    daemon: Daemon,
 }
 
 impl Arguments {
     /// Plans, asks, folds.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        if let Some(disk) = &self.live.disk {
+            return self.fold_live(disk, answer);
+        }
         let host = options::host();
         let opening = self.source.opening(&host, Access::Read)?;
+        let top = self.top.clone().unwrap_or_default();
         if self.abandon {
-            return self.give_up(&host, &opening, answer);
+            return self.give_up(&host, &top, &opening, answer);
         }
-        let job = Consolidation::prepare(&host, &self.top, &opening, &self.request())?;
-        let lines = lines(job.plan());
-        let grade = if job.plan().lost.is_empty() { Grade::Harmless } else { Grade::Destructive };
-        if self.planned.agree(answer, job.plan(), &lines, grade)? {
+        let job = Consolidation::prepare(&host, &top, &opening, &self.request())?;
+        let plan = versioned(job.plan())?;
+        if self.planned.agree(answer, job.plan(), &lines(&plan), grade(&plan))? {
             let report = self.watching.run(|progress| job.run(Pace::USUAL, progress))?;
             answer.print(&report, |out| {
                 let stays = |file: &PathBuf| {
@@ -94,8 +121,41 @@ impl Arguments {
         Ok(Exit::Done)
     }
 
-    fn give_up(&self, host: &Arc<dyn Host>, opening: &Opening, answer: &Answer) -> Result<Exit, Failure> {
-        let job = Abandonment::prepare(host, &self.top, opening).map_err(|error| Failure::inside(&error))?;
+    /// The same of a disk in use: the daemon does it.
+    fn fold_live(&self, disk: &str, answer: &Answer) -> Result<Exit, Failure> {
+        let path = format!("/v1/disks/{}/consolidate", segment(disk));
+        let mut body = json!({
+            "into": self.into.as_deref().map(absolute).transpose()?,
+            "keep-target-name": self.keep_target_name,
+            "ignore-unread": self.ignore_unread,
+            "dry-run": true,
+            "share": self.live.share,
+            "rate": self.watching.rate(),
+        });
+        let plan = self.live.daemon.post(&path, &body)?;
+        if !self.planned.agree(answer, &plan, &lines(&plan), grade(&plan))? {
+            return Ok(Exit::Done);
+        }
+        if let Some(is_dry) = body.get_mut("dry-run") {
+            *is_dry = Value::Bool(false);
+        }
+        let job = self.live.daemon.post(&path, &body)?;
+        let id = number(&job, "id");
+        if self.live.detach {
+            answer.print(&job, |out| writeln!(out, "{id}: goes on; dchain job wait {id} follows it"))?;
+            return Ok(Exit::Done);
+        }
+        follow(&self.live.daemon, id, &self.watching, answer)
+    }
+
+    fn give_up(
+        &self,
+        host: &Arc<dyn Host>,
+        top: &Path,
+        opening: &Opening,
+        answer: &Answer,
+    ) -> Result<Exit, Failure> {
+        let job = Abandonment::prepare(host, top, opening).map_err(|error| Failure::inside(&error))?;
         let plan = job.plan();
         let mut lines = vec![plan.top.as_ref().map_or_else(
             || "the journal cannot be relied on: a disk that relied on it may no longer open".to_owned(),
@@ -132,43 +192,56 @@ impl Arguments {
     }
 }
 
-fn lines(plan: &Plan) -> Vec<String> {
+/// Whether the plan names something that is lost.
+fn grade(plan: &Value) -> Grade {
+    if list(plan, "lost").is_empty() { Grade::Harmless } else { Grade::Destructive }
+}
+
+/// Returns a plan as a person reads it; ours, or what the daemon says.
+fn lines(plan: &Value) -> Vec<String> {
     let mut lines = Vec::new();
-    if plan.is_resumed {
-        lines.push(format!("{}: going on with a job that was cut off", plan.top.display()));
+    let (top, result, mode) = (text(plan, "top"), text(plan, "result"), text(plan, "mode"));
+    let target = plan.get("target").and_then(Value::as_str);
+    let each = |key: &str, what: &str| {
+        let texts = list(plan, key).iter().filter_map(Value::as_str);
+        texts.map(|text| format!("{what}: {text}")).collect::<Vec<_>>()
+    };
+    if plan.get("is-resumed").and_then(Value::as_bool) == Some(true) {
+        lines.push(format!("{top}: going on with a job that was cut off"));
     }
-    let target = plan.target.as_ref().unwrap_or(&plan.result);
-    let folded = match plan.folded.len() {
+    let folded = match list(plan, "folded").len() {
         1 => "1 layer".to_owned(),
         n => format!("{n} layers"),
     };
-    lines.push(format!("{folded} of {}, to be folded into {}", plan.top.display(), target.display()));
+    lines.push(format!("{folded} of {top}, to be folded into {}", target.unwrap_or(result)));
+    let bytes = |key| size::show(number(plan, key));
     lines.push(format!(
         "to copy: {}; to mark as zero: {}; space it may need: {} of {} free",
-        size::show(plan.copy_bytes),
-        size::show(plan.zero_bytes),
-        size::show(plan.need_bytes),
-        size::show(plan.free_bytes)
+        bytes("copy-bytes"),
+        bytes("zero-bytes"),
+        bytes("need-bytes"),
+        bytes("free-bytes")
     ));
-    let result = plan.result.display();
-    lines.push(match (&plan.target, plan.mode) {
-        (Some(target), FoldMode::TopName) => {
-            format!("{} is renamed to {result}, which opens the result", target.display())
-        }
-        (_, FoldMode::NewImage) => format!("{result} opens the result; all layers stay, with their names"),
+    lines.push(match (target, mode) {
+        (Some(target), "top-name") => format!("{target} is renamed to {result}, which opens the result"),
+        (_, "new-image") => format!("{result} opens the result; all layers stay, with their names"),
         _ => format!("{result} opens the result"),
     });
-    lines.extend(plan.removed.iter().map(|file| format!("removed afterwards: {}", file.display())));
-    lines.extend(plan.stays.iter().map(|(file, why)| format!("stays: {}: {why}", file.display())));
-    for lost in &plan.lost {
-        let what = lost.snapshot.as_ref().map_or_else(String::new, |name| format!(", snapshot {name}"));
-        lines.push(format!("can no longer be restored: {}{what}", lost.layer.display()));
+    lines.extend(each("removed", "removed afterwards"));
+    lines.extend(list(plan, "stays").iter().map(|stays| {
+        let part = |at: usize| stays.get(at).and_then(Value::as_str).unwrap_or_default();
+        format!("stays: {}: {}", part(0), part(1))
+    }));
+    for lost in list(plan, "lost") {
+        let snapshot = lost.get("snapshot").and_then(Value::as_str);
+        let what = snapshot.map_or_else(String::new, |name| format!(", snapshot {name}"));
+        lines.push(format!("can no longer be restored: {}{what}", text(lost, "layer")));
     }
-    lines.extend(plan.bitmaps_merged.iter().map(|name| format!("bitmap kept: {name}")));
-    lines.extend(plan.bitmaps_lost.iter().map(|name| format!("bitmap lost: {name}")));
-    let folders: Vec<_> = plan.looked_in.iter().map(|f| f.display().to_string()).collect();
+    lines.extend(each("bitmaps-merged", "bitmap kept"));
+    lines.extend(each("bitmaps-lost", "bitmap lost"));
+    let folders: Vec<_> = list(plan, "looked-in").iter().filter_map(Value::as_str).collect();
     lines.push(format!("looked for other children in: {}", folders.join(", ")));
-    lines.extend(plan.unread.iter().map(|file| format!("could not be read: {}", file.display())));
+    lines.extend(each("unread", "could not be read"));
     lines
 }
 

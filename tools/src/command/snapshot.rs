@@ -1,12 +1,14 @@
 //! `dchain snapshot`: freezes a layer and puts a new head on it.
 
 use crate::{
+    client::{Daemon, list, text},
     failure::{Exit, Failure},
     options::{self, FormatOptions, Source},
     output::Answer,
 };
 use clap::Args;
 use deltachain::{format::Format, io::Access, job::snapshot::snapshot};
+use serde_json::json;
 use std::path::PathBuf;
 
 /// Freeze TOP: NEW becomes the head that is written from now on
@@ -19,10 +21,18 @@ pub struct Arguments {
     /// Take TOP as raw although it starts like another format
     #[arg(long, requires = "format")]
     yes: bool,
+    /// Take it of this disk of dchaind, at one point in time with all others that are named (may be repeated); NEW is in
+    /// the head's folder, and is made of the disk's name and the time if not given
+    #[arg(long = "disk", value_name = "NAME[=NEW]", conflicts_with_all = ["top", "new", "format", "options", "allow_dir"])]
+    disks: Vec<String>,
+    #[command(flatten)]
+    daemon: Daemon,
     /// The image that keeps this point in time
-    top: PathBuf,
+    #[arg(required_unless_present = "disks")]
+    top: Option<PathBuf>,
     /// The new head, a qcow2 image on TOP
-    new: PathBuf,
+    #[arg(required_unless_present = "disks")]
+    new: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -32,12 +42,28 @@ impl Arguments {
             options::list_format_options(answer, Format::Qcow2)?;
             return Ok(Exit::Done);
         }
+        let (Some(top), Some(new)) = (&self.top, &self.new) else { return self.take_live(answer) };
         let host = options::host();
         let opening = self.source.opening(&host, Access::Write)?;
-        options::refuse_header(&host, &self.top, self.source.format, self.yes)?;
-        let taken = snapshot(&host, &self.top, &self.new, &self.options.pairs(), &opening)?;
+        options::refuse_header(&host, top, self.source.format, self.yes)?;
+        let taken = snapshot(&host, top, new, &self.options.pairs(), &opening)?;
         answer.print(&taken, |out| {
-            writeln!(out, "{} is frozen; the head is {}", self.top.display(), self.new.display())
+            writeln!(out, "{} is frozen; the head is {}", top.display(), new.display())
+        })?;
+        Ok(Exit::Done)
+    }
+
+    fn take_live(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let of = |text: &String| match text.split_once('=') {
+            Some((name, new)) => json!({ "name": name, "new": new }),
+            None => json!({ "name": text }),
+        };
+        let disks: Vec<_> = self.disks.iter().map(of).collect();
+        let taken = self.daemon.post("/v1/snapshot", &json!({ "disks": disks }))?;
+        answer.print(&taken, |out| {
+            list(&taken, "taken").iter().try_for_each(|one| {
+                writeln!(out, "{} is frozen; the head is {}", text(one, "frozen"), text(one, "head"))
+            })
         })?;
         Ok(Exit::Done)
     }

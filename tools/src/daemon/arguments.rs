@@ -2,7 +2,7 @@
 
 use crate::options::{self, References};
 use clap::Parser;
-use deltachain::{base::Error, export::nbd::Listener, format::Format};
+use deltachain::{base::Error, export::nbd::Listener, service::Named};
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 /// Hold disks open and serve them to guests
@@ -10,11 +10,23 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 #[command(name = "dchaind", version, max_term_width = 100)]
 pub struct Arguments {
     /// A disk to serve, and the image on top of its chain (may be repeated); a comma in PATH is written twice
-    #[arg(long = "disk", value_name = "NAME=PATH[,format=FMT][,read-only]", value_parser = disk, required = true)]
+    #[arg(long = "disk", value_name = "NAME=PATH[,format=FMT][,read-only]", value_parser = options::disk)]
     pub disks: Vec<Named>,
     /// Where clients of NBD come in: unix:PATH or tcp:ADDR:PORT (may be repeated)
-    #[arg(long, value_name = "PLACE", value_parser = address, required = true)]
+    #[arg(long, value_name = "PLACE", value_parser = address)]
     pub nbd: Vec<Address>,
+    /// Where `dchain disk`, `dchain job` and others find the daemon: unix:PATH
+    #[arg(long, value_name = "PLACE", value_parser = control)]
+    pub control: Option<PathBuf>,
+    /// Keep in DIR which image is the head of which disk, so that a restart finds all as it was
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Take these options and disks from FILE, too (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Do not go on with consolidations that were cut off
+    #[arg(long)]
+    pub no_resume: bool,
     /// Serve at most N clients at once
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_clients: usize,
@@ -23,19 +35,6 @@ pub struct Arguments {
     pub max_handshake: u64,
     #[command(flatten)]
     pub references: References,
-}
-
-/// A disk as it is named on the command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
-    /// What clients ask for.
-    pub name: String,
-    /// The head.
-    pub path: PathBuf,
-    /// Its format, if stated.
-    pub format: Option<Format>,
-    /// Whether it is only read.
-    pub is_read_only: bool,
 }
 
 /// Where clients come in.
@@ -66,7 +65,16 @@ impl fmt::Display for Address {
     }
 }
 
-fn address(text: &str) -> Result<Address, String> {
+/// Reads where the control socket is.
+pub fn control(text: &str) -> Result<PathBuf, String> {
+    match address(text)? {
+        Address::Unix(path) => Ok(path),
+        Address::Tcp(_) => Err("the control socket is unix:PATH".to_owned()),
+    }
+}
+
+/// Reads where clients come in.
+pub fn address(text: &str) -> Result<Address, String> {
     match text.split_once(':') {
         Some(("unix", path)) if !path.is_empty() => Ok(Address::Unix(path.into())),
         Some(("tcp", address)) => address
@@ -77,24 +85,6 @@ fn address(text: &str) -> Result<Address, String> {
     }
 }
 
-fn disk(text: &str) -> Result<Named, String> {
-    let Some((name, rest)) = text.split_once('=') else {
-        return Err("a disk is NAME=PATH".to_owned());
-    };
-    let rest = rest.replace(",,", "\0");
-    let mut parts = rest.split(',').map(|part| part.replace('\0', ","));
-    let path = parts.next().filter(|path| !path.is_empty()).ok_or("a disk is NAME=PATH")?;
-    let mut named = Named { name: name.to_owned(), path: path.into(), format: None, is_read_only: false };
-    for part in parts {
-        match part.split_once('=') {
-            Some(("format", format)) => named.format = Some(options::format(format)?),
-            None if part == "read-only" => named.is_read_only = true,
-            _ => return Err(format!("'{part}' is neither format=FMT nor read-only")),
-        }
-    }
-    Ok(named)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,17 +93,6 @@ mod tests {
     #[test]
     fn clap_finds_no_contradiction() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn a_disk_is_named_with_all_that_belongs_to_it() {
-        let plain = Named { name: "a".into(), path: "x.raw".into(), format: None, is_read_only: false };
-        assert_eq!(disk("a=x.raw").unwrap(), plain);
-        let all = Named { path: "x,y=1".into(), format: Some(Format::Raw), is_read_only: true, ..plain };
-        assert_eq!(disk("a=x,,y=1,format=raw,read-only").unwrap(), all);
-        for wrong in ["x.raw", "a=", "a=x,format=tar", "a=x,ro"] {
-            assert!(disk(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[test]

@@ -18,13 +18,17 @@ mod output;
 mod size;
 
 mod arguments;
-mod bitmaps;
-mod disks;
+mod control;
 mod ready;
+mod settings;
 
 use arguments::Arguments;
 use clap::Parser;
-use deltachain::export::nbd::{Limits, Listener, Server};
+use control::Door;
+use deltachain::{
+    export::nbd::{Limits, Listener, Server},
+    service::Service,
+};
 use failure::{Exit, Failure};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
-    match serve(&arguments) {
+    match settings::complete(arguments).and_then(|arguments| serve(&arguments)) {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {
             output::note(&failure.to_string().replacen("dchain:", "dchaind:", 1));
@@ -57,7 +61,16 @@ fn main() -> ExitCode {
 fn serve(arguments: &Arguments) -> Result<(), Failure> {
     // Before anything that a signal should end in order.
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let disks = Arc::new(disks::Disks::open(&arguments.disks, &arguments.references)?);
+    let door = door(arguments)?;
+    let service = Service::start(settings::service(arguments)?, &arguments.disks)?;
+    for (name, why) in service.refused() {
+        let failure = Failure::from_error(&why);
+        if door.is_none() {
+            // Nobody could ask for it later.
+            return Err(failure);
+        }
+        output::note(&format!("dchaind: disk '{name}' is not served: {}", failure.what));
+    }
     let listeners = arguments.nbd.iter().map(arguments::Address::listen).collect::<Result<Vec<_>, _>>()?;
     let places: Vec<_> =
         listeners.iter().zip(&arguments.nbd).map(|(listener, asked)| place(listener, asked)).collect();
@@ -66,16 +79,29 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
         handshake: Duration::from_secs(arguments.max_handshake),
         ..Limits::default()
     };
-    let server = Server::start(listeners, Arc::clone(&disks) as Arc<_>, limits)?;
+    let server = Server::start(listeners, Arc::clone(&service) as Arc<_>, limits)?;
+    if let Some(door) = &door {
+        door.serve(Arc::clone(&service))?;
+    }
     ready::say(&places)?;
     signals.forever().next();
     ready::stopping();
     let is_done = server.stop(PATIENCE);
-    disks.flush()?;
+    service.stop(PATIENCE)?;
     if !is_done {
         output::note("dchaind: some clients did not take their answers in time");
     }
     Ok(())
+}
+
+/// Opens the control socket, or takes the one that systemd has opened.
+fn door(arguments: &Arguments) -> Result<Option<Door>, Failure> {
+    let given = listenfd::ListenFd::from_env().take_unix_listener(0)?;
+    Ok(match (given, &arguments.control) {
+        (Some(listener), _) => Some(Door::given(listener)?),
+        (None, Some(path)) => Some(Door::open(path)?),
+        (None, None) => None,
+    })
 }
 
 /// Returns where a listener is, as it is written on the command line.

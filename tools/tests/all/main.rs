@@ -8,6 +8,7 @@ mod chain_commands;
 mod check;
 mod compact;
 mod consolidate;
+mod control;
 mod convert;
 mod copy;
 mod crash;

@@ -1,0 +1,107 @@
+//! `dchain disk`: the disks that a daemon holds open.
+
+use crate::{
+    client::{Daemon, absolute, list, number, refused, segment, text},
+    failure::{Exit, Failure},
+    options,
+    output::Answer,
+    size,
+};
+use clap::{Args, Subcommand};
+use deltachain::{format::Format, service::Named};
+use serde_json::{Value, json};
+use std::io::{self, Write};
+
+/// The disks that dchaind serves
+#[derive(Args, Debug)]
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// All disks
+    List {
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// One disk with its layers
+    Show {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// The disk
+        name: String,
+    },
+    /// Open a disk and serve it; a restart of the daemon with --state opens it again
+    Attach {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// The disk, and the image on top of its chain; a comma in PATH is written twice
+        #[arg(value_name = "NAME=PATH[,format=FMT][,read-only]", value_parser = options::disk)]
+        disk: Named,
+    },
+    /// Flush and close a disk that nobody uses; forget one that is not served
+    Detach {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// The disk
+        name: String,
+    },
+}
+
+impl Arguments {
+    /// Asks the daemon.
+    pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        match &self.action {
+            Action::List { daemon } => {
+                let disks = daemon.get("/v1/disks")?;
+                let disks = disks.as_array().map_or(&[][..], Vec::as_slice);
+                answer.print_list(disks, |disks, out| disks.iter().try_for_each(|disk| line(disk, out)))?;
+            }
+            Action::Show { daemon, name } => {
+                let disk = daemon.get(&format!("/v1/disks/{}", segment(name)))?;
+                answer.print(&disk, |out| show(&disk, out))?;
+            }
+            Action::Attach { daemon, disk } => {
+                let body = json!({
+                    "path": absolute(&disk.path)?,
+                    "format": disk.format.map(Format::name),
+                    "read-only": disk.is_read_only,
+                });
+                let disk = daemon.post(&format!("/v1/disks/{}/attach", segment(&disk.name)), &body)?;
+                answer.print(&disk, |out| line(&disk, out))?;
+            }
+            Action::Detach { daemon, name } => {
+                let gone = daemon.post(&format!("/v1/disks/{}/detach", segment(name)), &json!({}))?;
+                answer.print(&gone, |out| writeln!(out, "{name}: detached"))?;
+            }
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn line(disk: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let (name, path) = (text(disk, "name"), text(disk, "path"));
+    if let Some(error) = disk.get("error").filter(|error| !error.is_null()) {
+        return writeln!(out, "{name}: not served: {}", refused(error).what);
+    }
+    let layers = match list(disk, "layers").len() {
+        1 => "1 layer".to_owned(),
+        n => format!("{n} layers"),
+    };
+    let is_read_only = disk.get("is-read-only").and_then(Value::as_bool) == Some(true);
+    let access = if is_read_only { ", read-only" } else { "" };
+    let job = disk.get("job").and_then(Value::as_u64);
+    let job = job.map_or_else(String::new, |job| format!(", job {job} is on it"));
+    writeln!(out, "{name}: {path} ({}, {layers}{access}{job})", size::show(number(disk, "size")))
+}
+
+fn show(disk: &Value, out: &mut dyn Write) -> io::Result<()> {
+    line(disk, out)?;
+    list(disk, "layers").iter().try_for_each(|layer| {
+        let (size, allocated) = (number(layer, "size"), number(layer, "allocated"));
+        let (path, format) = (text(layer, "path"), text(layer, "format"));
+        writeln!(out, "  {path} ({format}, {}, {} on the host)", size::show(size), size::show(allocated))
+    })
+}

@@ -1,0 +1,165 @@
+//! `dchain job`: the jobs of a daemon; and following one until it ends.
+
+use crate::{
+    client::{Daemon, number, refused, text},
+    failure::{Exit, Failure},
+    output::{Answer, note},
+    progress::Watching,
+    size,
+};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use std::{
+    io::{self, Write},
+    thread,
+    time::Duration,
+};
+
+/// How often a job that is followed is looked at.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// The jobs of dchaind
+#[derive(Args, Debug)]
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Args, Debug)]
+struct One {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// The job's number
+    id: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// All jobs since the daemon started
+    List {
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// One job
+    Show(One),
+    /// Wait until a job has ended; ^C leaves it running
+    Wait {
+        #[command(flatten)]
+        one: One,
+        #[command(flatten)]
+        watching: Watching,
+    },
+    /// Have a job wait; guests go on
+    Pause(One),
+    /// Have a job go on
+    Resume(One),
+    /// Give a job up: the disk keeps what its guests wrote
+    Cancel(One),
+    /// Limit a job to so many bytes a second from now on
+    Speed {
+        #[command(flatten)]
+        one: One,
+        /// Bytes a second; 0 is no limit
+        #[arg(value_name = "BYTES/s", value_parser = size::parse)]
+        rate: u64,
+    },
+}
+
+impl Arguments {
+    /// Asks the daemon.
+    pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let (one, what, body) = match &self.action {
+            Action::List { daemon } => {
+                let jobs = daemon.get("/v1/jobs")?;
+                let jobs = jobs.as_array().map_or(&[][..], Vec::as_slice);
+                answer.print_list(jobs, |jobs, out| jobs.iter().try_for_each(|job| line(job, out)))?;
+                return Ok(Exit::Done);
+            }
+            Action::Show(one) => {
+                let job = one.daemon.get(&format!("/v1/jobs/{}", one.id))?;
+                answer.print(&job, |out| line(&job, out))?;
+                return Ok(Exit::Done);
+            }
+            Action::Wait { one, watching } => return follow(&one.daemon, one.id, watching, answer),
+            Action::Pause(one) => (one, "pause", json!({})),
+            Action::Resume(one) => (one, "resume", json!({})),
+            Action::Cancel(one) => (one, "cancel", json!({})),
+            Action::Speed { one, rate } => (one, "speed", json!({ "rate": rate })),
+        };
+        let mut job = one.daemon.post(&format!("/v1/jobs/{}/{what}", one.id), &body)?;
+        if what == "cancel" {
+            job = one.daemon.get(&format!("/v1/jobs/{}/wait?timeout=10", one.id))?;
+        }
+        answer.print(&job, |out| line(&job, out))?;
+        Ok(Exit::Done)
+    }
+}
+
+/// Shows how far a job is until it has ended, and how it did. ^C leaves it running.
+pub fn follow(daemon: &Daemon, id: u64, watching: &Watching, answer: &Answer) -> Result<Exit, Failure> {
+    let look = || daemon.get(&format!("/v1/jobs/{id}"));
+    let last = watching.run(|progress| {
+        let mut phase = String::new();
+        loop {
+            let job = match look() {
+                Ok(job) => job,
+                failed => return Ok(failed),
+            };
+            let moving = job.get("progress").unwrap_or(&Value::Null);
+            if text(moving, "phase") != phase {
+                text(moving, "phase").clone_into(&mut phase);
+                let known = ["copy", "finish"].into_iter().find(|name| *name == phase);
+                progress.begin(known.unwrap_or("wait"), number(moving, "size"));
+            }
+            let more = number(moving, "transferred").saturating_sub(progress.state().moved_bytes);
+            progress.passed(more);
+            if progress.is_cancelled() || is_over(&job) {
+                return Ok(Ok(job));
+            }
+            thread::sleep(GLANCE);
+        }
+    })?;
+    let job = last?;
+    if !is_over(&job) {
+        note(&format!(
+            "job {id} goes on: dchain job wait {id} follows it, dchain job cancel {id} gives it up"
+        ));
+        return Ok(Exit::Resumable);
+    }
+    if let Some(error) = job.get("error").filter(|error| !error.is_null()) {
+        return Err(refused(error));
+    }
+    answer.print(&job, |out| line(&job, out))?;
+    Ok(if is_left(&job) { Exit::Resumable } else { Exit::Done })
+}
+
+fn is_over(job: &Value) -> bool {
+    text(job, "state") == "concluded"
+}
+
+fn is_left(job: &Value) -> bool {
+    job.get("is-resumable").and_then(Value::as_bool) == Some(true)
+}
+
+fn line(job: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let (id, disk, state) = (number(job, "id"), text(job, "disk"), text(job, "state"));
+    let moving = job.get("progress").unwrap_or(&Value::Null);
+    let report = job.get("report").filter(|report| !report.is_null());
+    let how = match (job.get("error").filter(|error| !error.is_null()), report) {
+        (Some(error), _) => format!("failed: {}", refused(error).what),
+        (None, Some(report)) => format!(
+            "done: copied {}, zeroed {}, mirrored {}",
+            size::show(number(report, "copied-bytes")),
+            size::show(number(report, "zeroed-bytes")),
+            size::show(number(report, "mirrored-bytes"))
+        ),
+        (None, None) if is_left(job) => "stopped with the daemon, and goes on with it".to_owned(),
+        (None, None) => format!(
+            "{state}: {} of {}, {}/s",
+            size::show(number(moving, "transferred")),
+            size::show(number(moving, "size")),
+            size::show(number(moving, "rate"))
+        ),
+    };
+    writeln!(out, "{id}: {} of {disk}: {how}", text(job, "kind"))
+}

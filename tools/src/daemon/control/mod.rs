@@ -1,0 +1,92 @@
+//! The control socket: HTTP and JSON on a unix socket that only the daemon's own user can use.
+//!
+//! One thread waits for everybody; what takes a disk's time is done by a few others. `openapi.json` describes it; tests
+//! hold the two together.
+
+mod answer;
+mod events;
+mod metrics;
+mod routes;
+
+use deltachain::{
+    base::{Error, ErrorKind},
+    service::Service,
+};
+use std::{
+    fs, io,
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+/// How many requests wait for disks at once; others wait for them.
+const WORKERS: usize = 4;
+
+/// The control socket, open. Its name goes with it, if the daemon made it.
+pub struct Door {
+    listener: UnixListener,
+    made: Option<PathBuf>,
+}
+
+impl Door {
+    /// Listens at `path`. A socket that a process left behind is replaced; `Busy` if somebody listens there.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |e| Error::io("listen", e).path(path);
+        if UnixStream::connect(path).is_ok() {
+            return Err(Error::busy("another process listens there").path(path));
+        }
+        // Under its name nobody finds it before it is closed to others.
+        let mut hidden = path.as_os_str().to_owned();
+        hidden.push(format!(".{}", std::process::id()));
+        let hidden = PathBuf::from(hidden);
+        let listener = UnixListener::bind(&hidden).map_err(failed)?;
+        let named = fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))
+            .and_then(|()| listener.set_nonblocking(true))
+            .and_then(|()| fs::rename(&hidden, path));
+        if let Err(error) = named {
+            drop(fs::remove_file(&hidden));
+            return Err(failed(error));
+        }
+        Ok(Self { listener, made: Some(path.to_path_buf()) })
+    }
+
+    /// Takes the socket that whoever started the daemon has opened.
+    pub fn given(listener: UnixListener) -> Result<Self, Error> {
+        listener.set_nonblocking(true).map_err(|e| Error::io("take the control socket over", e))?;
+        Ok(Self { listener, made: None })
+    }
+
+    /// Serves it until the program ends.
+    pub fn serve(&self, service: Arc<Service>) -> Result<(), Error> {
+        let failed = |e: io::Error| Error::io("serve the control socket", e);
+        let listener = self.listener.try_clone().map_err(failed)?;
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().max_blocking_threads(WORKERS).build().map_err(failed)?;
+        let work = move || {
+            runtime.block_on(async {
+                let listener = tokio::net::UnixListener::from_std(listener)?;
+                axum::serve(listener, routes::router(service)).await
+            })
+        };
+        let thread = thread::Builder::new().name("control".to_owned());
+        thread.spawn(move || drop(work())).map(drop).map_err(failed)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // Another daemon may have taken the name by now; then it keeps a socket without one, which nobody starts twice.
+        if let Some(path) = &self.made {
+            drop(fs::remove_file(path));
+        }
+    }
+}
+
+/// Returns an error's class as it stands in JSON.
+pub fn kind_name(kind: ErrorKind) -> String {
+    serde_json::to_value(kind).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}

@@ -1,0 +1,242 @@
+//! What can be asked for: one line a route, and what it does.
+
+use super::{
+    answer::{Answer, Refusal, body, done, json},
+    events, metrics,
+};
+use crate::options;
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    routing::{MethodRouter, get, post},
+};
+use deltachain::{
+    base::{Error, name},
+    job::consolidate::Request,
+    service::{FoldRequest, JobView, Named, Service, SnapshotOf},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{sync::Arc, time::Duration};
+
+type Held = State<Arc<Service>>;
+
+/// How often a request that waits looks whether it has to.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// The description of all of it.
+pub const DESCRIPTION: &str = include_str!("openapi.json");
+
+/// All routes: method, path, and what answers.
+fn table() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Service>>)> {
+    vec![
+        ("get", "/v1/disks", get(disks)),
+        ("get", "/v1/disks/{name}", get(disk)),
+        ("post", "/v1/disks/{name}/attach", post(attach)),
+        ("post", "/v1/disks/{name}/detach", post(detach)),
+        ("post", "/v1/disks/{name}/consolidate", post(consolidate)),
+        ("post", "/v1/snapshot", post(snapshot)),
+        ("get", "/v1/jobs", get(jobs)),
+        ("get", "/v1/jobs/{id}", get(job)),
+        ("get", "/v1/jobs/{id}/wait", get(wait)),
+        ("post", "/v1/jobs/{id}/pause", post(pause)),
+        ("post", "/v1/jobs/{id}/resume", post(resume)),
+        ("post", "/v1/jobs/{id}/cancel", post(cancel)),
+        ("post", "/v1/jobs/{id}/speed", post(speed)),
+        ("get", "/v1/events", get(events::follow)),
+        ("get", "/v1/openapi.json", get(description)),
+        ("get", "/metrics", get(metrics::show)),
+    ]
+}
+
+/// Returns what answers requests.
+pub fn router(service: Arc<Service>) -> Router {
+    let routes = table().into_iter().fold(Router::new(), |router, (_, path, how)| router.route(path, how));
+    let missing = || async { Refusal::unknown(StatusCode::NOT_FOUND, "nothing is there") };
+    let wrong = || async { Refusal::unknown(StatusCode::METHOD_NOT_ALLOWED, "is not to be had in that way") };
+    routes.fallback(missing).method_not_allowed_fallback(wrong).with_state(service)
+}
+
+async fn description() -> Result<Json<Value>, Refusal> {
+    serde_json::from_str(DESCRIPTION).map(Json).map_err(|e| Refusal::senseless(e.to_string()))
+}
+
+async fn disks(State(service): Held) -> Answer {
+    done(service, |service| service.view_disks()).await
+}
+
+async fn disk(State(service): Held, Path(name): Path<String>) -> Answer {
+    done(service, move |service| service.view_disk(&name)).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Attach {
+    path: String,
+    format: Option<String>,
+    #[serde(default)]
+    read_only: bool,
+}
+
+async fn attach(State(service): Held, Path(name): Path<String>, bytes: Bytes) -> Answer {
+    let asked: Attach = body(&bytes)?;
+    let path = absolute(&asked.path)?;
+    let format = asked.format.as_deref().map(options::format).transpose().map_err(Refusal::senseless)?;
+    let named = Named { name, path, format, is_read_only: asked.read_only };
+    done(service, move |service| {
+        service.attach(&named)?;
+        service.view_disk(&named.name)
+    })
+    .await
+}
+
+/// The daemon's folder is nobody's business.
+fn absolute(text: &str) -> Result<std::path::PathBuf, Refusal> {
+    let path = name::path(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(Refusal::senseless(format!("'{text}': a path from the root is wanted")))
+    }
+}
+
+/// What there is no more.
+#[derive(Serialize)]
+struct Gone {
+    detached: String,
+}
+
+async fn detach(State(service): Held, Path(name): Path<String>) -> Answer {
+    done(service, move |service| {
+        service.detach(&name)?;
+        Ok(Gone { detached: name })
+    })
+    .await
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Consolidate {
+    into: Option<String>,
+    keep_target_name: bool,
+    ignore_unread: bool,
+    dry_run: bool,
+    share: Option<f64>,
+    rate: u64,
+}
+
+async fn consolidate(State(service): Held, Path(name): Path<String>, bytes: Bytes) -> Answer {
+    let asked: Consolidate = body(&bytes)?;
+    let request = Request {
+        into: asked.into.as_deref().map(absolute).transpose()?,
+        keeps_target_name: asked.keep_target_name,
+        ignores_unread: asked.ignore_unread,
+        ..Request::default()
+    };
+    if asked.dry_run {
+        return done(service, move |service| service.plan(&name, &request)).await;
+    }
+    let fold = FoldRequest { request, share: asked.share, rate: asked.rate };
+    done(service, move |service| Ok(JobView::from(service.consolidate(&name, &fold)?.as_ref()))).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Snapshot {
+    disks: Vec<SnapshotDisk>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotDisk {
+    name: String,
+    new: Option<String>,
+}
+
+async fn snapshot(State(service): Held, bytes: Bytes) -> Answer {
+    let asked: Snapshot = body(&bytes)?;
+    let of = |one: SnapshotDisk| SnapshotOf { disk: one.name, new: one.new.as_deref().map(name::path) };
+    let disks: Vec<_> = asked.disks.into_iter().map(of).collect();
+    done(service, move |service| service.snapshot(&disks)).await
+}
+
+async fn jobs(State(service): Held) -> Answer {
+    json(&service.view_jobs())
+}
+
+fn number(id: &str) -> Result<u64, Refusal> {
+    id.parse().map_err(|_| Refusal::senseless(format!("'{id}' is no job's number")))
+}
+
+async fn job(State(service): Held, Path(id): Path<String>) -> Answer {
+    json(&JobView::from(service.job(number(&id)?)?.as_ref()))
+}
+
+#[derive(Deserialize)]
+struct Patience {
+    /// Seconds; for ever if not given.
+    timeout: Option<f64>,
+}
+
+async fn wait(State(service): Held, Path(id): Path<String>, Query(patience): Query<Patience>) -> Answer {
+    let job = service.job(number(&id)?)?;
+    let begun = tokio::time::Instant::now();
+    let is_too_long = |seconds: f64| begun.elapsed().as_secs_f64() >= seconds;
+    while !job.is_over() && !patience.timeout.is_some_and(is_too_long) {
+        tokio::time::sleep(GLANCE).await;
+    }
+    json(&JobView::from(job.as_ref()))
+}
+
+/// Tells a job something.
+async fn tell(
+    service: Arc<Service>,
+    id: &str,
+    what: impl FnOnce(&Service, u64) -> Result<Arc<deltachain::service::Job>, Error> + Send + 'static,
+) -> Answer {
+    let number = number(id)?;
+    done(service, move |service| Ok(JobView::from(what(service, number)?.as_ref()))).await
+}
+
+async fn pause(State(service): Held, Path(id): Path<String>) -> Answer {
+    tell(service, &id, Service::pause).await
+}
+
+async fn resume(State(service): Held, Path(id): Path<String>) -> Answer {
+    tell(service, &id, Service::resume).await
+}
+
+async fn cancel(State(service): Held, Path(id): Path<String>) -> Answer {
+    tell(service, &id, Service::cancel).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Speed {
+    rate: u64,
+}
+
+async fn speed(State(service): Held, Path(id): Path<String>, bytes: Bytes) -> Answer {
+    let asked: Speed = body(&bytes)?;
+    tell(service, &id, move |service, number| service.set_speed(number, asked.rate)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_description_has_each_route_and_no_other() {
+        let description: Value = serde_json::from_str(DESCRIPTION).unwrap();
+        let mut described = BTreeSet::new();
+        for (path, methods) in description["paths"].as_object().unwrap() {
+            described.extend(methods.as_object().unwrap().keys().map(|m| (m.clone(), path.clone())));
+        }
+        let served: BTreeSet<_> =
+            table().iter().map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned())).collect();
+        assert_eq!(described, served);
+    }
+}

@@ -1,0 +1,139 @@
+//! What the daemon is told: its command line, and the file that it names.
+
+use crate::{
+    arguments::{self, Address, Arguments},
+    failure::Failure,
+    options,
+};
+use deltachain::{
+    base::Error,
+    io::Access,
+    job::consolidate::LivePace,
+    service::{Named, Settings},
+};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Config {
+    nbd: Vec<String>,
+    control: Option<String>,
+    state: Option<PathBuf>,
+    disks: BTreeMap<String, Disk>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Disk {
+    path: PathBuf,
+    format: Option<String>,
+    #[serde(default)]
+    read_only: bool,
+}
+
+impl Config {
+    fn read(file: &Path) -> Result<Self, Failure> {
+        let text = fs::read_to_string(file).map_err(|e| Error::io("read", e).path(file))?;
+        toml::from_str(&text).map_err(|e| wrong(file, e.to_string().trim_end()))
+    }
+}
+
+fn wrong(file: &Path, what: &str) -> Failure {
+    Failure::usage(format!("{}: {what}", file.display()))
+}
+
+/// Puts what the file says under what the command line says.
+pub fn complete(mut arguments: Arguments) -> Result<Arguments, Failure> {
+    if let Some(file) = arguments.config.clone() {
+        let config = Config::read(&file)?;
+        for (name, disk) in config.disks {
+            let format = disk.format.as_deref().map(options::format).transpose();
+            let format = format.map_err(|what| wrong(&file, &format!("disks.{name}.format: {what}")))?;
+            if !arguments.disks.iter().any(|one| one.name == name) {
+                let (path, is_read_only) = (disk.path, disk.read_only);
+                arguments.disks.push(Named { name, path, format, is_read_only });
+            }
+        }
+        let address = |text: &String| arguments::address(text);
+        let nbd = config.nbd.iter().map(address).collect::<Result<Vec<_>, _>>();
+        arguments.nbd.extend(nbd.map_err(|what| wrong(&file, &format!("nbd: {what}")))?);
+        let control = config.control.as_deref().map(arguments::control).transpose();
+        let control = control.map_err(|what| wrong(&file, &format!("control: {what}")))?;
+        arguments.control = arguments.control.or(control);
+        arguments.state = arguments.state.or(config.state);
+    }
+    let is_idle = arguments.disks.is_empty() && arguments.control.is_none() && !is_activated();
+    if is_idle {
+        return Err(Failure::usage("no --disk to serve, and no --control to attach one"));
+    }
+    if arguments.nbd.is_empty() {
+        return Err(Failure::usage("no --nbd that clients could come to"));
+    }
+    refuse_twice(&arguments.nbd)?;
+    Ok(arguments)
+}
+
+/// Whether whoever started the daemon has opened its control socket.
+pub fn is_activated() -> bool {
+    std::env::var_os("LISTEN_FDS").is_some()
+}
+
+fn refuse_twice(places: &[Address]) -> Result<(), Failure> {
+    let is_again = |(at, place): (usize, &Address)| places.iter().take(at).any(|other| other == place);
+    match places.iter().enumerate().find(|one| is_again(*one)) {
+        Some((_, place)) => Err(Failure::usage(format!("{place} is named twice"))),
+        None => Ok(()),
+    }
+}
+
+/// Returns what the service works with.
+pub fn service(arguments: &Arguments) -> Result<Settings, Failure> {
+    let host = options::host();
+    let opening =
+        arguments.references.opening(host.as_ref(), Access::Write)?.with_ledger(options::ledger(&host));
+    let state = arguments.state.as_deref().map(std::path::absolute).transpose()?;
+    Ok(Settings { host, opening, state, resumes: !arguments.no_resume, pace: LivePace::USUAL })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn with(text: &str) -> Result<Arguments, Failure> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        let config = file.path().to_str().unwrap();
+        complete(Arguments::parse_from(["dchaind", "--config", config, "--disk", "a=/other.raw"]))
+    }
+
+    #[test]
+    fn the_file_names_disks_and_places_and_the_command_line_goes_before() {
+        let text = "nbd = ['unix:/run/n']\ncontrol = 'unix:/run/c'\nstate = '/var/s'\n\
+                    [disks.a]\npath = '/a.raw'\n[disks.b]\npath = '/b'\nformat = 'raw'\nread-only = true\n";
+        let all = with(text).unwrap();
+        assert_eq!((all.nbd.len(), all.control.as_deref()), (1, Some(Path::new("/run/c"))));
+        let paths: Vec<_> = all.disks.iter().map(|disk| disk.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/other.raw", "/b"]);
+        assert!(all.disks[1].is_read_only && all.disks[1].format.is_some());
+    }
+
+    #[test]
+    fn a_mistake_in_the_file_is_named() {
+        for (text, what) in [
+            ("nbd = ['here']", "unix:PATH"),
+            ("nbd = ['unix:/n']\n[disks.b]\npath = '/b'\nformat = 'tar'", "disks.b.format"),
+            ("disk = 1", "unknown field"),
+            ("control = 'unix:/c'", "--nbd"),
+        ] {
+            let said = with(text).unwrap_err().to_string();
+            assert!(said.contains(what), "{said}");
+        }
+    }
+}
