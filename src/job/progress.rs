@@ -22,6 +22,8 @@ pub struct Progress {
     is_paused: AtomicBool,
     /// Bytes a second; 0 is no limit.
     rate: AtomicU64,
+    /// When the job should have ended: so long after that moment.
+    deadline: Mutex<Option<(Stopwatch, Duration)>>,
 }
 
 /// How long a job that waits sleeps at a time: so soon it notices that it is asked for something.
@@ -69,6 +71,7 @@ impl Default for Progress {
             is_cancelled: AtomicBool::new(false),
             is_paused: AtomicBool::new(false),
             rate: AtomicU64::new(0),
+            deadline: Mutex::new(None),
         }
     }
 }
@@ -127,6 +130,20 @@ impl Progress {
     pub fn set_rate(&self, bytes_per_second: u64) {
         self.pace_anew();
         self.rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Says within which time from now the job should end: one that is behind goes before the guest.
+    pub fn set_deadline(&self, within: Duration) {
+        *self.deadline.lock() = Some((Stopwatch::start(), within));
+    }
+
+    /// Returns whether the job would miss its deadline at the pace that it had so far.
+    pub fn is_late(&self) -> bool {
+        let Some((since, within)) = *self.deadline.lock() else { return false };
+        let State { moved_bytes, size_bytes, elapsed, .. } = self.state();
+        let to_do = u128::from(size_bytes.saturating_sub(moved_bytes)) * elapsed.as_nanos();
+        let left = within.saturating_sub(since.elapsed()).as_nanos();
+        to_do > left.saturating_mul(u128::from(moved_bytes))
     }
 
     /// Returns the limit in bytes a second; 0 is none.
@@ -231,6 +248,20 @@ mod tests {
         progress.pause();
         progress.cancel();
         assert_eq!(progress.checkpoint().unwrap_err().kind(), ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn con_2_a_job_that_would_miss_its_deadline_knows_it() {
+        let progress = Progress::default();
+        progress.begin("copy", 1000);
+        progress.moved(10);
+        assert!(!progress.is_late());
+        progress.set_deadline(Duration::from_hours(1));
+        assert!(!progress.is_late());
+        progress.set_deadline(Duration::ZERO);
+        assert!(progress.is_late());
+        progress.moved(990);
+        assert!(!progress.is_late());
     }
 
     #[test]

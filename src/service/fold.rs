@@ -11,6 +11,7 @@ use crate::{
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     thread,
+    time::Duration,
 };
 
 /// What is to be folded, and how fast.
@@ -22,6 +23,8 @@ pub struct FoldRequest {
     pub share: Option<f64>,
     /// The most bytes to move in a second; 0 is no limit.
     pub rate: u64,
+    /// Within which time it should end: a job that is behind goes before the guests.
+    pub deadline: Option<Duration>,
 }
 
 /// Where a job's thread begins.
@@ -66,6 +69,9 @@ impl Service {
             number
         })?;
         let job = Job::new(number, name, fold.plan().clone(), asked.rate);
+        if let Some(within) = asked.deadline {
+            job.progress.set_deadline(within);
+        }
         self.launch(&held, &job, Stand::Planned(Box::new(fold), pace))?;
         Ok(job)
     }

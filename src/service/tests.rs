@@ -7,7 +7,6 @@ use crate::{
     format::Format,
     io::{Access, Kept, real::RealHost},
     job::{
-        consolidate::Request,
         create::{NewImage, create},
         snapshot::snapshot,
     },
@@ -98,7 +97,7 @@ fn write(service: &Service, at: u64, byte: u8) {
 }
 
 fn fold(rate: u64) -> FoldRequest {
-    FoldRequest { request: Request::default(), share: None, rate }
+    FoldRequest { rate, ..FoldRequest::default() }
 }
 
 /// Waits until a job has moved something.

@@ -436,7 +436,9 @@ impl Folding {
             if unwritten >= WRITE_BACK_BYTES && ask.try_send(Due::WriteBack).is_ok() {
                 unwritten = 0;
             }
-            std::thread::sleep(self.pace.pause(own, leg.take_guest_time()));
+            if !progress.is_late() {
+                std::thread::sleep(self.pace.pause(own, leg.take_guest_time()));
+            }
         }
     }
 

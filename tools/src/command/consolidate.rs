@@ -90,6 +90,9 @@ struct Live {
     /// With --disk: the part of the time that the copier keeps for itself while guests write (0.5 if not given)
     #[arg(long, value_name = "0..1", requires = "disk")]
     share: Option<f64>,
+    /// With --disk: end within that time; while the job is behind, guests' writes wait for it
+    #[arg(long, value_name = "SECONDS", requires = "disk")]
+    deadline: Option<u64>,
     #[command(flatten)]
     daemon: Daemon,
 }
@@ -131,6 +134,7 @@ impl Arguments {
             "dry-run": true,
             "share": self.live.share,
             "rate": self.watching.rate(),
+            "deadline": self.live.deadline,
         });
         let plan = self.live.daemon.post(&path, &body)?;
         if !self.planned.agree(answer, &plan, &lines(&plan), grade(&plan))? {

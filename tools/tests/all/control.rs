@@ -3,7 +3,7 @@
 
 use super::{
     daemon::Daemon,
-    dchain::{Run, dchain, done},
+    dchain::{Run, command, dchain, done},
     foreign::{Scratch, assert_same},
 };
 use serde_json::{Value, json};
@@ -122,6 +122,26 @@ fn con_10_a_job_is_paused_resumed_and_given_up_by_its_number() {
     // What is left of the job is gone: folding is a job of its own.
     let plan = done(&folder.path(), &["consolidate", "--dry-run", "--output", "json", "top"]).json();
     assert_eq!(plan["is-resumed"], false);
+}
+
+/// ^C on a job in use is no reason to end it.
+#[test]
+fn con_10_who_stops_watching_leaves_the_job_running() {
+    let folder = disk();
+    let _daemon = serve(&folder);
+    let arguments =
+        ["consolidate", "--disk", "vm", "--yes", "--rate", "4M", "--deadline", "60", "--socket", "c"];
+    let mut watching = command(&folder.path(), &arguments).spawn().unwrap();
+    let began = Instant::now();
+    while answer(&folder, "job list").as_array().unwrap().is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+    wait_for_bytes(&folder, 1);
+    folder.run("kill", &format!("-INT {}", watching.id()));
+    assert_eq!(watching.wait().unwrap().code(), Some(75));
+    assert_eq!(answer(&folder, "job show 1")["state"], "running");
+    answer(&folder, "job speed 1 0");
+    assert_eq!(ask(&folder, "job wait 1").code, Some(0));
 }
 
 #[test]

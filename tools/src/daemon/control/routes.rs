@@ -125,6 +125,8 @@ struct Consolidate {
     dry_run: bool,
     share: Option<f64>,
     rate: u64,
+    /// Seconds.
+    deadline: Option<u64>,
 }
 
 async fn consolidate(State(service): Held, Path(name): Path<String>, bytes: Bytes) -> Answer {
@@ -138,7 +140,8 @@ async fn consolidate(State(service): Held, Path(name): Path<String>, bytes: Byte
     if asked.dry_run {
         return done(service, move |service| service.plan(&name, &request)).await;
     }
-    let fold = FoldRequest { request, share: asked.share, rate: asked.rate };
+    let deadline = asked.deadline.map(Duration::from_secs);
+    let fold = FoldRequest { request, share: asked.share, rate: asked.rate, deadline };
     done(service, move |service| Ok(JobView::from(service.consolidate(&name, &fold)?.as_ref()))).await
 }
 
