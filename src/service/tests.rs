@@ -7,6 +7,7 @@ use crate::{
     format::Format,
     io::{Access, Kept, real::RealHost},
     job::{
+        consolidate::Request,
         create::{NewImage, create},
         snapshot::snapshot,
     },
@@ -256,4 +257,46 @@ fn attached_disks_come_back_and_detached_ones_do_not() {
     assert!(scene.shown("top") == expected(&[(0, 0)]));
     drop(service);
     assert!(start().view_disks().unwrap().is_empty());
+}
+
+#[test]
+fn a_disk_whose_job_cannot_go_on_is_not_served() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let job = service.consolidate("vm", &fold(2 * MIB)).unwrap();
+    wait_for_bytes(&job);
+    service.stop(LONG).unwrap();
+    drop(service);
+    let journal = Journal::find(&scene.host, &scene.path("top")).unwrap().unwrap().path().to_path_buf();
+    let bytes = std::fs::read(&journal).unwrap();
+    std::fs::write(&journal, vec![0; bytes.len()]).unwrap();
+    let service = scene.start();
+    assert_eq!(service.refused()[0].1.kind(), ErrorKind::Corrupt);
+    assert!(service.held("vm").is_err());
+    drop(service);
+    std::fs::write(&journal, bytes).unwrap();
+    let service = scene.start();
+    assert!(service.job(job.number).unwrap().wait(LONG));
+    service.stop(LONG).unwrap();
+    drop(service);
+    assert!(scene.shown("top") == expected(&[]));
+}
+
+#[test]
+fn a_disk_whose_head_takes_the_targets_name_is_found_under_it() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let request = Request { keeps_target_name: true, ..Request::default() };
+    let job = service.consolidate("vm", &FoldRequest { request, ..FoldRequest::default() }).unwrap();
+    assert!(job.wait(LONG));
+    write(&service, 0, 7);
+    service.stop(LONG).unwrap();
+    drop(service);
+    assert!(!scene.path("top").exists());
+    // The command line still names the first head.
+    let service = scene.start();
+    assert_eq!(service.view_disk("vm").unwrap().path.0, scene.path("base"));
+    service.stop(LONG).unwrap();
+    drop(service);
+    assert!(scene.shown("base") == expected(&[(0, 7)]));
 }
