@@ -302,16 +302,19 @@ impl Journal {
 
     /// Notes, durably, how far the job is. Torn by a crash, it leaves what was noted before.
     pub fn note(&mut self, position: Position) -> Result<()> {
-        self.sequence += 1;
-        self.position = position;
-        self.write_slot()?;
-        self.file.flush()
+        self.note_with(position, self.intent.clone())
     }
 
     /// The same, and which parts of the disk are in doubt from here on; both or neither after a crash.
     pub fn note_with(&mut self, position: Position, intent: Intent) -> Result<()> {
-        self.intent = intent;
-        self.note(position)
+        let before = (self.sequence, self.position, std::mem::replace(&mut self.intent, intent));
+        (self.sequence, self.position) = (self.sequence + 1, position);
+        let noted = self.write_slot().and_then(|()| self.file.flush());
+        if noted.is_err() {
+            // The next one goes to the same slot: the other one is the one that holds together.
+            (self.sequence, self.position, self.intent) = before;
+        }
+        noted
     }
 
     /// Removes the journal, durably: the job is over.

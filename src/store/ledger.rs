@@ -153,8 +153,11 @@ impl Ledger {
     /// A record that is not in doubt stays; else the layer gets a new epoch, which earlier children refuse.
     pub fn freeze(&self, image: &(impl Carrier + ?Sized)) -> Result<Known> {
         let known = self.look(image)?;
-        if matches!(known.trust, Trust::Trusted | Trust::Claimed) {
-            return Ok(known);
+        match known.trust {
+            Trust::Trusted => return Ok(known),
+            // Whoever wrote it may have been killed before it was durable.
+            Trust::Claimed => return image.flush_with_time().map(|()| known),
+            _ => {}
         }
         let frozen = Some(Record { epoch: Epoch::fresh(), sealed: None });
         self.put(image, &LayerRecord { frozen, ..known.layer }, Vouch::Yes)

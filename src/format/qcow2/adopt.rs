@@ -12,12 +12,12 @@
 //! something takes it or [`Image::release`](crate::format::Image::release) gives it back.
 
 use super::{
-    flush::Tried,
+    flush::{Halt, Tried},
     image::{Qcow2Image, State},
     write::Place,
 };
 use crate::{
-    base::{GuestOffset, GuestRange, HostOffset, HostRange, Result},
+    base::{ErrorKind, GuestOffset, GuestRange, HostOffset, HostRange, Result},
     format::Adopted,
     io::{self, File},
 };
@@ -45,12 +45,17 @@ impl Qcow2Image {
         }
         let wanted = range.bytes / cluster;
         let least = wanted.min(LEAST_BYTES.div_ceil(cluster));
-        let kept = self.attempt(|state| {
+        let adopt = |state: &mut State| {
             state.check_room()?;
             let end = HostOffset::new(state.size.saturating_mul(2));
-            state.adopt(wanted, least, end)
-        })?;
-        let Some(place) = kept else { return Ok(None) };
+            // A help that is not worth a larger refcount table, nor a failure.
+            match state.adopt(wanted, least, end) {
+                Err(Halt::TableFull) => Ok(None),
+                Err(Halt::Failed(error)) if error.kind() == ErrorKind::NoSpace => Ok(None),
+                kept => kept,
+            }
+        };
+        let Some(place) = self.attempt(adopt)? else { return Ok(None) };
         let moved = io::share(source, range.start.range(place.bytes), &*self.file, place.start);
         if !matches!(moved, Ok(Some(_))) {
             self.state.write().disown(place);

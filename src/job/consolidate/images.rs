@@ -149,8 +149,13 @@ impl Images {
     /// Makes the journal's epoch durable in the target and drops its seal.
     pub(super) fn renew(&self, ending: &Ending, journal: &Journal) -> Result<()> {
         let epoch = journal.fold().new_epoch;
-        if self.mode != FoldMode::NewImage && self.target_epoch(ending)? != Some(epoch) {
-            ending.ledger.thaw(self.sides.target.as_ref(), epoch)?;
+        if self.mode != FoldMode::NewImage {
+            if self.target_epoch(ending)? == Some(epoch) {
+                // An earlier life may have been killed before it was durable.
+                self.sides.target.flush_with_time()?;
+            } else {
+                ending.ledger.thaw(self.sides.target.as_ref(), epoch)?;
+            }
         }
         // Now that nobody takes the target for what it was, its files may change.
         bitmaps::hold(self.sides.target.as_ref())

@@ -251,6 +251,9 @@ impl LiveConsolidation {
             return Err(Error::new(ErrorKind::NoSpace, what).path(place));
         }
         let before = disk.chain();
+        if disk.is_folding() {
+            return Err(Error::busy("is being consolidated already").path(&plan.top));
+        }
         plan::check_again(&ending.host, &before, (depth, plan.mode), ending.ignores_unread)?;
         claim(before.layers().get(1..=depth).unwrap_or_default())?;
         let mut folding = Folding::open(ending, disk, (plan, depth, held, draft), &before, pace)?;
@@ -485,6 +488,10 @@ impl Folding {
     /// checkpoint has followed.
     pub fn record(&mut self, progress: &Progress) -> Result<()> {
         progress.begin("finish", 0);
+        if !self.leg()?.close() {
+            let what = "a write of a guest failed after its place had been copied: to be copied again";
+            return Err(Error::busy(what).path(&self.plan().top));
+        }
         self.images.cut()?;
         let held = std::mem::take(&mut self.held);
         let unheld = {
@@ -505,7 +512,13 @@ impl Folding {
         if recorded.is_err() {
             kept.is_recorded = Ending::has_begun(self.ending.host.as_ref(), kept.going_on()?)?;
         }
-        recorded
+        recorded?;
+        // Durable while guests still write to both: what they write later must not be the old head's after a cut.
+        let journal = kept.going_on()?;
+        for place in [journal.place(&journal.fold().result), self.images.target.clone()] {
+            self.ending.host.sync_folder(plan::folder_of(&place))?;
+        }
+        Ok(())
     }
 
     /// The record has landed: guests go over to the result, and what was folded goes.
@@ -520,12 +533,14 @@ impl Folding {
         }
         if plan.mode == FoldMode::EmptyTop {
             let opening = ending.opening.clone().with_access(Access::Write).with_format(None);
-            if let Some(target) = layers.first_mut() {
-                leave_alone(target)?;
-            }
+            let target = Arc::clone(&images.sides.target);
             layers.insert(0, open_layer(&ending.host, &plan.top, &opening)?);
+            // Writes that were under way end in the target: only after the first swap has it all, and can be read only.
+            report.pause = disk.swap_keeping(Chain::of(layers.clone(), true), &target).pause;
+            layers.get_mut(1).map_or(Ok(()), leave_alone)?;
         }
-        report.pause = disk.swap(Chain::of(layers, true)).pause;
+        report.pause = report.pause.max(disk.swap(Chain::of(layers, true)).pause);
+        disk.forget_before();
         report.mirrored_bytes = leg.as_ref().map_or(0, |leg| leg.mirrored_bytes());
         let gone = Arc::downgrade(&moving);
         drop((images, moving, leg));
@@ -547,6 +562,8 @@ impl Folding {
             leg.leave()?;
         }
         let mut layers = moving.layers().to_vec();
+        // Writes that were under way end in the target; nothing passes its mirror after this.
+        disk.swap(Chain::of_moving(layers.clone()));
         layers.get_mut(depth).map_or(Ok(()), leave_alone)?;
         drop(images);
         disk.swap(Chain::of(layers, true));

@@ -324,6 +324,12 @@ impl Copy {
         let layer = self.chain.layers().get(depth).ok_or_else(|| Error::invalid("no such layer"))?.clone();
         let how = self.opening.clone().with_format(Some(layer.format()));
         let (files, before) = (layer.image.files(), (report.copied_bytes, report.shared_bytes));
+        // What an earlier life brought may have been read from other bytes: it gets no ID on this one's word.
+        let is_fresh = files.iter().zip(0_u8..).all(|(file, nth)| {
+            let named = if nth == 0 { to.file_name() } else { file.path().file_name() };
+            self.transfer.temporary(Path::new(named.unwrap_or_default())).is_none()
+        });
+        let seen = layer.image.files().iter().map(|file| file.witness()).collect::<Result<Vec<_>>>()?;
         let (header, further) =
             files.split_first().ok_or_else(|| Error::invalid("an image without a file"))?;
         for file in further {
@@ -341,8 +347,15 @@ impl Copy {
             let draft = file::copy(&self.host, header.as_ref(), to, &mut self.transfer, progress)?;
             let image = self.join(&layer, (draft.file(), to), below, depth > 0)?;
             let (copied, shared) = (report.copied_bytes - before.0, report.shared_bytes - before.1);
-            let has_passed = copied + draft.moved().copied_bytes >= shared + draft.moved().shared_bytes;
+            let has_passed =
+                is_fresh && copied + draft.moved().copied_bytes >= shared + draft.moved().shared_bytes;
             if let Some(tree) = self.tree((&layer, depth), below, has_passed, progress)? {
+                let now =
+                    layer.image.files().iter().map(|file| file.witness()).collect::<Result<Vec<_>>>()?;
+                if !is_as_before(&seen, &now) {
+                    let what = "was written while it was copied and hashed: copy it again";
+                    return Err(Error::busy(what).path(&layer.path));
+                }
                 self.seal(&image, depth, &tree)?;
             }
             drop(image);

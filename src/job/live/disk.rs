@@ -17,8 +17,12 @@ use std::{
     time::Duration,
 };
 
-/// How long requests are held back, at most, by one attempt to change the legs under them.
+/// How long requests are held back, at most, by the first attempt to change the legs under them. Where requests take
+/// longer, each attempt may take twice as long as the one before.
 const PAUSE: Duration = Duration::from_millis(8);
+
+/// No attempt takes longer.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// How long requests go on between two attempts.
 const BREATH: Duration = Duration::from_millis(12);
@@ -112,6 +116,15 @@ impl LiveDisk {
         self.change_legs(|legs| (legs.current, legs.fold) = (Arc::clone(&current), None))
     }
 
+    /// The same, where `unflushed` has what flushes must cover until [`LiveDisk::forget_before`].
+    pub fn swap_keeping(&self, chain: Chain, unflushed: &Arc<dyn Image>) -> Swapped {
+        let current = Arc::new(chain);
+        self.change_legs(|legs| {
+            (legs.current, legs.fold) = (Arc::clone(&current), None);
+            legs.before.push(Arc::clone(unflushed));
+        })
+    }
+
     /// Has every write from the next one on pass the mirror of a second leg.
     pub fn take_leg(&self, leg: &Arc<Leg>) -> Swapped {
         self.change_legs(|legs| legs.fold = Some(Arc::clone(leg)))
@@ -122,9 +135,11 @@ impl LiveDisk {
     /// The heads of before are covered by flushes until [`LiveDisk::forget_before`].
     pub fn swap_all(disks: Vec<(&Self, Chain)>) -> Swapped {
         let new: Vec<_> = disks.into_iter().map(|(disk, chain)| (disk, Arc::new(chain))).collect();
+        let mut patience = PAUSE;
         loop {
             let watch = Stopwatch::start();
-            let locked: Option<Vec<_>> = new.iter().map(|(disk, _)| disk.legs.try_write_for(PAUSE)).collect();
+            let locked: Option<Vec<_>> =
+                new.iter().map(|(disk, _)| disk.legs.try_write_for(patience)).collect();
             if let Some(locked) = locked {
                 for (mut legs, (_, chain)) in locked.into_iter().zip(&new) {
                     let before = std::mem::replace(&mut legs.current, Arc::clone(chain));
@@ -133,6 +148,7 @@ impl LiveDisk {
                 return Swapped { pause: watch.elapsed() };
             }
             std::thread::sleep(BREATH);
+            patience = (patience * 2).min(PAUSE_MAX);
         }
     }
 
@@ -142,13 +158,15 @@ impl LiveDisk {
     }
 
     fn change_legs(&self, change: impl Fn(&mut Legs)) -> Swapped {
+        let mut patience = PAUSE;
         loop {
             let watch = Stopwatch::start();
-            if let Some(mut legs) = self.legs.try_write_for(PAUSE) {
+            if let Some(mut legs) = self.legs.try_write_for(patience) {
                 change(&mut legs);
                 return Swapped { pause: watch.elapsed() };
             }
             std::thread::sleep(BREATH);
+            patience = (patience * 2).min(PAUSE_MAX);
         }
     }
 

@@ -122,6 +122,11 @@ impl Leg {
         self.mirror.lock().pending_bytes()
     }
 
+    /// Returns whether every listed byte has landed; nothing gets on the list any more then.
+    pub fn close(&self) -> bool {
+        self.mirror.lock().close()
+    }
+
     /// Returns how many bytes guests wrote to both places.
     pub fn mirrored_bytes(&self) -> u64 {
         self.mirrored_bytes.load(Relaxed)
@@ -145,13 +150,16 @@ impl Leg {
         let watch = Stopwatch::start();
         let Some((number, parts)) = self.enter(range)? else { return change.on_chain(current, range) };
         let mut answer = change.on_chain(current, range);
-        let how = if answer.is_ok() { Ended::Landed } else { Ended::CurrentFailed };
+        let mut how = if answer.is_ok() { Ended::Landed } else { Ended::Failed };
         if answer.is_ok() {
             let mut doubles = parts.iter().filter(|part| part.route == Route::Both);
             let landed = doubles.try_for_each(|part| {
                 self.mirrored_bytes.fetch_add(part.range.bytes, Relaxed);
                 change.on_target(self, range, part.range)
             });
+            if landed.is_err() {
+                how = Ended::Failed;
+            }
             answer = landed.or_else(|error| self.put_out(error));
         }
         self.mirror.lock().end(number, how);
@@ -208,6 +216,8 @@ impl Leg {
                 return Err(error);
             }
             *self.why_out.lock() = Some(error);
+            // Under its lock: nobody looks before and waits afterwards.
+            let _mirror = self.mirror.lock();
             self.is_out.store(true, Relaxed);
         }
         self.turned.notify_all();

@@ -72,8 +72,8 @@ pub enum Admission {
 pub enum Ended {
     /// Every part is where it was to go.
     Landed,
-    /// The current handle refused some of it: what current shows there now, the target has to be given again.
-    CurrentFailed,
+    /// One of the places refused some of it: what current shows there now, the target has to be given again.
+    Failed,
 }
 
 /// A write that was let in.
@@ -132,6 +132,8 @@ pub struct Mirror {
     intent: BTreeMap<u64, u64>,
     admitted: u64,
     mark: GuestOffset,
+    /// Whether the record comes next: nothing gets on the list any more.
+    is_closing: bool,
 }
 
 impl Mirror {
@@ -151,6 +153,7 @@ impl Mirror {
             intent,
             admitted: 0,
             mark: noted.mark,
+            is_closing: false,
         }
     }
 
@@ -168,6 +171,12 @@ impl Mirror {
     /// Returns whether every listed byte has landed and nothing is in hand.
     pub fn is_complete(&self) -> bool {
         self.pending.is_empty() && self.hand.is_none() && self.touched.is_none()
+    }
+
+    /// Lets nothing on the list from now on, if nothing is on it; returns whether nothing is.
+    pub fn close(&mut self) -> bool {
+        self.is_closing = self.is_complete();
+        self.is_closing
     }
 
     /// Returns how many listed bytes have still to land.
@@ -303,7 +312,9 @@ impl Mirror {
         let flight = self.flights.swap_remove(at);
         match how {
             Ended::Landed => flight.doubles().for_each(|range| self.pending.remove(range)),
-            Ended::CurrentFailed => {
+            // The target is the disk from here on: the guest knows that its write has failed.
+            Ended::Failed if self.is_closing => {}
+            Ended::Failed => {
                 self.pending.insert(flight.range);
                 self.touched.iter_mut().for_each(|touched| touched.insert(flight.range));
             }

@@ -12,7 +12,7 @@ use deltachain::base::{Guard, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Writes in which the mirror's guards are missed when they are away: many times as many as it takes.
-const MIRRORED_WRITES: u64 = 8_000;
+const MIRRORED_WRITES: u64 = 4_000;
 
 /// What happens with and without one guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
