@@ -2,7 +2,7 @@
 
 use dchain_lab::{
     HISTORIES, History, crash, errors,
-    jobs::{By, JOBS, Job, forget},
+    jobs::{By, JOBS, Job},
     mutants,
 };
 use std::process::Command;
@@ -26,15 +26,13 @@ fn no_failed_io_is_reported_as_done_or_spoils_what_follows() {
     }
 }
 
+/// Those of whole jobs are searched for by `dchain-lab mutants`: that takes longer than this may.
 #[test]
 fn each_barrier_that_is_forgotten_is_missed() {
-    let histories = mutants::search(&HISTORIES, 1..4, By::Line).unwrap();
-    let jobs = forget(1..4, By::Line, &histories).unwrap();
-    for (what, found, barriers) in [("histories", histories, 19), ("jobs", jobs, 10)] {
-        println!("{what}: {} forgotten barriers", found.len());
-        let unnoticed: Vec<_> = found.iter().filter(|one| one.noticed.is_none()).collect();
-        assert!(found.len() >= barriers && unnoticed.is_empty(), "{what}: {unnoticed:?} of {}", found.len());
-    }
+    let found = mutants::search(&HISTORIES, 1..4, By::Line).unwrap();
+    println!("{} forgotten barriers", found.len());
+    let unnoticed: Vec<_> = found.iter().filter(|one| one.noticed.is_none()).collect();
+    assert!(found.len() >= 19 && unnoticed.is_empty(), "{unnoticed:?} of {}", found.len());
 }
 
 #[test]
