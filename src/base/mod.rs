@@ -1,6 +1,7 @@
 //! Layer 0: the words every other room speaks.
 
 pub mod budget;
+mod claims;
 pub mod clock;
 pub mod error;
 pub mod guard;
@@ -10,6 +11,7 @@ pub mod seed;
 pub mod units;
 
 pub use budget::Budget;
+pub(crate) use claims::Claims;
 pub use error::{Error, ErrorKind, Result};
 pub use guard::Guard;
 pub use units::{GuestOffset, GuestRange, HostOffset, HostRange};

@@ -101,6 +101,12 @@ fn fold(rate: u64) -> FoldRequest {
     FoldRequest { rate, ..FoldRequest::default() }
 }
 
+/// Ends a service, as when its program ends.
+#[expect(clippy::needless_pass_by_value, reason = "it is gone afterwards")]
+fn stop(service: Arc<Service>) {
+    service.stop(LONG).unwrap();
+}
+
 /// Waits until a job has moved something.
 fn wait_for_bytes(job: &Job) {
     let watch = Stopwatch::start();
@@ -125,8 +131,7 @@ fn con_1_a_disk_is_folded_while_it_is_served() {
     assert!(view.report.is_some(), "{view:?}");
     let disk = service.view_disk("vm").unwrap();
     assert_eq!((disk.layers.len(), disk.path.0.clone(), disk.job), (1, scene.path("top"), None));
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     assert!(scene.shown("top") == expected(&[(0, 7), (6 * MIB, 8)]));
     assert!(!scene.path("base").exists() && !scene.has_journal());
 }
@@ -149,8 +154,7 @@ fn con_10_a_paused_job_moves_nothing_and_a_cancelled_one_leaves_the_disk() {
     assert_eq!(view.error.unwrap().kind, ErrorKind::Interrupted);
     assert!(!view.plan.lost.is_empty());
     write(&service, 0, 5);
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     // Nothing of it is left once nobody uses the disk, so that no start goes on with it.
     assert!(!scene.has_journal());
     assert!(scene.shown("top") == expected(&[(0, 5), (3 * MIB, 9)]));
@@ -177,8 +181,7 @@ fn con_10_a_job_that_stopped_with_the_service_goes_on_from_its_mark() {
         report.report.plan.is_resumed && report.report.copied_bytes <= 4 * MIB - moved + MIB,
         "{report:?}"
     );
-    again.stop(LONG).unwrap();
-    drop(again);
+    stop(again);
     assert!(scene.shown("top") == expected(&[(2 * MIB, 6)]));
 }
 
@@ -188,19 +191,16 @@ fn a_job_that_is_not_to_go_on_is_given_up_before_guests_write() {
     let service = scene.start();
     let job = service.consolidate("vm", &fold(2 * MIB)).unwrap();
     wait_for_bytes(&job);
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     let settings = Settings { resumes: false, ..scene.settings() };
     let service = Service::start(settings, &[scene.named("top")]).unwrap();
     assert!(service.view_jobs().is_empty() && service.refused().is_empty());
     write(&service, 0, 4);
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     let service = scene.start();
     let job = service.job(2).unwrap();
     assert!(job.wait(LONG));
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     assert!(scene.shown("top") == expected(&[(0, 4)]));
 }
 
@@ -211,8 +211,7 @@ fn a_snapshot_is_the_head_that_the_next_start_opens() {
     let asked = SnapshotOf { disk: "vm".to_owned(), new: Some("monday".into()) };
     service.snapshot(&[asked]).unwrap();
     write(&service, 0, 3);
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     assert!(scene.shown("top") == expected(&[]));
     let service = scene.start();
     assert_eq!(service.view_disk("vm").unwrap().path.0, scene.path("monday"));
@@ -226,8 +225,7 @@ fn a_snapshot_is_the_head_that_the_next_start_opens() {
 fn a_disk_that_the_book_has_elsewhere_is_not_served() {
     let scene = Scene::new();
     let service = scene.start();
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     let service = Service::start(scene.settings(), &[scene.named("base")]).unwrap();
     let refused = service.refused();
     assert_eq!(refused[0].1.kind(), ErrorKind::Policy);
@@ -246,8 +244,7 @@ fn attached_disks_come_back_and_detached_ones_do_not() {
     assert_eq!(service.attach(&scene.named("top")).unwrap_err().kind(), ErrorKind::Exists);
     let other = Service::start(scene.settings(), &[]);
     assert_eq!(other.unwrap_err().kind(), ErrorKind::Busy);
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     let service = start();
     let guest = service.held("vm").unwrap().disk.clone();
     guest.zero(GuestOffset::new(0).range(MIB), Kept::Nothing).unwrap();
@@ -265,8 +262,7 @@ fn a_disk_whose_job_cannot_go_on_is_not_served() {
     let service = scene.start();
     let job = service.consolidate("vm", &fold(2 * MIB)).unwrap();
     wait_for_bytes(&job);
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     let journal = Journal::find(&scene.host, &scene.path("top")).unwrap().unwrap().path().to_path_buf();
     let bytes = std::fs::read(&journal).unwrap();
     std::fs::write(&journal, vec![0; bytes.len()]).unwrap();
@@ -277,8 +273,7 @@ fn a_disk_whose_job_cannot_go_on_is_not_served() {
     std::fs::write(&journal, bytes).unwrap();
     let service = scene.start();
     assert!(service.job(job.number).unwrap().wait(LONG));
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     assert!(scene.shown("top") == expected(&[]));
 }
 
@@ -290,13 +285,11 @@ fn a_disk_whose_head_takes_the_targets_name_is_found_under_it() {
     let job = service.consolidate("vm", &FoldRequest { request, ..FoldRequest::default() }).unwrap();
     assert!(job.wait(LONG));
     write(&service, 0, 7);
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     assert!(!scene.path("top").exists());
     // The command line still names the first head.
     let service = scene.start();
     assert_eq!(service.view_disk("vm").unwrap().path.0, scene.path("base"));
-    service.stop(LONG).unwrap();
-    drop(service);
+    stop(service);
     assert!(scene.shown("base") == expected(&[(0, 7)]));
 }

@@ -20,9 +20,7 @@
 //! are not recorded here; bitmaps that do not record keep their worth (`qcow2.rst`, "Bitmap directory").
 
 use super::{
-    bitmap, change, check,
-    claim::Claims,
-    details,
+    bitmap, change, check, details,
     entry::Shape,
     feature,
     header::{Compression, Header},
@@ -33,7 +31,7 @@ use super::{
 };
 use crate::{
     base::{
-        Budget, Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile,
+        Budget, Claims, Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile,
         units::count,
     },
     format::{Adopted, Below, BitmapEdit, Bits, Details, Format, Image, ParentName, Parts, StoredRecord},

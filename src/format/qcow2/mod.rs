@@ -11,7 +11,6 @@ mod audit;
 mod bitmap;
 mod change;
 mod check;
-mod claim;
 mod counter;
 mod create;
 mod details;

@@ -13,7 +13,7 @@ use super::{
     ending::Ending,
     images::Images,
     plan::{self, Plan, Request, Verify},
-    run::{Listed, Report, describe},
+    run::{Bound, Report, bind},
     work::Work,
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         Budget, Error, ErrorKind, GuestOffset, Result,
         clock::{self, Stopwatch},
     },
-    chain::{Chain, Layer, Opening, open_layer},
+    chain::{Chain, Layer, Opening, View, open_layer},
     format::{self, Parts},
     io::{Access, File, Host},
     job::{
@@ -32,7 +32,7 @@ use crate::{
         },
     },
     map::RangeSet,
-    store::{Epoch, Fold, FoldMode, Held, Intent, Journal, Ledger, Position},
+    store::{FoldMode, Held, Intent, Journal, Ledger, Position},
 };
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
@@ -368,7 +368,7 @@ impl Folding {
         let mirror = Mirror::new(self.plan().size, grain, &noted);
         let lower = self.moving.layers().get(self.depth + 1..).unwrap_or_default();
         let target = Arc::clone(&self.images.sides.target);
-        let below = crate::chain::View::new(lower);
+        let below = View::new(lower);
         let leg = Arc::new(Leg::new(target, below, mirror, Box::new(self.noting.clone())));
         self.leg = Some(Arc::clone(&leg));
         self.disk.take_leg(&leg);
@@ -380,18 +380,10 @@ impl Folding {
 
     fn new_journal(&self, stands: Option<Journal>) -> Result<Journal> {
         let head_epoch = self.images.mark_live_head(&self.ending)?;
-        let (old_epoch, new_epoch) = match stands.as_ref().map(Journal::fold) {
-            Some(before) => (before.old_epoch, before.new_epoch),
-            None => (self.images.target_epoch(&self.ending)?, Epoch::fresh()),
-        };
         let plan = self.plan();
-        let list = Listed { digest: LIVE, bytes: plan.copy_bytes + plan.zero_bytes };
-        let fold = describe(&self.ending, plan, &self.images, list)?;
-        let fold = Fold { old_epoch, new_epoch, head_epoch, bitmaps: self.held.clone(), ..fold };
-        match stands {
-            Some(stands) => stands.restart(fold),
-            None => Journal::create(&self.ending.host, &plan.top, fold),
-        }
+        let (list_bytes, bitmaps) = (plan.copy_bytes + plan.zero_bytes, self.held.clone());
+        let bound = Bound { head_epoch, list_digest: LIVE, list_bytes, view_id: None, bitmaps };
+        bind(&self.ending, (plan, &self.images), stands, bound)
     }
 
     fn leg(&self) -> Result<&Arc<Leg>> {

@@ -305,29 +305,17 @@ impl Runner {
         self.journal.as_mut().ok_or_else(unbound)?.note(position)
     }
 
-    /// Writes the journal; one that stands (the head was written since) keeps its epochs, so that there is no moment
-    /// without a binding.
+    /// Writes the journal, anew if one stands: the head was written since.
     fn bind(&mut self) -> Result<()> {
         let fold = self.fold()?;
         let head_epoch = fold.images.mark_head(&self.ending)?;
-        let before = self.journal.as_ref().map(Journal::fold);
-        let (old_epoch, new_epoch) = match before {
-            Some(before) => (before.old_epoch, before.new_epoch),
-            None => (fold.images.target_epoch(&self.ending)?, Epoch::fresh()),
-        };
         // Whoever wrote the head changed its view: an ID from before that proves nothing.
         let is_hashed = fold.verify == Verify::Bytes;
         let view_id = is_hashed.then(|| fold.images.sides.view_id(Side::Top)).transpose()?;
-        let list = Listed { digest: fold.work.digest, bytes: fold.work.list.bytes() };
-        let plan = &self.report.plan;
-        let journal = describe(&self.ending, plan, &fold.images, list)?;
-        let bitmaps = fold.held.clone();
-        let journal = Fold { old_epoch, new_epoch, head_epoch, view_id, bitmaps, ..journal };
-        let journal = match self.journal.take() {
-            Some(before) => before.restart(journal),
-            None => Journal::create(&self.ending.host, &plan.top, journal),
-        };
-        self.journal = Some(journal?);
+        let (list_digest, list_bytes) = (fold.work.digest, fold.work.list.bytes());
+        let bound = Bound { head_epoch, list_digest, list_bytes, view_id, bitmaps: fold.held.clone() };
+        let stands = self.journal.take();
+        self.journal = Some(bind(&self.ending, (&self.report.plan, &self.fold()?.images), stands, bound)?);
         Ok(())
     }
 
@@ -387,34 +375,53 @@ impl Runner {
     }
 }
 
-/// A work list as a journal knows it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Listed {
-    pub(super) digest: [u8; 32],
-    pub(super) bytes: u64,
+/// What a journal says that was found out for it.
+#[derive(Debug)]
+pub(super) struct Bound {
+    /// TOP's own epoch, if it has a record.
+    pub(super) head_epoch: Option<Epoch>,
+    pub(super) list_digest: [u8; 32],
+    pub(super) list_bytes: u64,
+    pub(super) view_id: Option<[u8; 32]>,
+    /// The target's bitmaps before the job.
+    pub(super) bitmaps: Vec<Held>,
 }
 
-/// Returns what a journal says of a job, but for epochs, bitmaps and a hash of the view.
-pub(super) fn describe(ending: &Ending, plan: &Plan, images: &Images, list: Listed) -> Result<Fold> {
+/// Writes the journal of a job, durably; one that `stands` keeps its epochs, so that there is no moment without a
+/// binding.
+pub(super) fn bind(
+    ending: &Ending,
+    (plan, images): (&Plan, &Images),
+    stands: Option<Journal>,
+    bound: Bound,
+) -> Result<Journal> {
+    let (old_epoch, new_epoch) = match stands.as_ref().map(Journal::fold) {
+        Some(before) => (before.old_epoch, before.new_epoch),
+        None => (images.target_epoch(ending)?, Epoch::fresh()),
+    };
     let names = Names::new(&plan.top);
-    Ok(Fold {
+    let fold = Fold {
         job: seed::fresh(),
         mode: plan.mode,
-        old_epoch: None,
-        new_epoch: Epoch::fresh(),
+        old_epoch,
+        new_epoch,
         head: images.head()?,
-        head_epoch: None,
-        list_digest: list.digest,
-        list_bytes: list.bytes,
-        view_id: None,
+        head_epoch: bound.head_epoch,
+        list_digest: bound.list_digest,
+        list_bytes: bound.list_bytes,
+        view_id: bound.view_id,
         size: plan.size,
         layers: names.all(plan.folded.iter().chain([&images.target])),
         result: names.one(&plan.result),
         format: images.result_format().name().to_owned(),
         draft: images.draft.as_deref().map(|draft| names.one(draft)),
         removed: names.removed(ending.host.as_ref(), &plan.removed)?,
-        bitmaps: Vec::new(),
-    })
+        bitmaps: bound.bitmaps,
+    };
+    match stands {
+        Some(stands) => stands.restart(fold),
+        None => Journal::create(&ending.host, &plan.top, fold),
+    }
 }
 
 fn unbound() -> Error {

@@ -329,7 +329,8 @@ impl Copy {
             let named = if nth == 0 { to.file_name() } else { file.path().file_name() };
             self.transfer.temporary(Path::new(named.unwrap_or_default())).is_none()
         });
-        let seen = layer.image.files().iter().map(|file| file.witness()).collect::<Result<Vec<_>>>()?;
+        let look = || files.iter().map(|file| file.witness()).collect::<Result<Vec<_>>>();
+        let seen = look()?;
         let (header, further) =
             files.split_first().ok_or_else(|| Error::invalid("an image without a file"))?;
         for file in further {
@@ -350,9 +351,7 @@ impl Copy {
             let has_passed =
                 is_fresh && copied + draft.moved().copied_bytes >= shared + draft.moved().shared_bytes;
             if let Some(tree) = self.tree((&layer, depth), below, has_passed, progress)? {
-                let now =
-                    layer.image.files().iter().map(|file| file.witness()).collect::<Result<Vec<_>>>()?;
-                if !is_as_before(&seen, &now) {
+                if !is_as_before(&seen, &look()?) {
                     let what = "was written while it was copied and hashed: copy it again";
                     return Err(Error::busy(what).path(&layer.path));
                 }

@@ -2,13 +2,13 @@
 
 use super::leg::{Change, Leg};
 use crate::{
-    base::{GuestOffset, GuestRange, Result, clock::Stopwatch},
+    base::{Claims, GuestOffset, GuestRange, Result, clock::Stopwatch},
     chain::Chain,
     disk::{Disk, Status},
     format::Image,
     io::Kept,
 };
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::RwLock;
 use std::{
     sync::{
         Arc,
@@ -32,7 +32,8 @@ const BREATH: Duration = Duration::from_millis(12);
 pub struct LiveDisk {
     size: u64,
     legs: RwLock<Legs>,
-    turns: Turns,
+    /// Writes that overlap take turns.
+    turns: Claims,
     is_changed: AtomicBool,
 }
 
@@ -52,47 +53,12 @@ pub struct Swapped {
     pub pause: Duration,
 }
 
-/// Writes that overlap take turns.
-#[derive(Debug, Default)]
-struct Turns {
-    taken: Mutex<Vec<GuestRange>>,
-    freed: Condvar,
-}
-
-/// A turn; it ends when this is dropped.
-struct Turn<'a> {
-    turns: &'a Turns,
-    range: GuestRange,
-}
-
-impl Turns {
-    fn take(&self, range: GuestRange) -> Turn<'_> {
-        let mut taken = self.taken.lock();
-        while taken.iter().any(|other| other.overlaps(range)) {
-            self.freed.wait(&mut taken);
-        }
-        taken.push(range);
-        Turn { turns: self, range }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut taken = self.turns.taken.lock();
-        if let Some(at) = taken.iter().position(|range| *range == self.range) {
-            taken.swap_remove(at);
-        }
-        drop(taken);
-        self.turns.freed.notify_all();
-    }
-}
-
 impl LiveDisk {
     /// Starts to serve a chain that is open for writing.
     pub fn new(chain: Chain) -> Self {
         let size = chain.size();
         let legs = Legs { current: Arc::new(chain), fold: None, before: Vec::new() };
-        Self { size, legs: RwLock::new(legs), turns: Turns::default(), is_changed: AtomicBool::new(false) }
+        Self { size, legs: RwLock::new(legs), turns: Claims::default(), is_changed: AtomicBool::new(false) }
     }
 
     /// Returns the chain that guests see now.
@@ -134,22 +100,13 @@ impl LiveDisk {
     ///
     /// The heads of before are covered by flushes until [`LiveDisk::forget_before`].
     pub fn swap_all(disks: Vec<(&Self, Chain)>) -> Swapped {
-        let new: Vec<_> = disks.into_iter().map(|(disk, chain)| (disk, Arc::new(chain))).collect();
-        let mut patience = PAUSE;
-        loop {
-            let watch = Stopwatch::start();
-            let locked: Option<Vec<_>> =
-                new.iter().map(|(disk, _)| disk.legs.try_write_for(patience)).collect();
-            if let Some(locked) = locked {
-                for (mut legs, (_, chain)) in locked.into_iter().zip(&new) {
-                    let before = std::mem::replace(&mut legs.current, Arc::clone(chain));
-                    legs.before.extend(before.head().map(|head| Arc::clone(&head.image)));
-                }
-                return Swapped { pause: watch.elapsed() };
-            }
-            std::thread::sleep(BREATH);
-            patience = (patience * 2).min(PAUSE_MAX);
-        }
+        let (disks, chains): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
+        let mut chains = chains.into_iter();
+        Self::change_all(&disks, |legs| {
+            let Some(chain) = chains.next() else { return };
+            let before = std::mem::replace(&mut legs.current, Arc::new(chain));
+            legs.before.extend(before.head().map(|head| Arc::clone(&head.image)));
+        })
     }
 
     /// The heads of before are durable by now.
@@ -157,12 +114,20 @@ impl LiveDisk {
         self.change_legs(|legs| legs.before.clear());
     }
 
-    fn change_legs(&self, change: impl Fn(&mut Legs)) -> Swapped {
+    fn change_legs(&self, change: impl FnMut(&mut Legs)) -> Swapped {
+        Self::change_all(&[self], change)
+    }
+
+    /// Changes the legs of each disk in turn, while no request is under way on any of them.
+    fn change_all(disks: &[&Self], mut change: impl FnMut(&mut Legs)) -> Swapped {
         let mut patience = PAUSE;
         loop {
             let watch = Stopwatch::start();
-            if let Some(mut legs) = self.legs.try_write_for(patience) {
-                change(&mut legs);
+            let locked: Option<Vec<_>> = disks.iter().map(|disk| disk.legs.try_write_for(patience)).collect();
+            if let Some(mut locked) = locked {
+                for legs in &mut locked {
+                    change(legs);
+                }
                 return Swapped { pause: watch.elapsed() };
             }
             std::thread::sleep(BREATH);

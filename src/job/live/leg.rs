@@ -117,11 +117,6 @@ impl Leg {
         self.mirror.lock().survey(list);
     }
 
-    /// Returns how many listed bytes have still to land.
-    pub fn pending_bytes(&self) -> u64 {
-        self.mirror.lock().pending_bytes()
-    }
-
     /// Returns whether every listed byte has landed; nothing gets on the list any more then.
     pub fn close(&self) -> bool {
         self.mirror.lock().close()

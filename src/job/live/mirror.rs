@@ -179,11 +179,6 @@ impl Mirror {
         self.is_closing
     }
 
-    /// Returns how many listed bytes have still to land.
-    pub fn pending_bytes(&self) -> u64 {
-        self.pending.bytes()
-    }
-
     /// Reserves the next block that holds pending bytes, from `at` on and then from the start: writes to it wait from
     /// now on. `None` if nothing is pending. What is in hand is moved once [`Mirror::is_free`].
     pub fn take(&mut self, at: GuestOffset) -> Option<GuestRange> {

@@ -1,28 +1,29 @@
-//! Claims on guest clusters: who is about to change their entries. Overlapping claims wait for each other.
+//! Claims on guest bytes: who is about to change them. Overlapping claims wait for each other.
 //!
-//! A write that allocates holds its claim from the choice of host clusters until the entries point there, so
-//! that two first writes of one cluster cannot each bring a host cluster of their own.
+//! A guest's writes that overlap take turns so; and a write that allocates in an image holds its claim from the choice
+//! of host clusters until the entries point there, so that two first writes of one cluster cannot each bring a host
+//! cluster of their own.
 
-use crate::base::GuestRange;
+use super::GuestRange;
 use parking_lot::{Condvar, Mutex};
 
-/// The guest clusters whose entries are about to change.
+/// The guest bytes that somebody is about to change.
 #[derive(Debug, Default)]
-pub(super) struct Claims {
+pub(crate) struct Claims {
     held: Mutex<Vec<GuestRange>>,
     freed: Condvar,
 }
 
-/// The right to change the entries of a range, until dropped.
+/// The right to change a range, until dropped.
 #[derive(Debug)]
-pub(super) struct Claim<'a> {
+pub(crate) struct Claim<'a> {
     claims: &'a Claims,
     range: GuestRange,
 }
 
 impl Claims {
     /// Waits until nobody else holds a part of `range`, and takes it.
-    pub(super) fn take(&self, range: GuestRange) -> Claim<'_> {
+    pub(crate) fn take(&self, range: GuestRange) -> Claim<'_> {
         let mut held = self.held.lock();
         while held.iter().any(|other| other.overlaps(range)) {
             self.freed.wait(&mut held);
