@@ -14,7 +14,11 @@ zstd zstd
 nbdinfo libnbd-bin
 nbdcopy libnbd-bin
 fio fio
+qemu-system-x86_64 qemu-system-x86
 "
+# Debian packages that are unpacked here and not installed: the kernel and the first program of the tests' guest.
+unpacked="linux-image-cloud-amd64 busybox-static"
+guest=target/guest
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -24,22 +28,60 @@ missing() {
     done <<<"$needs" | sort -u
 }
 
+# qemu of Debian 12 is too old, and programs of two versions of it do not go together: there all of it comes from
+# its backports, by a list of sources that only these calls see.
+install_packages() {
+    local as_root=$1 package qemu=() others=() sources
+    shift
+    for package in "$@"; do
+        case "$package" in qemu-*) qemu+=("$package") ;; *) others+=("$package") ;; esac
+    done
+    sources=$(mktemp)
+    local apt=($as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq)
+    if [ "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" = bookworm ]; then
+        echo "deb http://deb.debian.org/debian bookworm-backports main" >"$sources"
+        apt+=(-o "Dir::Etc::sourcelist=$sources")
+        [ ${#qemu[@]} = 0 ] || qemu=(-t bookworm-backports "${qemu[@]}")
+    fi
+    chmod 644 "$sources"
+    "${apt[@]}" update
+    [ ${#others[@]} = 0 ] || "${apt[@]}" install -y --no-install-recommends "${others[@]}" </dev/null
+    [ ${#qemu[@]} = 0 ] || "${apt[@]}" install -y --no-install-recommends "${qemu[@]}" </dev/null
+    rm "$sources"
+}
+
+# Unpacks kernel and busybox; `done` says that both are whole.
+unpack_guest() {
+    local as_root=$1 package
+    say "unpacking" $unpacked
+    rm -rf "$guest" && mkdir -p "$guest/packages"
+    $as_root apt-get -qq update
+    for package in $unpacked; do
+        # The kernel's package of this name holds nothing: it depends on the one of the newest version.
+        case "$package" in linux-*)
+            package=$(apt-cache depends "$package" | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1) ;;
+        esac
+        (cd "$guest/packages" && apt-get -qq download "$package")
+    done
+    for package in "$guest"/packages/*.deb; do dpkg -x "$package" "$guest"; done
+    rm -r "$guest/packages" && touch "$guest/done"
+}
+
 install_tools() {
     export PATH="$PATH:/usr/sbin:/sbin"
     local packages as_root=
     packages=$(missing)
+    [ "$(id -u)" = 0 ] || as_root=sudo
     if [ -n "$packages" ]; then
         say "installing" $packages
-        [ "$(id -u)" = 0 ] || as_root=sudo
-        $as_root apt-get -qq update
-        # shellcheck disable=SC2086
-        DEBIAN_FRONTEND=noninteractive $as_root apt-get -qq install -y --no-install-recommends $packages </dev/null
+        install_packages "$as_root" $packages
     fi
     packages=$(missing)
     if [ -n "$packages" ]; then
         echo "test.sh: still missing after the installation: $packages" >&2
         exit 1
     fi
+    [ -e "$guest/done" ] || unpack_guest "$as_root"
     for component in rustfmt clippy; do
         cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
     done

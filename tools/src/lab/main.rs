@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use dchain_lab::{
-    HISTORIES, History, crash, errors, fuzz,
+    HISTORIES, History, crash, errors, fuzz, guest,
     jobs::{self, By, Forgotten, JOBS},
     kill::{self, Job},
     mirror, mutants,
@@ -33,6 +33,8 @@ enum Search {
     Mirror(Writes),
     /// Kill `dchain` in the middle of jobs, give the same command again, and compare.
     Kill(Kills),
+    /// Have Linux in an emulator write to an ext4 while snapshots are taken and folded, and look at its files afterwards.
+    Guest(Guest),
 }
 
 #[derive(Args)]
@@ -113,6 +115,16 @@ struct Kills {
     job: Option<Job>,
 }
 
+#[derive(Args)]
+struct Guest {
+    /// Rounds: a snapshot or two, and a fold.
+    #[arg(long, default_value_t = 200)]
+    rounds: u64,
+    /// The folder with kernel and busybox, as `tools/test.sh --install` fills it.
+    #[arg(long, default_value = "target/guest")]
+    kernel: PathBuf,
+}
+
 fn main() -> ExitCode {
     let is_sound = match Lab::parse().search {
         Search::Crash(campaign) => run(&campaign, |history| {
@@ -132,6 +144,7 @@ fn main() -> ExitCode {
             say(&mirror::search(seed, writes).map(|tally| format!("seeds from {seed}: {tally}")))
         }
         Search::Kill(kills) => kill_jobs(&kills),
+        Search::Guest(guest) => say(&serve_guest(&guest)),
     };
     if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -179,6 +192,18 @@ fn kill_jobs(kills: &Kills) -> bool {
         is_sound &= say(&done.map(|tally| format!("{}: seeds from {}: {tally}", job.name(), kills.seed)));
     }
     is_sound
+}
+
+/// Has a guest use a disk of the `dchaind` beside this program.
+fn serve_guest(guest: &Guest) -> Result<String, String> {
+    let own = env::current_exe().map_err(|e| e.to_string())?;
+    let programs = guest::Programs {
+        dchain: own.with_file_name("dchain"),
+        dchaind: own.with_file_name("dchaind"),
+        kernel: guest.kernel.clone(),
+    };
+    let tally = guest::search(guest::Wire::Nbd, guest.rounds, &programs)?;
+    Ok(format!("NBD: {tally}"))
 }
 
 /// Takes guards away; returns whether each was noticed.

@@ -17,6 +17,7 @@ mod dchain;
 mod diff;
 mod foreign;
 mod fuzz;
+mod guest;
 mod help;
 mod hosts;
 mod kill;
