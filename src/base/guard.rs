@@ -64,6 +64,8 @@ guards! {
     HeadWritten,
     /// The same, noticed across a restart of the host by the head's epoch.
     HeadEpoch,
+    /// The same of a head that was in use, which whoever opens it for writing takes from the fold.
+    HeadTaken,
     /// A layer with another child is not folded.
     Siblings,
     /// A layer that got another child meanwhile is not removed.
@@ -96,6 +98,8 @@ guards! {
     ReleaseSound,
     /// Zeros of a guest are said over layers that a job writes, not left to what lies below.
     ZeroNotAbsent,
+    /// What was read below the head of a disk whose layers are written is looked up again.
+    MovingLook,
     /// A guest's write waits for what the copier has in hand.
     MirrorHand,
     /// The copier moves nothing that a write is in flight to.

@@ -38,7 +38,10 @@ use crate::{
 use std::{
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 /// Bytes that are read at once to have them in the host's cache.
@@ -92,15 +95,36 @@ pub struct Chain {
 
 /// What lies below the head while a job writes there: never known to be zero, since a write that goes to both places
 /// may come to light where the head says nothing.
-struct Moving<'a>(&'a View);
+///
+/// What the map said before a read may be untrue after it: a guest has zeroed the place since, and the job's target has
+/// put other bytes where they were. The head has had them first then, so that it tells.
+struct Moving<'a> {
+    view: &'a View,
+    head: &'a dyn Image,
+    /// Whether the head has something by now where it was silent before.
+    is_overtaken: AtomicBool,
+}
+
+impl<'a> Moving<'a> {
+    const fn new(view: &'a View, head: &'a dyn Image) -> Self {
+        Self { view, head, is_overtaken: AtomicBool::new(false) }
+    }
+}
 
 impl Below for Moving<'_> {
     fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
-        self.0.read(at, buf)
+        self.view.read(at, buf)?;
+        let mut extents = Vec::new();
+        self.head.map(at.range(buf.len() as u64), &mut extents)?;
+        let is_told = extents.iter().any(|extent| extent.state.is_present());
+        if Guard::MovingLook.trips(is_told) {
+            self.is_overtaken.store(true, Relaxed);
+        }
+        Ok(())
     }
 
     fn is_zero(&self, range: GuestRange) -> Result<bool> {
-        Ok(!Guard::ZeroNotAbsent.trips(true) && self.0.is_zero(range)?)
+        Ok(!Guard::ZeroNotAbsent.trips(true) && self.view.is_zero(range)?)
     }
 }
 
@@ -131,6 +155,9 @@ impl Chain {
     /// ```
     pub fn open(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let layers = open::layers(host, path, opening)?;
+        if let Some(head) = layers.first().filter(|_| opening.access.writes() && !opening.is_live) {
+            open::disown(host, head)?;
+        }
         let standings = match &opening.ledger {
             Some(ledger) => {
                 layers.first().map_or(Ok(()), |head| lineage::refuse_half_folded(ledger, head))?;
@@ -204,6 +231,19 @@ impl Chain {
         .path(name))
     }
 
+    /// Reads until nothing came in between: look, read, look again.
+    fn read_moving(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        let head = self.head()?.image.as_ref();
+        loop {
+            let below = Moving::new(&self.merged, head);
+            head.read(at, buf, &below)?;
+            // Each time more of it is the head's, so that this ends.
+            if !below.is_overtaken.into_inner() {
+                return Ok(());
+            }
+        }
+    }
+
     fn writable_head(&self, range: GuestRange) -> Result<&Layer> {
         self.check_range(range)?;
         let head = self.head()?;
@@ -230,6 +270,9 @@ impl Disk for Chain {
 
     fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
         self.check_range(at.range(buf.len() as u64))?;
+        if self.is_moving {
+            return self.read_moving(at, buf);
+        }
         if self.is_writable {
             self.head()?.image.read(at, buf, &self.merged)
         } else {
@@ -244,7 +287,7 @@ impl Disk for Chain {
     fn zero(&self, range: GuestRange, kept: Kept) -> Result<()> {
         let head = self.writable_head(range)?;
         if self.is_moving {
-            return head.image.zero(range, kept, &Moving(&self.merged));
+            return head.image.zero(range, kept, &Moving::new(&self.merged, head.image.as_ref()));
         }
         head.image.zero(range, kept, &self.merged)
     }

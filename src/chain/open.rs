@@ -2,10 +2,10 @@
 
 use super::{Layer, Policy, policy::Referrer};
 use crate::{
-    base::{Budget, Error, ErrorKind, Result},
+    base::{Budget, Error, ErrorKind, Guard, Result},
     format::{self, Checked, Format, Repair},
     io::{Access, File, Host, Witness},
-    store::Ledger,
+    store::{Epoch, Journal, Ledger},
 };
 use std::{
     path::{Path, PathBuf},
@@ -74,7 +74,8 @@ impl Opening {
         self
     }
 
-    /// Opens a disk that is to be reshaped while it is in use.
+    /// Opens a disk that is to be reshaped while it is in use: a fold of it that was cut off is gone on with, or given
+    /// up, before it is written.
     #[must_use]
     pub const fn for_live_use(mut self) -> Self {
         self.is_live = true;
@@ -213,6 +214,20 @@ pub(super) fn layers(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Re
         layers.push(parent);
     }
     Ok(layers)
+}
+
+/// Goes before the head is written by whoever does not go on with a fold of it that was cut off: what the fold's target
+/// holds is not what the head shows from then on, and the next epoch tells.
+pub(super) fn disown(host: &Arc<dyn Host>, head: &Layer) -> Result<()> {
+    // One that cannot be read is not gone on with.
+    let Ok(Some(journal)) = Journal::find(host, &head.path) else { return Ok(()) };
+    let ledger = Ledger::new(Arc::clone(host), None);
+    let epoch = ledger.look(head.image.as_ref())?.layer.frozen.map(|record| record.epoch);
+    let is_believed = journal.intent().region_bytes > 0 && epoch == journal.fold().head_epoch;
+    if epoch.is_some() && Guard::HeadTaken.trips(is_believed) {
+        ledger.thaw(head.image.as_ref(), Epoch::fresh())?;
+    }
+    Ok(())
 }
 
 fn witness(layer: &Layer) -> Result<Witness> {

@@ -46,6 +46,7 @@ impl Service {
         if held.is_read_only {
             return Err(Error::policy("is served for reading only").path(&held.disk.chain().head()?.path));
         }
+        held.settle()?;
         LiveConsolidation::prepare(&self.settings.host, &held.disk, &held.opening, request)
     }
 
@@ -83,7 +84,7 @@ impl Service {
         self.say(job, JobState::Created);
         let (service, held, own) = (Arc::clone(self), Arc::clone(held), Arc::clone(job));
         let work = move || {
-            let done = service.carry_out(&own, stand);
+            let done = service.carry_out(&held, &own, stand);
             service.conclude(&held, &own, done);
         };
         let spawned = thread::Builder::new().name(format!("job-{}", job.number)).spawn(work);
@@ -103,7 +104,7 @@ impl Service {
     }
 
     /// Does it; `None` if the service stopped meanwhile: then the journal stands as it is.
-    fn carry_out(&self, job: &Job, stand: Stand) -> Result<Option<LiveReport>> {
+    fn carry_out(&self, held: &Held, job: &Job, stand: Stand) -> Result<Option<LiveReport>> {
         let mut folding = match stand {
             Stand::Planned(fold, pace) => fold.begin(pace)?,
             Stand::Begun(folding) => *folding,
@@ -118,7 +119,11 @@ impl Service {
         }
         job.ends();
         self.say(job, JobState::Pending);
-        folding.finish(copied, &job.progress).map(Some)
+        let finished = folding.finish(copied, &job.progress).map(Some);
+        if !folding.is_over() {
+            *held.stuck.lock() = Some(Box::new(folding));
+        }
+        finished
     }
 
     fn conclude(&self, held: &Held, job: &Job, done: Result<Option<LiveReport>>) {

@@ -37,7 +37,10 @@ use crate::{
     disk::Disk,
     export::Context,
     io::Host,
-    job::{consolidate::LivePace, live::LiveDisk},
+    job::{
+        consolidate::{Folding, LivePace},
+        live::LiveDisk,
+    },
 };
 use book::Book;
 use event::Events;
@@ -105,6 +108,8 @@ struct Held {
     contexts: Vec<Arc<dyn Context>>,
     /// The last job on it.
     job: Mutex<Option<Arc<Job>>>,
+    /// A fold whose job has failed and which could not be taken back, or ended, either: guests go on with it.
+    stuck: Mutex<Option<Box<Folding>>>,
 }
 
 impl fmt::Debug for Held {
@@ -128,6 +133,17 @@ impl Held {
             }
             None => Ok(()),
         }
+    }
+
+    /// Takes back, or ends, what a job before could not.
+    fn settle(&self) -> Result<()> {
+        let mut stuck = self.stuck.lock();
+        if let Some(folding) = stuck.as_mut() {
+            let what = "a job on it has failed, and can be neither ended nor taken back yet";
+            folding.conclude().map_err(|error| error.doing(what))?;
+            *stuck = None;
+        }
+        Ok(())
     }
 }
 
@@ -188,6 +204,7 @@ impl Service {
             return Ok(());
         };
         held.refuse_job(name)?;
+        held.settle()?;
         // Nobody new comes in from here on.
         self.disks.lock().remove(name);
         let closed = Self::wait_alone(name, &held)
@@ -269,6 +286,9 @@ impl Service {
         // Each is flushed, whatever becomes of the others.
         for (name, entry) in disks {
             if let Entry::Open(held) = entry {
+                // What stays stuck is gone on with by the next start, as after a power cut.
+                let is_settled = held.settle().is_ok();
+                tracing::debug!(disk = name, is_settled, "closed");
                 let flushed = held.disk.flush().map_err(|error| error.doing(format!("disk '{name}'")));
                 stopped = stopped.and(flushed);
                 self.clear_cancelled(held);

@@ -79,6 +79,7 @@ impl Service {
     fn disk_of(&self, asked: &SnapshotOf) -> Result<Disk> {
         let held = self.held(&asked.disk)?;
         held.refuse_job(&asked.disk)?;
+        held.settle()?;
         let chain = held.disk.chain();
         let head = chain.head()?;
         if held.is_read_only {

@@ -112,7 +112,7 @@ impl Service {
         // What a writer dirties is not in the bitmap until it is closed.
         let contexts = if is_read_only { bitmaps::contexts(&disk.chain())? } else { Vec::new() };
         let job = Mutex::new(None);
-        let held = Arc::new(Held { disk, opening, is_read_only, contexts, job });
+        let held = Arc::new(Held { disk, opening, is_read_only, contexts, job, stuck: Mutex::default() });
         Ok(Opened { held, known, folding })
     }
 
@@ -127,7 +127,7 @@ impl Service {
     fn go_on(&self, disk: &Arc<LiveDisk>, opening: &Opening) -> Result<Option<Box<Folding>>> {
         let what = "a consolidation that was cut off cannot go on";
         let fold = LiveConsolidation::prepare(&self.settings.host, disk, opening, &Request::default());
-        let folding = fold.and_then(|fold| fold.begin(self.settings.pace)).map_err(|e| e.doing(what))?;
+        let mut folding = fold.and_then(|fold| fold.begin(self.settings.pace)).map_err(|e| e.doing(what))?;
         if self.settings.resumes {
             return Ok(Some(Box::new(folding)));
         }

@@ -317,9 +317,12 @@ impl Journal {
         noted
     }
 
-    /// Removes the journal, durably: the job is over.
-    pub fn close(self) -> Result<()> {
-        self.host.remove(&self.path)?;
+    /// Removes the journal, durably: the job is over. Where that failed, it can be tried again.
+    pub fn close(&self) -> Result<()> {
+        match self.host.remove(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            removed => removed?,
+        }
         self.host.sync_folder(folder_of(&self.path))
     }
 

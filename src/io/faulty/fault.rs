@@ -1,7 +1,7 @@
 //! What goes wrong, and when: failures at a counted I/O, barriers that do nothing.
 
 use rustix::io::Errno;
-use std::backtrace::Backtrace;
+use std::{backtrace::Backtrace, collections::BTreeSet};
 
 /// How an I/O fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +28,15 @@ impl Failure {
             Self::NoSpace | Self::Short => matches!(action, Action::Change),
         }
     }
+}
+
+/// Which I/Os of a file wait ([`super::SimHost::hold`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Waits {
+    /// The next read, before it has read anything; those after it do not.
+    NextRead,
+    /// All changes and flushes, before anything has happened.
+    Changes,
 }
 
 /// A failure that is to come.
@@ -60,9 +69,28 @@ pub(super) struct Faults {
     forgotten: Vec<u64>,
     /// Who asked for each, if that is noted.
     pub(super) names: Option<Vec<String>>,
+    /// Files, by inode, that cannot be changed or flushed.
+    pub(super) broken: BTreeSet<u64>,
+    /// What waits, by the inode of its file.
+    pub(super) held: Option<(u64, Waits)>,
+    /// How many I/Os wait now.
+    pub(super) waiting: usize,
 }
 
 impl Faults {
+    /// Counts an I/O on a file; returns how it fails, if it does.
+    pub(super) fn next_on(&mut self, inode: u64, action: Action) -> Option<Failure> {
+        let is_broken = !matches!(action, Action::Read) && self.broken.contains(&inode);
+        self.next(action).or(is_broken.then_some(Failure::Io))
+    }
+
+    /// Returns whether an I/O on a file has to wait.
+    pub(super) fn waits(&self, inode: u64, action: Action) -> bool {
+        self.held.is_some_and(|(held, waits)| {
+            held == inode && (waits == Waits::NextRead) == matches!(action, Action::Read)
+        })
+    }
+
     /// Counts an I/O; returns how it fails, if it does.
     pub(super) fn next(&mut self, action: Action) -> Option<Failure> {
         let n = self.ios;

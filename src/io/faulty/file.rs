@@ -59,13 +59,31 @@ impl SimFile {
         read(machine.disk.inode(self.inode).map_or(&nothing, |inode| &inode.pages))
     }
 
+    /// Waits while I/Os like this are held.
+    fn wait(&self, action: Action) {
+        let mut machine = self.machine.lock();
+        if !machine.faults.waits(self.inode, action) {
+            return;
+        }
+        let released = Arc::clone(&machine.released);
+        if matches!(action, Action::Read) {
+            // Those after it do not wait.
+            machine.faults.held = None;
+        }
+        machine.faults.waiting += 1;
+        let hold = machine.hold;
+        released.wait_while(&mut machine, |machine| machine.hold == hold);
+        machine.faults.waiting -= 1;
+    }
+
     /// Performs a change, unless a failure is due.
     fn change(&self, doing: &str, change: Change) -> Result<()> {
         if !self.access.lock().writes() {
             return Err(self.failed(doing, Errno::BADF));
         }
+        self.wait(Action::Change);
         let mut machine = self.machine.lock();
-        let failure = machine.faults.next(Action::Change);
+        let failure = machine.faults.next_on(self.inode, Action::Change);
         let is_short = failure == Some(Failure::Short);
         match (failure, change) {
             (None, change) => machine.change(self.inode, change),
@@ -82,8 +100,9 @@ impl SimFile {
     }
 
     fn flush_file(&self, has_time: bool) -> Result<()> {
+        self.wait(Action::Barrier);
         let mut machine = self.machine.lock();
-        let failure = machine.faults.next(Action::Barrier).map(Failure::errno);
+        let failure = machine.faults.next_on(self.inode, Action::Barrier).map(Failure::errno);
         if let Some(e) = failure.or(self.is_lost.load(Relaxed).then_some(Errno::IO)) {
             self.is_lost.store(true, Relaxed);
             return Err(self.failed("flush", e));
@@ -103,6 +122,7 @@ impl File for SimFile {
     }
 
     fn read_at(&self, at: HostOffset, buf: &mut [u8]) -> Result<()> {
+        self.wait(Action::Read);
         if let Some(failure) = self.machine.lock().faults.next(Action::Read) {
             return Err(self.failed(&format!("read {} bytes at {at:#x}", buf.len()), failure.errno()));
         }

@@ -16,14 +16,14 @@ mod fault;
 mod file;
 
 pub use crash::{Crash, Landing, Trace, crash_states, kill_states};
-pub use fault::{Failure, Fault};
+pub use fault::{Failure, Fault, Waits};
 
 use super::{Access, Entry, EntryKind, File, Host, Witness};
 use crate::base::{Error, ErrorKind, Result};
 use disk::{Change, Disk, Event, Inode, NameChange, Node};
 use fault::{Action, Faults};
 use file::SimFile;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use std::{
     path::{Component, Path, PathBuf},
     sync::Arc,
@@ -48,6 +48,9 @@ struct Machine {
     open: Vec<(u64, u64, Access)>,
     next: u64,
     faults: Faults,
+    /// How often what was held has been let go.
+    hold: u64,
+    released: Arc<Condvar>,
 }
 
 impl SimHost {
@@ -60,9 +63,9 @@ impl SimHost {
         let time = disk.files.values().map(|inode| inode.modified).max().unwrap_or_default() + 1;
         let next = disk.files.last_key_value().map_or(1, |(inode, _)| inode + 1);
         let (start, events, open, faults) = (disk.clone(), Vec::new(), Vec::new(), Faults::default());
-        Self {
-            machine: Arc::new(Mutex::new(Machine { boot, start, disk, events, time, open, next, faults })),
-        }
+        let (hold, released) = (0, Arc::default());
+        let machine = Machine { boot, start, disk, events, time, open, next, faults, hold, released };
+        Self { machine: Arc::new(Mutex::new(machine)) }
     }
 
     /// Returns what the machine did since it was switched on.
@@ -84,6 +87,41 @@ impl SimHost {
     /// Lets an I/O fail, or with `None` none from now on.
     pub fn fail(&self, fault: Option<Fault>) {
         self.machine.lock().faults.fault = fault;
+    }
+
+    /// Has every change and flush of the file that is called so now fail (`EIO`), whatever it is called later; or lets
+    /// it be changed again.
+    pub fn break_file(&self, path: &Path, is_broken: bool) -> Result<()> {
+        let mut machine = self.machine.lock();
+        let inode = machine.file(path)?;
+        let broken = &mut machine.faults.broken;
+        if is_broken {
+            broken.insert(inode)
+        } else {
+            broken.remove(&inode)
+        };
+        Ok(())
+    }
+
+    /// Has I/Os of the file that is called so now wait, and no other file's, until [`SimHost::release`].
+    pub fn hold(&self, path: &Path, waits: Waits) -> Result<()> {
+        let mut machine = self.machine.lock();
+        let inode = machine.file(path)?;
+        machine.faults.held = Some((inode, waits));
+        Ok(())
+    }
+
+    /// Returns how many I/Os wait.
+    pub fn waiting(&self) -> usize {
+        self.machine.lock().faults.waiting
+    }
+
+    /// Lets what waits go on; nothing is held any more.
+    pub fn release(&self) {
+        let mut machine = self.machine.lock();
+        machine.faults.held = None;
+        machine.hold += 1;
+        machine.released.notify_all();
     }
 
     /// Returns another machine in the same state and of the same boot: everything is on its disk, nothing is

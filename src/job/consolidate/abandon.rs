@@ -131,7 +131,7 @@ impl Abandonment {
         for draft in &plan.removed {
             ending.remove_file(draft)?;
         }
-        ending.close(journal)?;
+        ending.close(&journal)?;
         Ok(plan)
     }
 }

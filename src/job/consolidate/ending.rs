@@ -223,7 +223,7 @@ impl Ending {
     }
 
     /// Makes the removals durable, then removes the journal.
-    pub(super) fn close(&self, journal: Journal) -> Result<()> {
+    pub(super) fn close(&self, journal: &Journal) -> Result<()> {
         let fold = journal.fold();
         let draft = fold.draft.iter().map(|draft| journal.place(draft));
         let mut folders: Vec<PathBuf> =

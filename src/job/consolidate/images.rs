@@ -178,11 +178,11 @@ impl Images {
     }
 
     /// Makes durable what the record needs; returns the names of bitmaps that the result cannot hold. `list` is the
-    /// work list, `held` what bitmaps the target had.
+    /// work list, `held` what bitmaps the target had, `new_epoch` the one that the job gave it.
     pub(super) fn prepare_record(
         &self,
         ending: &Ending,
-        journal: &Journal,
+        new_epoch: Epoch,
         (list, held): (&RangeSet, &[Held]),
     ) -> Result<Vec<String>> {
         let target = self.sides.target.as_ref();
@@ -192,7 +192,7 @@ impl Images {
                 self.name_parent_for_both(ending)?;
             }
             FoldMode::EmptyTop => {
-                let top = self.make_empty_top(ending, journal)?;
+                let top = self.make_empty_top(ending, new_epoch)?;
                 let result = top.as_ref();
                 return Merge { run: &self.sides.run, list, held: &[], bits: None, result }.perform();
             }
@@ -212,7 +212,7 @@ impl Images {
     }
 
     /// Makes the empty delta that takes TOP's name, on the target, which is of another format.
-    fn make_empty_top(&self, ending: &Ending, journal: &Journal) -> Result<Arc<dyn Image>> {
+    fn make_empty_top(&self, ending: &Ending, new_epoch: Epoch) -> Result<Arc<dyn Image>> {
         let draft = self.draft.as_ref().ok_or_else(|| Error::invalid("the job has no draft"))?;
         if ending.host.kind(draft)?.is_some() {
             ending.host.remove(draft)?;
@@ -225,7 +225,7 @@ impl Images {
         let file = ending.host.create(draft)?;
         let image = format::create(self.top.format(), file, &creation, &NoParts)?;
         imitate(image.as_ref(), &self.top);
-        let claim = claim(journal.fold().new_epoch, parent);
+        let claim = claim(new_epoch, parent);
         ending.ledger.claim(image.as_ref(), Some(claim))?;
         image.flush()?;
         ending.host.sync_folder(folder_of(draft))?;
@@ -428,7 +428,7 @@ fn head_witness(top: &Layer) -> Result<Witness> {
 
 /// Whether an image still bears the epoch that the job gave it, and no sign of another program: what a witness of
 /// an earlier boot cannot tell.
-fn bears(image: &dyn Image, epoch: Option<Epoch>) -> Result<bool> {
+pub(super) fn bears(image: &dyn Image, epoch: Option<Epoch>) -> Result<bool> {
     let stored = image.record()?.filter(|stored| stored.is_untouched);
     let own = stored.and_then(|stored| LayerRecord::decode(&stored.bytes).frozen);
     Ok(own.is_some_and(|record| Some(record.epoch) == epoch))

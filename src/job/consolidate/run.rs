@@ -282,8 +282,9 @@ impl Runner {
                 Ok(())
             }
             Step::Close => {
-                let journal = self.journal.take().ok_or_else(unbound)?;
-                self.ending.close(journal)
+                self.ending.close(self.journal()?)?;
+                self.journal = None;
+                Ok(())
             }
             Step::Record => self.fold()?.images.record(&self.ending, self.journal()?),
             Step::Renew => self.fold()?.images.renew(&self.ending, self.journal()?),
@@ -367,8 +368,11 @@ impl Runner {
 
     fn prepare_record(&mut self) -> Result<()> {
         let fold = self.fold()?;
-        let unheld =
-            fold.images.prepare_record(&self.ending, self.journal()?, (&fold.work.list, &fold.held))?;
+        let unheld = fold.images.prepare_record(
+            &self.ending,
+            self.journal()?.fold().new_epoch,
+            (&fold.work.list, &fold.held),
+        )?;
         self.report.plan.lose_bitmaps(&unheld);
         let mark = GuestOffset::new(self.report.plan.size);
         self.note(Position { mark, is_ready: true })

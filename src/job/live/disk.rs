@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(8);
 /// No attempt takes longer.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// How long requests go on between two attempts.
+/// How long requests go on between two attempts, at least.
 const BREATH: Duration = Duration::from_millis(12);
 
 /// A disk that guests use, whose layers may change underneath.
@@ -66,11 +66,6 @@ impl LiveDisk {
         Arc::clone(&self.legs.read().current)
     }
 
-    /// Returns whether a guest has changed anything since the disk was opened.
-    pub fn is_changed(&self) -> bool {
-        self.is_changed.load(Relaxed)
-    }
-
     /// Returns whether writes pass the mirror of a fold now.
     pub fn is_folding(&self) -> bool {
         self.legs.read().fold.is_some()
@@ -96,6 +91,19 @@ impl LiveDisk {
         self.change_legs(|legs| legs.fold = Some(Arc::clone(leg)))
     }
 
+    /// The same, unless a guest has changed anything since the disk was opened; returns whether none has.
+    pub fn take_leg_unchanged(&self, leg: &Arc<Leg>) -> bool {
+        let mut is_taken = false;
+        self.change_legs(|legs| {
+            // A write that comes in now says so first, and then finds the leg.
+            is_taken = !self.is_changed.load(Relaxed);
+            if is_taken {
+                legs.fold = Some(Arc::clone(leg));
+            }
+        });
+        is_taken
+    }
+
     /// Several disks go over to chains that show what their guests see now, all at one point in time.
     ///
     /// The heads of before are covered by flushes until [`LiveDisk::forget_before`].
@@ -119,18 +127,32 @@ impl LiveDisk {
     }
 
     /// Changes the legs of each disk in turn, while no request is under way on any of them.
+    ///
+    /// No request waits longer than an attempt takes, and requests go on as long as that between two. The disk that was
+    /// last waited for in vain comes first in the next one: while its requests end, the others stay open.
     fn change_all(disks: &[&Self], mut change: impl FnMut(&mut Legs)) -> Swapped {
         let mut patience = PAUSE;
+        let mut order: Vec<_> = disks.iter().copied().enumerate().collect();
         loop {
-            let watch = Stopwatch::start();
-            let locked: Option<Vec<_>> = disks.iter().map(|disk| disk.legs.try_write_for(patience)).collect();
-            if let Some(mut locked) = locked {
-                for legs in &mut locked {
+            let (watch, mut locked) = (Stopwatch::start(), Vec::with_capacity(order.len()));
+            for (at, disk) in &order {
+                let left = patience.saturating_sub(watch.elapsed());
+                match disk.legs.try_write_for(left) {
+                    Some(legs) => locked.push((*at, legs)),
+                    None => break,
+                }
+            }
+            let busy = locked.len();
+            if busy == order.len() {
+                locked.sort_by_key(|(at, _)| *at);
+                for (_, legs) in &mut locked {
                     change(legs);
                 }
                 return Swapped { pause: watch.elapsed() };
             }
-            std::thread::sleep(BREATH);
+            drop(locked);
+            order.get_mut(..=busy).into_iter().for_each(|tried| tried.rotate_right(1));
+            std::thread::sleep(patience.max(BREATH));
             patience = (patience * 2).min(PAUSE_MAX);
         }
     }

@@ -6,10 +6,17 @@ use crate::{
     format::{self, Creation, Format, NoParts, ParentName},
     io::{
         Access, Host,
-        faulty::{SimHost, crash_states},
+        faulty::{SimHost, Waits, crash_states},
     },
 };
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
 
 const SIZE: u64 = 8 << 10;
 
@@ -80,4 +87,72 @@ fn disks_of_a_group_go_over_at_one_point_in_time() {
     let frozen: Vec<u8> = before.iter().map(|chain| read(chain.as_ref(), 0)).collect();
     assert!(frozen[0] == frozen[1] || frozen[0] == frozen[1] + 1, "{frozen:?}");
     assert_eq!(disks.iter().map(|disk| read(disk, 0)).collect::<Vec<_>>(), [200, 200]);
+}
+
+#[test]
+fn a_group_does_not_close_its_first_disks_while_it_waits_for_a_slow_one() {
+    let host = SimHost::new();
+    let [quick, slow] = ["a", "b"].map(|name| LiveDisk::new(Chain::of(vec![layer(&host, name, None)], true)));
+    slow.write(GuestOffset::new(0), &[1; 512]).unwrap();
+    host.hold(Path::new("/b"), Waits::NextRead).unwrap();
+    let is_over = AtomicBool::new(false);
+    let longest = std::thread::scope(|scope| {
+        scope.spawn(|| read(&slow, 0));
+        while host.waiting() == 0 {
+            std::thread::yield_now();
+        }
+        let reader = scope.spawn(|| {
+            let mut longest = Duration::ZERO;
+            while !is_over.load(Relaxed) {
+                let watch = Instant::now();
+                read(&quick, 0);
+                longest = longest.max(watch.elapsed());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            longest
+        });
+        let over = |name: &str, disk: &LiveDisk| {
+            let head = layer(&host, &format!("{name}1"), Some(name));
+            Chain::of([vec![head], disk.chain().layers().to_vec()].concat(), true)
+        };
+        let chains = vec![(&quick, over("a", &quick)), (&slow, over("b", &slow))];
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(1200));
+            host.release();
+        });
+        LiveDisk::swap_all(chains);
+        is_over.store(true, Relaxed);
+        reader.join().unwrap()
+    });
+    assert!(longest < Duration::from_millis(250), "{longest:?}");
+    assert_eq!((read(&quick, 0), read(&slow, 0)), (0, 1));
+    assert_eq!(slow.chain().layers().len(), 2);
+}
+
+#[test]
+fn a_leg_is_not_taken_once_a_guest_has_written() {
+    let host = SimHost::new();
+    let disk = LiveDisk::new(Chain::of(vec![layer(&host, "a", None)], true));
+    let grain = mirror::Grain { block_bytes: 512, region_bytes: 512 };
+    let leg = || {
+        let mirror = mirror::Mirror::new(SIZE, grain, &mirror::Noted::default());
+        let below = crate::chain::View::new(&[]);
+        Arc::new(Leg::new(layer(&host, "target", None).image, below, mirror, Box::new(Unwritten)))
+    };
+    disk.write(GuestOffset::new(0), &[1; 512]).unwrap();
+    assert!(!disk.take_leg_unchanged(&leg()) && !disk.is_folding());
+}
+
+/// A journal that nobody asks.
+#[derive(Debug)]
+struct Unwritten;
+
+impl Notes for Unwritten {
+    fn note(&mut self, _said: &mirror::Noted) -> Result<()> {
+        Ok(())
+    }
+
+    fn give_up(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -23,6 +23,9 @@ const WRITES: &[(u64, u64)] = &[(0, 1), (1, 1), (0, 2), (1, 2), (0, 4)];
 /// The same within a block: power cuts are followed in each.
 const SHORT_WRITES: &[(u64, u64)] = &[(0, 1), (1, 1), (0, 2), (2, 1)];
 
+/// One in each block, so that no note of one write speaks of the other.
+const FAR_WRITES: &[(u64, u64)] = &[(0, 1), (2, 1)];
+
 /// One write to a file: durable after a flush of the file, perhaps before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Effect {
@@ -74,6 +77,17 @@ struct Write {
     range: GuestRange,
 }
 
+/// What becomes of a target that has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Out {
+    /// It works. It may fail, and the journal with it, if that is to be tried.
+    Not { may_fail: bool },
+    /// That nothing is done is being said, in the journal or, where that fails, by another epoch of the head.
+    Telling { by_epoch: bool },
+    /// That is durable; guests go on without the target.
+    Told { by_epoch: bool },
+}
+
 /// A write to the journal, which lets one in at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Noting {
@@ -113,6 +127,7 @@ struct World {
     /// What each cell showed after each acknowledged write, oldest first; and how many of them a crash must leave.
     told: Vec<Vec<u8>>,
     safe: [usize; CELLS],
+    out: Out,
 }
 
 fn cells(range: GuestRange) -> std::ops::Range<usize> {
@@ -139,7 +154,43 @@ impl World {
             early: None,
             told: (0..CELLS).map(|cell| vec![legs.view(cell)]).collect(),
             safe: [0; CELLS],
+            out: Out::Not { may_fail: false },
         }
+    }
+
+    /// Every way in which the target fails a write, and what follows.
+    fn failure_steps(&self) -> Vec<Self> {
+        let to = |out: Out| Self { out, ..self.clone() };
+        match self.out {
+            Out::Not { may_fail: true }
+                if self.writes.iter().any(|write| write.due.iter().any(|(_, t)| *t)) =>
+            {
+                let told = |by_epoch| {
+                    let is_told = !Guard::MirrorGivenUp.trips(true);
+                    to(if is_told { Out::Told { by_epoch: false } } else { Out::Telling { by_epoch } })
+                };
+                // The journal takes one note at a time, and fails whenever it is asked, or not at all.
+                vec![told(false), told(true)]
+            }
+            Out::Not { .. } | Out::Told { .. } => vec![],
+            Out::Telling { by_epoch: false } if self.noting.is_some() => vec![],
+            Out::Telling { by_epoch } => vec![to(Out::Told { by_epoch })],
+        }
+    }
+
+    /// What a resume believes, of what the journal says.
+    fn believed(&self, said: &Noted) -> Vec<Noted> {
+        match self.out {
+            // Without the guard nothing was said.
+            Out::Told { .. } if !Guard::MirrorGivenUp.trips(true) => vec![said.clone()],
+            Out::Told { .. } => vec![Noted::default()],
+            Out::Telling { .. } => vec![said.clone(), Noted::default()],
+            Out::Not { .. } => vec![said.clone()],
+        }
+    }
+
+    const fn is_out(&self) -> bool {
+        matches!(self.out, Out::Told { .. })
     }
 
     fn put(&mut self, effect: Effect) {
@@ -160,8 +211,10 @@ impl World {
 
     /// Every world one step away.
     fn next(&self) -> Vec<Self> {
-        let mut worlds = vec![];
-        worlds.extend(self.copier());
+        let mut worlds = self.failure_steps();
+        if !self.is_out() {
+            worlds.extend(self.copier());
+        }
         worlds.extend(self.journal_step());
         worlds.extend(self.flush_steps());
         worlds.extend(self.begin_steps());
@@ -226,6 +279,9 @@ impl World {
             return vec![world];
         };
         let (current, target) = (flushing.is_current_flushed, flushing.is_target_flushed);
+        if current && target && !matches!(self.out, Out::Not { .. }) {
+            return vec![];
+        }
         if current && target {
             if self.noting.is_some() {
                 return vec![];
@@ -274,6 +330,11 @@ impl World {
 
     /// Lets a write in, or notes its regions and lets it ask again; false if it has to wait.
     fn admit(&mut self, range: GuestRange, parts: Vec<Part>, byte: u8) -> bool {
+        if self.is_out() {
+            let due = cells(range).map(|cell| (cell, false)).collect();
+            self.writes.push(Write { number: u64::from(byte) << 32, byte, due, range });
+            return true;
+        }
         match self.mirror.admit(range, parts.clone()) {
             Admission::Later => false,
             Admission::Note(_) if self.noting.is_some() => false,
@@ -318,6 +379,11 @@ impl World {
                 let (cell, _) = write.due[at];
                 let mut world = self.clone();
                 world.writes[nth].due.remove(at);
+                if is_target && !matches!(self.out, Out::Not { .. }) {
+                    // It fails, but not before that is told.
+                    worlds.extend(self.is_out().then_some(world));
+                    continue;
+                }
                 let copied_up = self.seen.head[cell].is_none().then(|| self.seen.view(cell ^ 1));
                 world.put(if is_target {
                     Effect::Target(cell, write.byte)
@@ -333,8 +399,10 @@ impl World {
     /// Cuts the power: whatever of the caches had reached the disk, the resume gives the target what current shows.
     fn cut(&self) -> Result<u64, String> {
         let journals = [Some(&self.journal), self.noting.as_ref().map(|noting| &noting.said)];
+        let journals: Vec<Noted> =
+            journals.into_iter().flatten().flat_map(|said| self.believed(said)).collect();
         let mut cuts = 0;
-        for (journal, block) in journals.into_iter().flatten().flat_map(|j| [(j, 0), (j, 1)]) {
+        for (journal, block) in journals.iter().flat_map(|j| [(j, 0), (j, 1)]) {
             // Cells of different blocks have nothing to do with each other.
             let cached: Vec<_> = self.cached.iter().filter(|effect| effect.block() == block).collect();
             for kept in 0..1_u32 << cached.len() {
@@ -383,7 +451,11 @@ fn explore(start: World, is_cut: bool) -> Result<Found, String> {
             found.cuts += world.cut()?;
         }
         let worlds = world.next();
-        if worlds.is_empty() {
+        if worlds.is_empty() && world.is_out() {
+            if !world.writes.is_empty() || !world.writes_left.is_empty() {
+                return Err(format!("stuck: {world:?}"));
+            }
+        } else if worlds.is_empty() {
             found.ends += 1;
             let is_over = world.mirror.is_complete() && world.writes_left.is_empty() && world.early.is_none();
             if !is_over {
@@ -411,6 +483,25 @@ fn con_6_a_power_cut_in_every_interleaving_leaves_what_a_resume_puts_right() {
     let found = explore(World::new(1, SHORT_WRITES, 1), true).unwrap();
     println!("{} worlds, {} cuts", found.worlds, found.cuts);
     assert!(found.cuts > 10_000);
+}
+
+/// The target fails, and the journal, too, or not: one of two ways says that nothing is done before a write that the
+/// target lacks is acknowledged, and power cuts fall before, between and after.
+#[test]
+fn con_7_a_target_that_failed_is_never_believed_after_a_power_cut() {
+    let start = || {
+        // All is copied: what is believed of the target makes the difference.
+        let mut world = World::new(2, FAR_WRITES, 1);
+        while let Some(next) = world.copier().pop() {
+            world = next;
+        }
+        World { out: Out::Not { may_fail: true }, ..world }
+    };
+    let found = explore(start(), true).unwrap();
+    println!("{} worlds, {} cuts", found.worlds, found.cuts);
+    assert!(found.cuts > 10_000);
+    let wrong = Guard::MirrorGivenUp.without(|| explore(start(), true)).err().expect("nothing noticed");
+    assert!(wrong.contains("at last"), "{wrong}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ use std::{
     sync::Arc,
 };
 
-const SIZE: u64 = 16384;
+pub(super) const SIZE: u64 = 16384;
 const PACE: Pace = Pace { move_bytes: 1024, mark_bytes: 1024, adopted_pieces: 2 };
 
 /// Whether power cuts and kills find nothing wrong with a job.
@@ -46,7 +46,7 @@ pub(super) fn job_survives(name: &str, seeds: std::ops::Range<u64>) -> bool {
     Job::find(name).is_ok_and(|job| seeds.into_iter().all(|seed| job.errors(seed, 600).is_ok()))
 }
 
-fn make(host: &SimHost, name: &str, parent: Option<&str>, byte: u8) -> Result<()> {
+pub(super) fn make(host: &SimHost, name: &str, parent: Option<&str>, byte: u8) -> Result<()> {
     let new = NewImage {
         format: Format::Qcow2,
         size: Some(SIZE),
@@ -57,14 +57,14 @@ fn make(host: &SimHost, name: &str, parent: Option<&str>, byte: u8) -> Result<()
     write(host, name, 0, &vec![byte; index(SIZE / 2)])
 }
 
-fn write(host: &SimHost, name: &str, at: u64, bytes: &[u8]) -> Result<()> {
+pub(super) fn write(host: &SimHost, name: &str, at: u64, bytes: &[u8]) -> Result<()> {
     let chain = Chain::open(&arc(host), &path(name), &writing(host))?;
     chain.write(GuestOffset::new(at), bytes)?;
     chain.flush()
 }
 
 /// The machine with the chain, in which the layers show 1, 2 and 3.
-fn machine() -> Result<SimHost> {
+pub(super) fn machine() -> Result<SimHost> {
     let host = SimHost::new();
     host.make_folder(Path::new("/vm"))?;
     host.make_folder(Path::new("/there"))?;

@@ -5,6 +5,7 @@
 
 mod chains;
 mod images;
+mod live;
 mod records;
 
 use crate::mirror;
@@ -61,6 +62,8 @@ fn play(guard: Guard) -> Result<bool> {
         Guard::ResumedSource => chains::copies_a_changed_source_again(),
         Guard::HeadWritten => chains::folds_what_was_written_meanwhile(),
         Guard::HeadEpoch => chains::folds_what_was_written_before_a_restart(),
+        Guard::HeadTaken => live::folds_what_another_process_wrote(),
+        Guard::MovingLook => live::reads_no_other_blocks_bytes(),
         Guard::Siblings => chains::refuses_to_fold_under_a_sibling(),
         Guard::Orphans => chains::keeps_what_a_late_child_lies_on(),
         Guard::FoldedLock => chains::refuses_to_fold_what_is_in_use(),

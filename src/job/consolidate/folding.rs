@@ -1,0 +1,491 @@
+//! A consolidation of a disk in use, under way.
+//!
+//! ```text
+//!   Mirroring ─ copy, record ─► record has landed ─ end ─► Ending ─ files go ─► Over
+//!       └────── retreat, before the record ──────────────────────────────────────┘
+//! ```
+//!
+//! What stays true: what fails leaves the stage as it is, so that it can be tried again; guests see what they wrote in
+//! each of them.
+
+use super::{
+    ending::Ending,
+    images::Images,
+    live::{LivePace, LiveReport},
+    noting::Noting,
+    plan::{self, Plan, Verify},
+    run::{Bound, Report, bind},
+    work::Work,
+};
+use crate::{
+    base::{Budget, Error, GuestOffset, Result, clock::Stopwatch},
+    chain::{Chain, Layer, View, open_layer},
+    format::{self, Parts},
+    io::{Access, File},
+    job::{
+        Progress,
+        live::{
+            Advance, Buffers, Leg, LiveDisk,
+            mirror::{Mirror, Noted, left},
+        },
+    },
+    map::RangeSet,
+    store::{FoldMode, Held, Journal, Position},
+};
+use crossbeam_channel::Sender;
+use std::{
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+/// No work list has this digest: that of a disk in use is found anew by whoever goes on.
+const LIVE: [u8; 32] = [0; 32];
+
+/// How long the requests that still use the old chain may take after the swap.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Bytes after which the host begins to write the target back, so that a mark waits for little.
+const WRITE_BACK_BYTES: u64 = 16 << 20;
+
+/// What is done beside the copier.
+enum Due {
+    WriteBack,
+    Mark,
+}
+
+/// The files of an image that is open, and its budget, for opening it again in another way.
+struct Again(Vec<Arc<dyn File>>, Budget);
+
+impl Parts for Again {
+    fn open_part(&self, _name: &[u8]) -> Result<Arc<dyn File>> {
+        let part = self.0.get(1).cloned();
+        part.ok_or_else(|| Error::invalid("names a further file, and has none open"))
+    }
+
+    fn budget(&self) -> Budget {
+        self.1.clone()
+    }
+}
+
+pub(super) fn set_access(layer: &Layer, access: Access) -> Result<()> {
+    layer.image.files().iter().try_for_each(|file| file.set_access(access))
+}
+
+/// Returns the layer with its image opened again on the same files.
+fn again(layer: &Layer, is_writable: bool) -> Result<Layer> {
+    let files = layer.image.files();
+    let file = files.first().cloned().ok_or_else(|| Error::invalid("has no file").path(&layer.path))?;
+    let image = format::open(layer.format(), file, is_writable, &Again(files, layer.image.budget().clone()))?;
+    Ok(Layer { image, ..layer.clone() })
+}
+
+/// Goes back to reading a layer that was written. One that cannot make durable what it knows stays as it is, and so does
+/// one that cannot be opened again: nobody writes it any more, and it shows what it showed.
+fn leave_alone(layer: &mut Layer) {
+    let reopened = layer.image.flush().and_then(|()| again(layer, false));
+    if let Ok(reopened) = reopened {
+        *layer = reopened;
+        // Where that fails, nobody else can use it until the disk is closed.
+        drop(set_access(layer, Access::ReadToWrite));
+    }
+}
+
+/// A consolidation of a disk in use, under way: for those who choose the moment of each step.
+#[derive(Debug)]
+pub struct Folding {
+    ending: Ending,
+    disk: Arc<LiveDisk>,
+    report: LiveReport,
+    pace: LivePace,
+    stage: Stage,
+}
+
+/// How far a fold has come.
+#[derive(Debug)]
+enum Stage {
+    /// Guests use the chain as it was, and write to the target as well.
+    Mirroring(Box<Mirroring>),
+    /// Guests use the result; what is left to do needs the journal alone.
+    Ending(Box<Journal>),
+    /// Nothing of it is left to do.
+    Over,
+}
+
+/// What is held until guests go over to the result, or back.
+#[derive(Debug)]
+struct Mirroring {
+    depth: usize,
+    held: Vec<Held>,
+    images: Images,
+    /// The chain while the target is written.
+    moving: Arc<Chain>,
+    noting: Noting,
+    /// What this life of the job has to copy; `None` until that is found out.
+    list: Option<RangeSet>,
+    /// The second leg, once writes pass it.
+    leg: Option<Arc<Leg>>,
+    /// Where the copier goes on.
+    at: GuestOffset,
+    buffers: Buffers,
+}
+
+impl Mirroring {
+    fn leg(&self) -> Result<&Arc<Leg>> {
+        self.leg.as_ref().ok_or_else(|| Error::invalid("the job has no second leg"))
+    }
+
+    /// Returns what the run and what guests wrote over it decide, where `noted` leaves it in doubt.
+    fn find(&self, noted: &Noted, size: u64, pace: LivePace) -> Result<RangeSet> {
+        let decided = Work::find(&self.images.sides.run, size)?.list;
+        Ok(left(&decided, noted, pace.grain(size), size))
+    }
+
+    /// Makes the leg, which is not in use yet; the journal says `noted`.
+    fn new_leg(&self, noted: &Noted, size: u64, pace: LivePace) -> Arc<Leg> {
+        let mirror = Mirror::new(size, pace.grain(size), noted);
+        let lower = self.moving.layers().get(self.depth + 1..).unwrap_or_default();
+        let target = Arc::clone(&self.images.sides.target);
+        Arc::new(Leg::new(target, View::new(lower), mirror, Box::new(self.noting.clone())))
+    }
+}
+
+impl Folding {
+    /// Takes the second leg on for a plan whose layers nobody else uses.
+    pub(super) fn begin(
+        ending: Ending,
+        disk: Arc<LiveDisk>,
+        (plan, depth, held, draft): (Plan, usize, Vec<Held>, PathBuf),
+        pace: LivePace,
+    ) -> Result<Self> {
+        let mut layers = disk.chain().layers().to_vec();
+        if let Some(target) = layers.get_mut(depth) {
+            *target = again(target, true)?;
+        }
+        let draft = (plan.mode == FoldMode::EmptyTop).then_some(draft);
+        let images = Images::live(&layers, depth, &plan, draft)?;
+        disk.swap(Chain::of_moving(layers));
+        let moving = disk.chain();
+        let region_bytes = pace.grain(plan.size).region_bytes;
+        let noting = Noting::new(region_bytes, Arc::clone(&moving.head()?.image), ending.ledger.clone());
+        let report = LiveReport { report: Report::new(plan), mirrored_bytes: 0, pause: Duration::ZERO };
+        let (at, buffers) = (GuestOffset::new(0), Buffers::default());
+        let mirroring = Mirroring { depth, held, images, moving, noting, list: None, leg: None, at, buffers };
+        let stage = Stage::Mirroring(Box::new(mirroring));
+        let mut folding = Self { ending, disk, report, pace, stage };
+        match folding.bind() {
+            Ok(()) => Ok(folding),
+            Err(error) => {
+                // Without a leg there is nothing that could fail.
+                folding.retreat()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns what is done.
+    pub const fn plan(&self) -> &Plan {
+        &self.report.report.plan
+    }
+
+    /// Returns whether nothing is left to do; else [`Folding::conclude`] does it.
+    pub const fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Over)
+    }
+
+    fn mirroring(&mut self) -> Result<&mut Mirroring> {
+        match &mut self.stage {
+            Stage::Mirroring(mirroring) => Ok(mirroring),
+            Stage::Ending(_) | Stage::Over => Err(gone_over()),
+        }
+    }
+
+    /// Writes the journal, makes the target ready, and starts to mirror, which is the last thing that is done here:
+    /// whatever failed before, no write has gone to the target.
+    fn bind(&mut self) -> Result<()> {
+        let (size, pace) = (self.plan().size, self.pace);
+        let stands = Journal::resume(&self.ending.host, &self.plan().top)?;
+        let stands = match stands {
+            Some(journal) if self.goes_on(&journal)? => match self.go_on(journal)? {
+                None => return Ok(()),
+                stands => stands,
+            },
+            stands => stands,
+        };
+        let journal = self.new_journal(stands)?;
+        self.make_ready(journal)?;
+        let mirroring = self.mirroring()?;
+        let leg = mirroring.new_leg(&Noted::default(), size, pace);
+        mirroring.leg = Some(Arc::clone(&leg));
+        self.disk.take_leg(&leg);
+        Ok(())
+    }
+
+    /// Returns whether what an earlier life of the job noted can be believed.
+    fn goes_on(&mut self, journal: &Journal) -> Result<bool> {
+        let region_bytes = self.pace.grain(self.plan().size).region_bytes;
+        let is_alike = journal.fold().list_digest == LIVE && journal.intent().region_bytes == region_bytes;
+        Ok(is_alike && self.mirroring()?.images.is_still_head(journal)?)
+    }
+
+    /// Starts to mirror from where an earlier life of the job was; returns its journal if guests have written since the
+    /// disk was opened, of which it does not know.
+    fn go_on(&mut self, journal: Journal) -> Result<Option<Journal>> {
+        let noted = Noted { mark: journal.position().mark, regions: journal.intent().regions.clone() };
+        self.make_ready(journal)?;
+        let (size, pace, disk) = (self.plan().size, self.pace, Arc::clone(&self.disk));
+        let mirroring = self.mirroring()?;
+        let leg = mirroring.new_leg(&noted, size, pace);
+        // Before the first write: one to a part that is done, taken for one that is still to come, would be lost with
+        // the power, since nothing that lasts would name it.
+        let list = mirroring.find(&noted, size, pace)?;
+        leg.survey(&list);
+        if !disk.take_leg_unchanged(&leg) {
+            return Ok(mirroring.noting.kept.lock().journal.take());
+        }
+        (mirroring.list, mirroring.leg) = (Some(list), Some(leg));
+        Ok(None)
+    }
+
+    fn make_ready(&mut self, journal: Journal) -> Result<()> {
+        let Stage::Mirroring(mirroring) = &mut self.stage else { return Err(gone_over()) };
+        mirroring.images.renew(&self.ending, &journal)?;
+        mirroring.noting.kept.lock().journal = Some(journal);
+        mirroring.images.grow()
+    }
+
+    fn new_journal(&self, stands: Option<Journal>) -> Result<Journal> {
+        let Stage::Mirroring(mirroring) = &self.stage else { return Err(gone_over()) };
+        let head_epoch = mirroring.images.mark_live_head(&self.ending)?;
+        let plan = self.plan();
+        let (list_bytes, bitmaps) = (plan.copy_bytes + plan.zero_bytes, mirroring.held.clone());
+        let bound = Bound { head_epoch, list_digest: LIVE, list_bytes, view_id: None, bitmaps };
+        bind(&self.ending, (plan, &mirroring.images), stands, bound)
+    }
+
+    /// Finds out what is to be copied, unless that is known; returns how many bytes that are.
+    fn survey(&mut self) -> Result<u64> {
+        let (size, pace) = (self.plan().size, self.pace);
+        let mirroring = self.mirroring()?;
+        if mirroring.list.is_none() {
+            let list = mirroring.find(&Noted::default(), size, pace)?;
+            mirroring.leg()?.survey(&list);
+            mirroring.list = Some(list);
+        }
+        Ok(mirroring.list.as_ref().map_or(0, RangeSet::bytes))
+    }
+
+    /// Brings everything that is listed to the target, and makes it durable: flushes go on beside the copier. Stopped
+    /// (`Interrupted`), [`Folding::checkpoint`] lets a later life of the job go on from here.
+    pub fn copy(&mut self, progress: &Progress) -> Result<()> {
+        progress.begin("copy", self.survey()?);
+        let mirroring = self.mirroring()?;
+        let (leg, moving) = (Arc::clone(mirroring.leg()?), Arc::clone(&mirroring.moving));
+        let (ask, asked) = crossbeam_channel::bounded(1);
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(|| {
+                asked.into_iter().try_for_each(|due| match due {
+                    Due::WriteBack => {
+                        leg.begin_flush();
+                        Ok(())
+                    }
+                    Due::Mark => leg.checkpoint(&moving),
+                })
+            });
+            let copied = self.copy_all(&leg, &ask, progress);
+            drop(ask);
+            let marked = flusher.join().unwrap_or_else(|_| Err(Error::invalid("a checkpoint failed")));
+            copied.and(marked)
+        })?;
+        self.checkpoint()
+    }
+
+    fn copy_all(&mut self, leg: &Leg, ask: &Sender<Due>, progress: &Progress) -> Result<()> {
+        let (mut unwritten, mut unmarked) = (0, 0);
+        loop {
+            progress.checkpoint()?;
+            leg.take_guest_time();
+            let watch = Stopwatch::start();
+            let Some(bytes) = self.step()? else { return Ok(()) };
+            let own = watch.elapsed();
+            progress.moved(bytes);
+            (unwritten, unmarked) = (unwritten + bytes, unmarked + bytes);
+            // One that is under way is not waited for: it is asked again after the next block.
+            if unmarked >= self.pace.mark_bytes && ask.try_send(Due::Mark).is_ok() {
+                (unwritten, unmarked) = (0, 0);
+            }
+            if unwritten >= WRITE_BACK_BYTES && ask.try_send(Due::WriteBack).is_ok() {
+                unwritten = 0;
+            }
+            if !progress.is_late() {
+                std::thread::sleep(self.pace.pause(own, leg.take_guest_time()));
+            }
+        }
+    }
+
+    /// Brings one block to the target; returns how many bytes that were, or `None` once all have landed.
+    pub fn step(&mut self) -> Result<Option<u64>> {
+        self.survey()?;
+        let mirroring = self.mirroring()?;
+        let leg = Arc::clone(mirroring.leg()?);
+        leg.check()?;
+        let Advance::Moved { copied_bytes, zeroed_bytes, next } =
+            leg.advance(&mirroring.moving, mirroring.at, &mut mirroring.buffers)?
+        else {
+            return Ok(None);
+        };
+        mirroring.at = next;
+        self.report.report.copied_bytes += copied_bytes;
+        self.report.report.zeroed_bytes += zeroed_bytes;
+        Ok(Some(copied_bytes + zeroed_bytes))
+    }
+
+    /// Does what follows [`Folding::copy`], which said `copied`: the disk goes over to the result, or back. Where that
+    /// fails half-way, the fold is not over: guests go on, and [`Folding::conclude`] tries again.
+    pub fn finish(&mut self, copied: Result<()>, progress: &Progress) -> Result<LiveReport> {
+        match copied.and_then(|()| self.record(progress)) {
+            Err(error) if !self.has_landed()? => {
+                self.retreat()?;
+                Err(error)
+            }
+            _ => self.end(),
+        }
+    }
+
+    /// Ends a fold that could not be ended before: the disk goes over to the result if its name opens that by now, else
+    /// back.
+    pub fn conclude(&mut self) -> Result<()> {
+        if self.has_landed()? { self.end().map(drop) } else { self.retreat() }
+    }
+
+    /// Makes what has landed durable, and notes it.
+    pub fn checkpoint(&self) -> Result<()> {
+        match &self.stage {
+            Stage::Mirroring(mirroring) => mirroring.leg()?.checkpoint(&mirroring.moving),
+            Stage::Ending(_) | Stage::Over => Err(gone_over()),
+        }
+    }
+
+    /// Returns whether the disk's name opens the result by now, durably or not.
+    pub fn has_landed(&self) -> Result<bool> {
+        let Stage::Mirroring(mirroring) = &self.stage else {
+            return Ok(matches!(self.stage, Stage::Ending(_)));
+        };
+        match &mirroring.noting.kept.lock().journal {
+            Some(journal) => Ending::has_begun(self.ending.host.as_ref(), journal),
+            None => Ok(false),
+        }
+    }
+
+    /// Makes the disk's name open the result, while guests' writes go on to both. Everything has landed and a
+    /// checkpoint has followed.
+    pub fn record(&mut self, progress: &Progress) -> Result<()> {
+        progress.begin("finish", 0);
+        let Stage::Mirroring(mirroring) = &mut self.stage else { return Err(gone_over()) };
+        let Mirroring { images, noting, list, held, .. } = mirroring.as_ref();
+        if !mirroring.leg()?.close() {
+            let what = "a write of a guest failed after its place had been copied: to be copied again";
+            return Err(Error::busy(what).path(&self.report.report.plan.top));
+        }
+        images.cut()?;
+        let list = list.as_ref().ok_or_else(|| Error::invalid("nothing has been copied"))?;
+        let epoch = noting.kept.lock().going_on()?.fold().new_epoch;
+        let unheld = images.prepare_record(&self.ending, epoch, (list, held))?;
+        self.report.report.plan.lose_bitmaps(&unheld);
+        if self.report.report.plan.verify != Verify::Nothing {
+            self.report.report.verified = Some(Verify::Tree);
+        }
+        let mark = GuestOffset::new(self.report.report.plan.size);
+        let mut kept = noting.kept.lock();
+        let intent = kept.going_on()?.intent().clone();
+        kept.going_on()?.note_with(Position { mark, is_ready: true }, intent)?;
+        kept.is_recorded = true;
+        let journal = kept.going_on()?;
+        let recorded = images.record(&self.ending, journal);
+        if recorded.is_err() {
+            kept.is_recorded = Ending::has_begun(self.ending.host.as_ref(), kept.going_on()?)?;
+        }
+        recorded?;
+        // Durable while guests still write to both: what they write later must not be the old head's after a cut.
+        let journal = kept.going_on()?;
+        for place in [journal.place(&journal.fold().result), images.target.clone()] {
+            self.ending.host.sync_folder(plan::folder_of(&place))?;
+        }
+        Ok(())
+    }
+
+    /// The record has landed: guests go over to the result, and what was folded goes.
+    pub fn end(&mut self) -> Result<LiveReport> {
+        self.go_over()?;
+        let Stage::Ending(journal) = &self.stage else { return Err(gone_over()) };
+        let chain = self.disk.chain();
+        self.ending.settle(journal, Some(chain.head()?))?;
+        let mut left_alone = Vec::new();
+        for number in 0..journal.fold().removed.len() {
+            left_alone.extend(self.ending.remove(journal, number)?);
+        }
+        self.ending.close(journal)?;
+        self.stage = Stage::Over;
+        self.report.report.left_alone = left_alone;
+        Ok(self.report.clone())
+    }
+
+    /// Guests go over to the result, unless they have.
+    fn go_over(&mut self) -> Result<()> {
+        let Stage::Mirroring(mirroring) = &self.stage else { return Ok(()) };
+        let Mirroring { depth, images, moving, noting, .. } = mirroring.as_ref();
+        let mut layers = moving.layers().get(*depth..).unwrap_or_default().to_vec();
+        let plan = &self.report.report.plan;
+        if let Some(target) = layers.first_mut()
+            && plan.mode == FoldMode::TopName
+        {
+            target.path.clone_from(&plan.top);
+        }
+        let mut pause = Duration::ZERO;
+        if plan.mode == FoldMode::EmptyTop {
+            let opening = self.ending.opening.clone().with_access(Access::Write).with_format(None);
+            layers.insert(0, open_layer(&self.ending.host, &plan.top, &opening)?);
+            // Writes that were under way end in the target: only after the first swap has it all, and can be read only.
+            pause = self.disk.swap_keeping(Chain::of(layers.clone(), true), &images.sides.target).pause;
+            layers.get_mut(1).into_iter().for_each(leave_alone);
+        }
+        let journal = noting.kept.lock().journal.take().ok_or_else(|| Error::invalid("the job is over"))?;
+        self.report.mirrored_bytes = mirroring.leg()?.mirrored_bytes();
+        self.report.pause = pause.max(self.disk.swap(Chain::of(layers, true)).pause);
+        self.disk.forget_before();
+        let gone = Arc::downgrade(moving);
+        // With it go the images that only the fold still held.
+        self.stage = Stage::Ending(Box::new(journal));
+        wait_for_the_last(&gone);
+        Ok(())
+    }
+
+    /// Goes on without the target, as if the job had not begun; the journal binds the target's epoch.
+    pub fn retreat(&mut self) -> Result<()> {
+        let Stage::Mirroring(mirroring) = &self.stage else {
+            return if self.is_over() { Ok(()) } else { Err(gone_over()) };
+        };
+        if let Some(leg) = &mirroring.leg {
+            leg.leave()?;
+        }
+        let mut layers = mirroring.moving.layers().to_vec();
+        // Writes that were under way end in the target; nothing passes its mirror after this.
+        self.disk.swap(Chain::of_moving(layers.clone()));
+        layers.get_mut(mirroring.depth).into_iter().for_each(leave_alone);
+        self.stage = Stage::Over;
+        self.disk.swap(Chain::of(layers, true));
+        Ok(())
+    }
+}
+
+fn gone_over() -> Error {
+    Error::invalid("guests do not write to both places any more")
+}
+
+/// Waits for the requests that began before the swap, as long as that is worth it.
+fn wait_for_the_last(chain: &Weak<Chain>) {
+    let watch = Stopwatch::start();
+    while chain.strong_count() > 0 && watch.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
