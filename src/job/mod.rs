@@ -24,4 +24,4 @@ pub mod seal;
 pub mod snapshot;
 pub mod verify;
 
-pub use progress::{Progress, State};
+pub use progress::{Manners, Progress, Recently, State};

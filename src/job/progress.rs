@@ -4,6 +4,7 @@
 //! started it reads [`Progress::state`] and calls [`Progress::cancel`], [`Progress::pause`] and [`Progress::set_rate`]
 //! from another thread. The library draws nothing.
 
+use super::live::Felt;
 use crate::base::{Error, ErrorKind, Result, clock::Stopwatch};
 use parking_lot::Mutex;
 use std::{
@@ -24,6 +25,26 @@ pub struct Progress {
     rate: AtomicU64,
     /// When the job should have ended: so long after that moment.
     deadline: Mutex<Option<(Stopwatch, Duration)>>,
+    manners: Mutex<Manners>,
+    felt: Mutex<Option<Recently>>,
+}
+
+/// How a job that goes on beside guests is to behave.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Manners {
+    /// The part of the time, above 0 and at most 1, that it keeps for itself; `None`: as it was begun.
+    pub share: Option<f64>,
+    /// What one of the guests' requests in a hundred may take longer than, while the job takes more than its share.
+    pub latency_target: Option<Duration>,
+}
+
+/// What was so a moment ago.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recently {
+    /// What guests' requests took.
+    pub felt: Felt,
+    /// Bytes a second that the job moved.
+    pub rate: u64,
 }
 
 /// How long a job that waits sleeps at a time: so soon it notices that it is asked for something.
@@ -72,6 +93,8 @@ impl Default for Progress {
             is_paused: AtomicBool::new(false),
             rate: AtomicU64::new(0),
             deadline: Mutex::new(None),
+            manners: Mutex::default(),
+            felt: Mutex::new(None),
         }
     }
 }
@@ -130,6 +153,26 @@ impl Progress {
     pub fn set_rate(&self, bytes_per_second: u64) {
         self.pace_anew();
         self.rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Says how the job is to behave beside guests from now on.
+    pub fn set_manners(&self, manners: Manners) {
+        *self.manners.lock() = manners;
+    }
+
+    /// Returns how the job is to behave beside guests.
+    pub fn manners(&self) -> Manners {
+        *self.manners.lock()
+    }
+
+    /// Tells what was so a moment ago.
+    pub fn feel(&self, recently: Recently) {
+        *self.felt.lock() = Some(recently);
+    }
+
+    /// Returns what was so a moment ago; `None` as long as nobody has looked.
+    pub fn recently(&self) -> Option<Recently> {
+        *self.felt.lock()
     }
 
     /// Says within which time from now the job should end: one that is behind goes before the guest.

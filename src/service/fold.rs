@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{
     base::{Error, ErrorKind, Result},
-    job::consolidate::{Folding, LiveConsolidation, LivePace, LiveReport, Plan, Request},
+    job::{
+        Manners,
+        consolidate::{Folding, LiveConsolidation, LivePace, LiveReport, Plan, Request},
+    },
 };
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -21,10 +24,30 @@ pub struct FoldRequest {
     pub request: Request,
     /// The part of the time, above 0 and at most 1, that the copier keeps for itself while guests write.
     pub share: Option<f64>,
+    /// What one of the guests' requests in a hundred may take longer than, while the copier takes more than its share.
+    pub latency_target: Option<Duration>,
     /// The most bytes to move in a second; 0 is no limit.
     pub rate: u64,
     /// Within which time it should end: a job that is behind goes before the guests.
     pub deadline: Option<Duration>,
+}
+
+/// How fast a job is to be; `None` leaves it as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Speed {
+    /// The most bytes to move in a second; 0 is no limit.
+    pub rate: Option<u64>,
+    /// As [`FoldRequest::share`].
+    pub share: Option<f64>,
+    /// As [`FoldRequest::latency_target`]; zero: guests are not listened to any more.
+    pub latency_target: Option<Duration>,
+}
+
+fn check(manners: Manners) -> Result<()> {
+    if manners.share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
+        return Err(Error::invalid("the share is a number above 0 and at most 1"));
+    }
+    Ok(())
 }
 
 /// Where a job's thread begins.
@@ -54,26 +77,24 @@ impl Service {
     ///
     /// Fails as [`LiveConsolidation::prepare`]; `Busy` while another job is on the disk.
     pub fn consolidate(self: &Arc<Self>, name: &str, asked: &FoldRequest) -> Result<Arc<Job>> {
-        if asked.share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
-            return Err(Error::invalid("the share is a number above 0 and at most 1"));
-        }
+        let manners = Manners { share: asked.share, latency_target: asked.latency_target };
+        check(manners)?;
         let mut book = self.book.lock();
         self.refuse_stopping()?;
         let held = self.held(name)?;
         held.refuse_job(name)?;
         let fold = self.prepare(&held, &asked.request)?;
-        let pace = self.settings.pace;
-        let pace = LivePace { share: asked.share.unwrap_or(pace.share), ..pace };
         let number = book.change(|written| {
             let number = written.number();
             written.with(name, |known| known.begin(number, &fold.plan().result));
             number
         })?;
         let job = Job::new(number, name, fold.plan().clone(), asked.rate);
+        job.progress.set_manners(manners);
         if let Some(within) = asked.deadline {
             job.progress.set_deadline(within);
         }
-        self.launch(&held, &job, Stand::Planned(Box::new(fold), pace))?;
+        self.launch(&held, &job, Stand::Planned(Box::new(fold), self.settings.pace))?;
         Ok(job)
     }
 
@@ -176,9 +197,18 @@ impl Service {
         self.tell(number, Job::give_up)
     }
 
-    /// Limits a job to that many bytes a second from now on; 0 is no limit.
-    pub fn set_speed(&self, number: u64, rate: u64) -> Result<Arc<Job>> {
-        self.tell(number, |job| job.progress.set_rate(rate))
+    /// Changes how fast a job is from now on; what is not named stays. `Invalid` for a share that is none.
+    pub fn set_speed(&self, number: u64, speed: Speed) -> Result<Arc<Job>> {
+        let Speed { rate, share, latency_target } = speed;
+        check(Manners { share, latency_target })?;
+        self.tell(number, |job| {
+            let now = job.progress.manners();
+            let latency_target = latency_target.or(now.latency_target).filter(|goal| !goal.is_zero());
+            job.progress.set_manners(Manners { share: share.or(now.share), latency_target });
+            if let Some(rate) = rate {
+                job.progress.set_rate(rate);
+            }
+        })
     }
 
     fn tell(&self, number: u64, what: impl FnOnce(&Job)) -> Result<Arc<Job>> {

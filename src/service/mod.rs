@@ -26,7 +26,7 @@ mod view;
 
 pub use book::Named;
 pub use event::{Event, Happened};
-pub use fold::FoldRequest;
+pub use fold::{FoldRequest, Speed};
 pub use job::{Job, JobState};
 pub use snapshot::SnapshotOf;
 pub use view::{DiskView, ErrorView, JobView, LayerView, Moving};

@@ -125,7 +125,7 @@ fn con_1_a_disk_is_folded_while_it_is_served() {
     write(&service, 0, 7);
     write(&service, 6 * MIB, 8);
     assert_eq!(service.consolidate("vm", &fold(0)).unwrap_err().kind(), ErrorKind::Busy);
-    service.set_speed(job.number, 0).unwrap();
+    service.set_speed(job.number, Speed { rate: Some(0), ..Speed::default() }).unwrap();
     assert!(job.wait(LONG));
     let view = JobView::from(job.as_ref());
     assert!(view.report.is_some(), "{view:?}");
@@ -134,6 +134,34 @@ fn con_1_a_disk_is_folded_while_it_is_served() {
     stop(service);
     assert!(scene.shown("top") == expected(&[(0, 7), (6 * MIB, 8)]));
     assert!(!scene.path("base").exists() && !scene.has_journal());
+}
+
+/// What guests feel is told; a goal that nobody can reach leaves the copier its share, so that the fold ends.
+#[test]
+fn con_2_guests_are_listened_to_and_the_job_ends() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let goal = Duration::from_nanos(1);
+    let asked = FoldRequest { share: Some(0.2), latency_target: Some(goal), ..fold(4 * MIB) };
+    let job = service.consolidate("vm", &asked).unwrap();
+    let view = || JobView::from(job.as_ref()).progress;
+    let watch = Stopwatch::start();
+    while view().guest_p99.is_none_or(|p99| p99 == 0.0) {
+        write(&service, 6 * MIB, 8);
+        assert!(watch.elapsed() < LONG && !job.is_over(), "{:?}", job.outcome());
+    }
+    assert!(view().guest_p50.is_some_and(|p50| p50 > 0.0) && view().rate_now.is_some());
+    assert!(view().share == Some(0.2) && view().latency_target.is_some_and(|ms| ms < 0.001));
+    let speed = Speed { rate: Some(0), share: Some(0.5), latency_target: None };
+    service.set_speed(job.number, speed).unwrap();
+    assert!(view().share == Some(0.5) && view().latency_target.is_some_and(|ms| ms < 0.001));
+    assert!(service.set_speed(job.number, Speed { share: Some(0.0), ..speed }).is_err());
+    while !job.is_over() {
+        write(&service, 5 * MIB, 8);
+        assert!(watch.elapsed() < LONG, "{:?}", job.state());
+    }
+    assert!(JobView::from(job.as_ref()).report.is_some());
+    stop(service);
 }
 
 #[test]

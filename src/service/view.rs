@@ -11,7 +11,7 @@ use crate::{
     job::consolidate::{LiveReport, Plan},
 };
 use serde::Serialize;
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 /// What went wrong.
 #[derive(Clone, Debug, Serialize)]
@@ -81,6 +81,16 @@ pub struct Moving {
     pub eta: Option<u64>,
     /// The most bytes a second; 0 is no limit.
     pub limit: u64,
+    /// Bytes a second a moment ago.
+    pub rate_now: Option<u64>,
+    /// The part of the time that the copier keeps, if it was said.
+    pub share: Option<f64>,
+    /// Milliseconds that one of the guests' requests in a hundred may take longer than.
+    pub latency_target: Option<f64>,
+    /// Milliseconds that half of the guests' requests took at most, a moment ago.
+    pub guest_p50: Option<f64>,
+    /// Milliseconds that all but one in a hundred took at most.
+    pub guest_p99: Option<f64>,
 }
 
 /// A job.
@@ -112,6 +122,8 @@ impl From<&Job> for JobView {
         let elapsed_ms = u64::try_from(state.elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
         let rate = u64::try_from(u128::from(state.moved_bytes) * 1000 / u128::from(elapsed_ms));
         let rate = rate.unwrap_or(u64::MAX);
+        let (manners, recently) = (job.progress.manners(), job.progress.recently());
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
         let (report, error) = match job.outcome() {
             Some(Outcome::Done(report)) => (Some(*report), None),
             Some(Outcome::Failed(error)) => (None, Some(ErrorView::from(error.as_ref()))),
@@ -131,6 +143,11 @@ impl From<&Job> for JobView {
                 rate,
                 eta: state.size_bytes.saturating_sub(state.moved_bytes).checked_div(rate),
                 limit: job.progress.rate(),
+                rate_now: recently.map(|now| now.rate),
+                share: manners.share,
+                latency_target: manners.latency_target.map(ms),
+                guest_p50: recently.map(|now| ms(now.felt.p50)),
+                guest_p99: recently.map(|now| ms(now.felt.p99)),
             },
             plan: job.plan.clone(),
             report,

@@ -11,7 +11,7 @@
 use super::{
     ending::Ending,
     images::Images,
-    live::{LivePace, LiveReport},
+    live::{LivePace, LiveReport, Pacing},
     noting::Noting,
     plan::{self, Plan, Verify},
     run::{Bound, Report, bind},
@@ -302,6 +302,7 @@ impl Folding {
 
     fn copy_all(&mut self, leg: &Leg, ask: &Sender<Due>, progress: &Progress) -> Result<()> {
         let (mut unwritten, mut unmarked) = (0, 0);
+        let mut pacing = Pacing::new(self.pace);
         loop {
             progress.checkpoint()?;
             leg.take_guest_time();
@@ -318,7 +319,7 @@ impl Folding {
                 unwritten = 0;
             }
             if !progress.is_late() {
-                std::thread::sleep(self.pace.pause(own, leg.take_guest_time()));
+                std::thread::sleep(pacing.pause((bytes, own), leg, progress));
             }
         }
     }

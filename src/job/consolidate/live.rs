@@ -16,12 +16,15 @@ use super::{
     run::Report,
 };
 use crate::{
-    base::{Error, ErrorKind, Result, clock},
+    base::{
+        Error, ErrorKind, Result,
+        clock::{self, Stopwatch},
+    },
     chain::{Layer, Opening},
     io::{Access, Host},
     job::{
-        Progress,
-        live::{LiveDisk, mirror::Grain},
+        Progress, Recently,
+        live::{Leg, LiveDisk, Throttle, mirror::Grain},
     },
     store::{Held, Intent, Journal, Ledger},
 };
@@ -48,11 +51,62 @@ impl LivePace {
         let region_bytes = (size / 256).next_power_of_two().max(fewest).max(self.block_bytes);
         Grain { block_bytes: self.block_bytes, region_bytes }
     }
+}
 
-    /// Returns how long the copier lets guests go first, who wrote for `guest` while it copied for `own`.
-    pub(super) fn pause(self, own: Duration, guest: Duration) -> Duration {
-        let share = self.share.clamp(0.01, 1.0);
-        own.mul_f64((1.0 - share) / share).min(guest)
+/// How long guests are listened to before the copier changes its pace.
+const WINDOW: Duration = Duration::from_millis(100);
+
+/// After so long it does, however few requests there were.
+const WINDOW_MAX: Duration = Duration::from_millis(500);
+
+/// The copier's pace among guests, and what both felt since it was last told.
+#[derive(Debug)]
+pub(super) struct Pacing {
+    pace: LivePace,
+    throttle: Throttle,
+    /// The part of the time that the copier takes, while a goal is set.
+    part: f64,
+    since: Stopwatch,
+    moved: u64,
+}
+
+impl Pacing {
+    pub(super) fn new(pace: LivePace) -> Self {
+        let since = Stopwatch::start();
+        Self { pace, throttle: Throttle::new(pace.share), part: pace.share, since, moved: 0 }
+    }
+
+    /// Returns how long the copier lets guests go first, which has copied so many bytes in that time.
+    pub(super) fn pause(
+        &mut self,
+        (bytes, own): (u64, Duration),
+        leg: &Leg,
+        progress: &Progress,
+    ) -> Duration {
+        let manners = progress.manners();
+        let share = manners.share.unwrap_or(self.pace.share).clamp(0.01, 1.0);
+        self.moved += bytes;
+        self.listen(leg, progress, share);
+        let rest = |part: f64| own.mul_f64((1.0 - part) / part);
+        let guest = leg.take_guest_time();
+        match manners.latency_target {
+            Some(_) => rest(self.part.max(share)),
+            None => rest(share).min(guest),
+        }
+    }
+
+    fn listen(&mut self, leg: &Leg, progress: &Progress, share: f64) {
+        let window = self.since.elapsed();
+        if window < WINDOW {
+            return;
+        }
+        let Some(felt) = leg.latencies().take(window >= WINDOW_MAX) else { return };
+        let rate = u128::from(self.moved) * 1_000_000 / window.as_micros().max(1);
+        progress.feel(Recently { felt, rate: u64::try_from(rate).unwrap_or(u64::MAX) });
+        if let Some(goal) = progress.manners().latency_target {
+            self.part = self.throttle.next(share, goal, felt);
+        }
+        (self.since, self.moved) = (Stopwatch::start(), 0);
     }
 }
 

@@ -187,7 +187,12 @@ impl Disk for LiveDisk {
     }
 
     fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
-        self.legs.read().current.read(at, buf)
+        let legs = self.legs.read();
+        let Some(leg) = &legs.fold else { return legs.current.read(at, buf) };
+        let watch = Stopwatch::start();
+        let answer = legs.current.read(at, buf);
+        leg.latencies().count(watch.elapsed());
+        answer
     }
 
     fn write(&self, at: GuestOffset, buf: &[u8]) -> Result<()> {

@@ -1,6 +1,9 @@
 //! The second leg of a disk in use: the target of a fold, kept equal by the mirror.
 
-use super::mirror::{Admission, Checkpoint, Ended, Mirror, Noted, Part, Route};
+use super::{
+    latency::Latencies,
+    mirror::{Admission, Checkpoint, Ended, Mirror, Noted, Part, Route},
+};
 use crate::{
     base::{
         Error, ErrorKind, Guard, GuestOffset, GuestRange, Result,
@@ -93,6 +96,8 @@ pub struct Leg {
     /// How long guests' writes have taken since this was last asked, in nanoseconds.
     guest_ns: AtomicU64,
     mirrored_bytes: AtomicU64,
+    /// What guests' requests take.
+    latencies: Latencies,
 }
 
 impl Leg {
@@ -109,6 +114,7 @@ impl Leg {
             why_out: Mutex::new(None),
             guest_ns: AtomicU64::new(0),
             mirrored_bytes: AtomicU64::new(0),
+            latencies: Latencies::default(),
         }
     }
 
@@ -130,6 +136,11 @@ impl Leg {
     /// Returns how long guests' writes have taken, all together, since this was last asked.
     pub fn take_guest_time(&self) -> std::time::Duration {
         std::time::Duration::from_nanos(self.guest_ns.swap(0, Relaxed))
+    }
+
+    /// What guests' requests take while writes pass the leg.
+    pub const fn latencies(&self) -> &Latencies {
+        &self.latencies
     }
 
     /// Fails with what put the target out, if it misses writes.
@@ -159,7 +170,9 @@ impl Leg {
         }
         self.mirror.lock().end(number, how);
         self.turned.notify_all();
-        self.guest_ns.fetch_add(u64::try_from(watch.elapsed().as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        let took = watch.elapsed();
+        self.latencies.count(took);
+        self.guest_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
         answer
     }
 

@@ -9,10 +9,12 @@
 //! request is under way, which takes as long as the longest one and no longer than a guest would notice.
 
 mod disk;
+mod latency;
 mod leg;
 pub mod mirror;
 
 pub use disk::{LiveDisk, Swapped};
+pub use latency::{Felt, Latencies, Throttle};
 pub use leg::{Advance, Buffers, Leg, Notes};
 
 #[cfg(test)]

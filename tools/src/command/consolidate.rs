@@ -90,6 +90,9 @@ struct Live {
     /// With --disk: the part of the time that the copier keeps for itself while guests write (0.5 if not given)
     #[arg(long, value_name = "0..1", requires = "disk")]
     share: Option<f64>,
+    /// With --disk: take more than the share only while all but one of the guests' requests in a hundred take less
+    #[arg(long, value_name = "MS", requires = "disk")]
+    latency_target: Option<f64>,
     /// With --disk: end within that time; while the job is behind, guests' writes wait for it
     #[arg(long, value_name = "SECONDS", requires = "disk")]
     deadline: Option<u64>,
@@ -133,6 +136,7 @@ impl Arguments {
             "ignore-unread": self.ignore_unread,
             "dry-run": true,
             "share": self.live.share,
+            "latency-target": self.live.latency_target,
             "rate": self.watching.rate(),
             "deadline": self.live.deadline,
         });

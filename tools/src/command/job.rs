@@ -55,13 +55,19 @@ enum Action {
     Resume(One),
     /// Give a job up: the disk keeps what its guests wrote
     Cancel(One),
-    /// Limit a job to so many bytes a second from now on
+    /// Make a job faster or slower from now on
     Speed {
         #[command(flatten)]
         one: One,
         /// Bytes a second; 0 is no limit
-        #[arg(value_name = "BYTES/s", value_parser = size::parse)]
-        rate: u64,
+        #[arg(value_name = "BYTES/s", value_parser = size::parse, required_unless_present_any = ["share", "latency_target"])]
+        rate: Option<u64>,
+        /// The part of the time that the copier keeps for itself while guests write
+        #[arg(long, value_name = "0..1")]
+        share: Option<f64>,
+        /// Take more than that only while all but one of the guests' requests in a hundred take less; 0: whatever they take
+        #[arg(long, value_name = "MS")]
+        latency_target: Option<f64>,
     },
 }
 
@@ -84,7 +90,9 @@ impl Arguments {
             Action::Pause(one) => (one, "pause", json!({})),
             Action::Resume(one) => (one, "resume", json!({})),
             Action::Cancel(one) => (one, "cancel", json!({})),
-            Action::Speed { one, rate } => (one, "speed", json!({ "rate": rate })),
+            Action::Speed { one, rate, share, latency_target } => {
+                (one, "speed", json!({ "rate": rate, "share": share, "latency-target": latency_target }))
+            }
         };
         let mut job = one.daemon.post(&format!("/v1/jobs/{}/{what}", one.id), &body)?;
         if what == "cancel" {
@@ -141,6 +149,15 @@ fn is_left(job: &Value) -> bool {
     job.get("is-resumable").and_then(Value::as_bool) == Some(true)
 }
 
+/// What guests feel of it, if that is known.
+fn felt(moving: &Value) -> String {
+    let ms = |key| moving.get(key).and_then(Value::as_f64);
+    match (ms("guest-p50"), ms("guest-p99")) {
+        (Some(p50), Some(p99)) => format!("; guests wait {p50:.2} ms, one in a hundred {p99:.2} ms"),
+        _ => String::new(),
+    }
+}
+
 fn line(job: &Value, out: &mut dyn Write) -> io::Result<()> {
     let (id, disk, state) = (number(job, "id"), text(job, "disk"), text(job, "state"));
     let moving = job.get("progress").unwrap_or(&Value::Null);
@@ -155,10 +172,14 @@ fn line(job: &Value, out: &mut dyn Write) -> io::Result<()> {
         ),
         (None, None) if is_left(job) => "stopped with the daemon, and goes on with it".to_owned(),
         (None, None) => format!(
-            "{state}: {} of {}, {}/s",
+            "{state}: {} of {}, {}/s{}",
             size::show(number(moving, "transferred")),
             size::show(number(moving, "size")),
-            size::show(number(moving, "rate"))
+            size::show(number(
+                moving,
+                if moving.get("rate-now").is_some_and(Value::is_u64) { "rate-now" } else { "rate" }
+            )),
+            felt(moving)
         ),
     };
     writeln!(out, "{id}: {} of {disk}: {how}", text(job, "kind"))

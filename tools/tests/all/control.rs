@@ -87,7 +87,7 @@ fn con_1_a_disk_is_folded_under_a_client_that_writes() {
     wait_for_bytes(&folder, id);
     write(&folder, &daemon, &["write -q -P 7 0 1M", "write -q -z 12M 1M", "flush"]);
     write(&folder, &daemon, &["write -q -P 8 7M 2M"]);
-    answer(&folder, &format!("job speed {id} 0"));
+    answer(&folder, &format!("job speed {id} 0 --share 0.9 --latency-target 20"));
     let job = answer(&folder, &format!("job wait {id}"));
     assert_eq!((job["state"].as_str(), &job["error"]), (Some("concluded"), &Value::Null));
     assert!(job["report"]["pause"].as_f64().unwrap() < 0.5, "{job}");

@@ -15,7 +15,7 @@ use axum::{
 use deltachain::{
     base::{Error, name},
     job::consolidate::Request,
-    service::{FoldRequest, JobView, Named, Service, SnapshotOf},
+    service::{FoldRequest, JobView, Named, Service, SnapshotOf, Speed},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -124,9 +124,20 @@ struct Consolidate {
     ignore_unread: bool,
     dry_run: bool,
     share: Option<f64>,
+    /// Milliseconds.
+    latency_target: Option<f64>,
     rate: u64,
     /// Seconds.
     deadline: Option<u64>,
+}
+
+/// Returns a time given in milliseconds.
+fn ms(time: Option<f64>) -> Result<Option<Duration>, Refusal> {
+    let read = |ms: f64| {
+        let wrong = |_| Refusal::senseless(format!("latency-target: {ms} is no time in milliseconds"));
+        Duration::try_from_secs_f64(ms / 1000.0).map_err(wrong)
+    };
+    time.map(read).transpose()
 }
 
 async fn consolidate(State(service): Held, Path(name): Path<String>, bytes: Bytes) -> Answer {
@@ -141,7 +152,9 @@ async fn consolidate(State(service): Held, Path(name): Path<String>, bytes: Byte
         return done(service, move |service| service.plan(&name, &request)).await;
     }
     let deadline = asked.deadline.map(Duration::from_secs);
-    let fold = FoldRequest { request, share: asked.share, rate: asked.rate, deadline };
+    let Consolidate { share, rate, .. } = asked;
+    let latency_target = ms(asked.latency_target)?;
+    let fold = FoldRequest { request, share, latency_target, rate, deadline };
     done(service, move |service| Ok(JobView::from(service.consolidate(&name, &fold)?.as_ref()))).await
 }
 
@@ -215,15 +228,19 @@ async fn cancel(State(service): Held, Path(id): Path<String>) -> Answer {
     tell(service, &id, Service::cancel).await
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Speed {
-    rate: u64,
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Faster {
+    rate: Option<u64>,
+    share: Option<f64>,
+    /// Milliseconds; 0 is none.
+    latency_target: Option<f64>,
 }
 
 async fn speed(State(service): Held, Path(id): Path<String>, bytes: Bytes) -> Answer {
-    let asked: Speed = body(&bytes)?;
-    tell(service, &id, move |service, number| service.set_speed(number, asked.rate)).await
+    let asked: Faster = body(&bytes)?;
+    let speed = Speed { rate: asked.rate, share: asked.share, latency_target: ms(asked.latency_target)? };
+    tell(service, &id, move |service, number| service.set_speed(number, speed)).await
 }
 
 #[cfg(test)]
