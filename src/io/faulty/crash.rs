@@ -70,7 +70,8 @@ pub fn crash_states(trace: &Trace, seed: u64, samples: u64) -> impl Iterator<Ite
 }
 
 /// Returns the machine as it goes on behind each event of `trace`, the start included, when the program was
-/// killed there: everything has landed, the boot is the same.
+/// killed there: everything is seen, the boot is the same. What was not durable is still not: the machine's own
+/// trace begins with those events.
 pub fn kill_states(trace: &Trace) -> impl Iterator<Item = Crash> + '_ {
     let mut disk = trace.start.clone();
     (0..=trace.events.len()).map(move |after| {
@@ -82,7 +83,10 @@ pub fn kill_states(trace: &Trace) -> impl Iterator<Item = Crash> + '_ {
             Some(Event::Name(change)) => disk.rename(change),
             Some(Event::Flush { .. } | Event::Sync { .. }) | None => {}
         }
-        Crash { host: SimHost::boot(disk.clone(), trace.boot), after, landing: Landing::Everything }
+        let events = trace.events.iter().take(after).cloned().collect();
+        let host =
+            SimHost::go_on(disk.clone(), Trace { events, start: trace.start.clone(), boot: trace.boot });
+        Crash { host, after, landing: Landing::Everything }
     })
 }
 

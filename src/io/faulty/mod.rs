@@ -60,10 +60,15 @@ impl SimHost {
     }
 
     fn boot(disk: Disk, boot: u128) -> Self {
+        let start = disk.clone();
+        Self::go_on(disk, Trace { boot, start, events: Vec::new() })
+    }
+
+    /// The machine after `trace`, with nothing open.
+    fn go_on(disk: Disk, Trace { boot, start, events }: Trace) -> Self {
         let time = disk.files.values().map(|inode| inode.modified).max().unwrap_or_default() + 1;
         let next = disk.files.last_key_value().map_or(1, |(inode, _)| inode + 1);
-        let (start, events, open, faults) = (disk.clone(), Vec::new(), Vec::new(), Faults::default());
-        let (hold, released) = (0, Arc::default());
+        let (open, faults, hold, released) = (Vec::new(), Faults::default(), 0, Arc::default());
         let machine = Machine { boot, start, disk, events, time, open, next, faults, hold, released };
         Self { machine: Arc::new(Mutex::new(machine)) }
     }

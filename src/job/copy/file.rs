@@ -72,7 +72,7 @@ impl Copied {
         // Noted first: whoever finds the name after a crash knows that it stands for this, whole.
         self.part.whole = Some(file.witness()?);
         transfer.note(&name(to), self.part)?;
-        self.draft.publish(to, Publish::New)?;
+        self.draft.publish_flushed(to, Publish::New)?;
         report.copied_bytes += self.moved.copied_bytes;
         report.shared_bytes += self.moved.shared_bytes;
         Ok(())

@@ -69,7 +69,8 @@ impl Changing {
 
     fn say(image: &dyn Image, said: &Said) -> base::Result<()> {
         if image.parent() != said.parent {
-            image.set_parent(said.parent.as_ref())?;
+            // Durable by itself: nothing follows that would make it so.
+            return image.set_parent(said.parent.as_ref());
         }
         if image.set_record(said.record.as_deref())? {
             return image.flush_with_time();
@@ -137,6 +138,7 @@ impl Scene for Changing {
             // What is believed belongs to the parent that it was said with.
             image.set_record(None)?;
             image.flush_with_time()?;
+            image.set_parent(last.parent.as_ref())?;
             Self::say(&*image, &last)
         };
         again().map_err(|e| format!("saying it again failed: {e}"))?;

@@ -19,7 +19,7 @@ use deltachain::{
         self,
         units::{count, index},
     },
-    io::faulty::{Crash, Failure, Fault, SimHost, crash_states, kill_states},
+    io::faulty::{Crash, Failure, Fault, SimHost, Trace, crash_states, kill_states},
 };
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelBridge, ParallelIterator};
 use std::{
@@ -134,18 +134,29 @@ impl Job {
         Ok(done)
     }
 
-    /// Adds to `places` which barriers of which seeds stand for each.
+    /// Adds to `places` which barriers of which seeds stand for each: those of the job, and those of the job that
+    /// goes on after a kill.
     fn find_barriers(&'static self, seeds: Range<u64>, by: By, places: &mut JobPlaces) -> Result<(), String> {
         for seed in seeds {
-            let host = self.scene(seed)?.start().twin();
+            let scene = self.scene(seed)?;
+            let host = scene.start().twin();
             host.begin_named_operation();
-            self.scene(seed)?.perform(&host).map_err(|e| e.to_string())?;
-            let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-            for (number, stack) in (0..).zip(host.barrier_names()) {
-                found.entry(by.place(&stack)).or_default().push(number);
-            }
-            for (place, numbers) in found {
-                places.entry(place).or_default().push((self, seed, numbers));
+            scene.perform(&host).map_err(|e| e.to_string())?;
+            let mut add = |killed, host: &SimHost| {
+                let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+                for (number, stack) in (0..).zip(host.barrier_names()) {
+                    found.entry(by.place(&stack)).or_default().push(number);
+                }
+                for (place, numbers) in found {
+                    places.entry(place).or_default().push(Run { job: self, seed, killed, numbers });
+                }
+            };
+            add(None, &host);
+            let trace = host.trace();
+            for crash in kill_states(&trace).step_by(trace.events() / KILLS + 1) {
+                crash.host.begin_named_operation();
+                scene.finish(&crash.host)?;
+                add(Some(crash.after), &crash.host);
             }
         }
         Ok(())
@@ -159,7 +170,45 @@ impl Job {
 /// For each place in the code: the runs that ask for barriers there.
 pub(crate) type Places<R> = BTreeMap<String, Vec<R>>;
 
-type JobPlaces = Places<(&'static Job, u64, Vec<u64>)>;
+type JobPlaces = Places<Run>;
+
+/// A run that asks for barriers, by their numbers.
+struct Run {
+    job: &'static Job,
+    seed: u64,
+    /// After so many events the job was killed, and it is the next life that asks.
+    killed: Option<usize>,
+    numbers: Vec<u64>,
+}
+
+/// About so many kills of a job are followed by a life whose barriers are forgotten.
+const KILLS: usize = 12;
+
+impl Run {
+    /// Returns what shows that the barriers were forgotten.
+    fn shows(&self) -> Option<String> {
+        let scene = self.job.scene(self.seed).ok()?;
+        let judge = || match self.killed {
+            None => cut_everywhere(&*scene, self.seed, &self.numbers, u64::MAX).map(drop),
+            Some(after) => self.cut_next_life(&*scene, after),
+        };
+        let judged = catch_unwind(AssertUnwindSafe(judge));
+        let wrong = judged.unwrap_or_else(|_| Err("panicked".to_owned())).err()?;
+        Some(format!("{}, seed {}: {wrong}", self.job.name, self.seed))
+    }
+
+    /// Kills the job, goes on without the barriers, and cuts the power everywhere there.
+    fn cut_next_life(&self, scene: &dyn Scene, after: usize) -> Result<(), String> {
+        let host = scene.start().twin();
+        scene.perform(&host).map_err(|e| e.to_string())?;
+        let killed = kill_states(&host.trace()).nth(after).ok_or("no such event")?.host;
+        killed.begin_operation(self.numbers.iter().copied());
+        scene.finish(&killed)?;
+        let trace = killed.trace();
+        let cuts = crash_states(&trace, self.seed, SAMPLES).filter(|cut| cut.after >= after);
+        cuts.par_bridge().try_for_each(|cut| live(scene, &cut, trace.events()))
+    }
+}
 
 /// Forgets the barriers that every job has for each of `seeds`, those of one place in the code at a time, and
 /// looks for a power cut or a kill that shows it; not those that are in `noticed` already. More seeds than those are
@@ -173,12 +222,7 @@ pub fn forget(seeds: Range<u64>, by: By, noticed: &[Forgotten]) -> Result<Vec<Fo
         places.retain(|place, _| !noticed.iter().any(|one| one.noticed.is_some() && one.asks() == place));
         Ok(places)
     };
-    until_noticed(seeds, find, |(job, seed, numbers): &(&Job, u64, Vec<u64>)| {
-        let scene = job.scene(*seed).ok()?;
-        let judged = catch_unwind(AssertUnwindSafe(|| cut_everywhere(&*scene, *seed, numbers, u64::MAX)));
-        let wrong = judged.unwrap_or_else(|_| Err("panicked".to_owned())).err()?;
-        Some(format!("{}, seed {seed}: {wrong}", job.name))
-    })
+    until_noticed(seeds, find, Run::shows)
 }
 
 /// How many times as many seeds are tried as were asked for: a few scenes need not have the one that shows a barrier.
@@ -198,9 +242,12 @@ pub(crate) fn until_noticed<R: Send + Sync>(
         places.retain(|place, _| !found.get(place).is_some_and(Option::is_some));
         let judged = places.into_par_iter().map(|(place, runs)| (place, runs.iter().find_map(&shows)));
         found.extend(judged.collect::<Vec<_>>());
-        if found.values().all(Option::is_some) {
+        let open = || found.iter().filter(|(_, noticed)| noticed.is_none()).map(|(place, _)| place.as_str());
+        if open().next().is_none() {
             break;
         }
+        let seeds = first..first + count;
+        eprintln!("seeds {seeds:?} do not show: {}", open().collect::<Vec<_>>().join(", "));
     }
     Ok(found.into_iter().map(|(barrier, noticed)| Forgotten { barrier, noticed }).collect())
 }
@@ -254,9 +301,14 @@ fn cut_everywhere(scene: &dyn Scene, seed: u64, forgotten: &[u64], points: u64) 
         |(number, (how, crash))| -> Result<Tally, String> {
             let tell =
                 |wrong| format!("{scene:?}: {how} after {} ({:?}): {wrong}", crash.after, crash.landing);
+            let left = crash.host.events();
             live(scene, &crash, end).map_err(tell)?;
             let is_nested = forgotten.is_empty() && number.is_multiple_of(CRASHED_AGAIN);
-            let nested = if is_nested { crash_again(scene, seed, &crash, step).map_err(tell)? } else { 0 };
+            let nested = if is_nested {
+                crash_again(scene, seed, &crash.host.trace(), (left, step)).map_err(tell)?
+            } else {
+                0
+            };
             Ok(Tally { runs: 0, points: 1 + nested, second_points: nested })
         },
     );
@@ -270,10 +322,16 @@ fn live(scene: &dyn Scene, crash: &Crash, end: usize) -> Result<(), String> {
     scene.finish(&crash.host)
 }
 
-/// Crashes what has just been finished after a crash.
-fn crash_again(scene: &dyn Scene, seed: u64, crash: &Crash, step: usize) -> Result<u64, String> {
+/// Crashes what has just been finished after a crash; `trace` begins with `left` events that a kill has left.
+fn crash_again(
+    scene: &dyn Scene,
+    seed: u64,
+    trace: &Trace,
+    (left, step): (usize, usize),
+) -> Result<u64, String> {
     let mut nested = 0;
-    for again in crash_states(&crash.host.trace(), seed, 1).step_by(5 * step) {
+    let cuts = crash_states(trace, seed, 1).filter(|cut| cut.after >= left);
+    for again in cuts.step_by(5 * step) {
         let tell = |wrong| format!("again after {} ({:?}): {wrong}", again.after, again.landing);
         live(scene, &again, usize::MAX).map_err(tell)?;
         nested += 1;
