@@ -14,7 +14,7 @@ mod plan;
 
 pub use plan::{Fold, FoldMode, Held, HeldState, Removed};
 
-use super::{Draft, Epoch, Publish};
+use super::{Draft, Epoch, Publish, place};
 use crate::{
     base::{
         Error, ErrorKind, Guard, GuestOffset, HostOffset, Result,
@@ -188,6 +188,8 @@ impl Journal {
     pub fn resume(host: &Arc<dyn Host>, top: &Path) -> Result<Option<Self>> {
         let Some(found) = Self::find(host, top)? else { return Ok(None) };
         let Some(journal) = Self::open_at(host, found.path, Access::Write)? else { return Ok(None) };
+        // What is found may not be durable yet: the process before may have been killed in between.
+        place::settle(host.as_ref(), &journal.path)?;
         let then = journal.fold.clone();
         let journal = journal.adopt(top)?;
         if journal.fold == then {

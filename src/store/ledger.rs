@@ -152,12 +152,14 @@ impl Ledger {
     ///
     /// A record that is not in doubt stays; else the layer gets a new epoch, which earlier children refuse.
     pub fn freeze(&self, image: &(impl Carrier + ?Sized)) -> Result<Known> {
-        let known = self.look(image)?;
-        match known.trust {
-            Trust::Trusted => return Ok(known),
-            // Whoever wrote it may have been killed before it was durable.
-            Trust::Claimed => return image.flush_with_time().map(|()| known),
-            _ => {}
+        let found = self.find(image)?;
+        let known = found.known();
+        if matches!(known.trust, Trust::Trusted | Trust::Claimed) {
+            // The witness of what stands inside was noted when it was durable.
+            if found.inside.is_none() || known.trust == Trust::Claimed {
+                self.settle(image)?;
+            }
+            return Ok(known);
         }
         let frozen = Some(Record { epoch: Epoch::fresh(), sealed: None });
         self.put(image, &LayerRecord { frozen, ..known.layer }, Vouch::Yes)
@@ -171,6 +173,15 @@ impl Ledger {
         let known = self.look(image)?;
         let frozen = Some(Record { epoch, sealed: None });
         self.put(image, &LayerRecord { frozen, ..known.layer }, Vouch::No)
+    }
+
+    /// Makes durable what is recorded of the layer: whoever wrote it may have been killed before it was.
+    pub fn settle(&self, image: &(impl Carrier + ?Sized)) -> Result<()> {
+        let found = self.find(image)?;
+        if found.inside.is_some() {
+            image.flush_with_time()?;
+        }
+        note::settle(self.host.as_ref(), &found.folders, &found.header)
     }
 
     /// Vouches for what the layer holds now: the caller thawed it, has held its write lock since, and is done.

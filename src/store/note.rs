@@ -156,6 +156,16 @@ pub(super) fn write(host: &Arc<dyn Host>, folders: &[PathBuf], header: &Header, 
     remove(host.as_ref(), &others, header)
 }
 
+/// Makes an image's notes durable.
+pub(super) fn settle(host: &dyn Host, folders: &[PathBuf], header: &Header) -> Result<()> {
+    folders.iter().try_for_each(|folder| {
+        match place::settle(host, &folder.join("notes").join(header.name())) {
+            Err(error) if is_out_of_reach(&error) => Ok(()),
+            settled => settled,
+        }
+    })
+}
+
 /// Removes an image's notes durably, where there are any and they can be removed.
 pub(super) fn remove(host: &dyn Host, folders: &[PathBuf], header: &Header) -> Result<()> {
     for folder in folders {

@@ -2,8 +2,8 @@
 
 use super::{Draft, Publish};
 use crate::{
-    base::{Error, HostOffset, Result, units::count},
-    io::{File, Host},
+    base::{Error, ErrorKind, HostOffset, Result, units::count},
+    io::{Access, File, Host},
 };
 use std::{
     io::{self, BufReader, BufWriter, Read, Write},
@@ -83,6 +83,22 @@ fn make_durable_folder(host: &dyn Host, folder: &Path) -> Result<()> {
     }
     host.make_folder(folder)?;
     host.sync_folder(above.unwrap_or(Path::new(".")))
+}
+
+/// Makes durable what a process that was killed may have left in the cache: the file of that name, if there is one,
+/// and the name.
+pub(super) fn settle(host: &dyn Host, path: &Path) -> Result<()> {
+    match host.open(path, Access::ReadShared) {
+        Ok(file) => file.flush()?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    path.ancestors().skip(1).take(3).filter(|folder| !folder.as_os_str().is_empty()).try_for_each(|folder| {
+        match host.sync_folder(folder) {
+            Err(error) if is_closed(&error) => Ok(()),
+            synced => synced,
+        }
+    })
 }
 
 /// Returns a reader of a whole file.

@@ -152,7 +152,7 @@ impl Images {
         if self.mode != FoldMode::NewImage {
             if self.target_epoch(ending)? == Some(epoch) {
                 // An earlier life may have been killed before it was durable.
-                self.sides.target.flush_with_time()?;
+                ending.ledger.settle(self.sides.target.as_ref())?;
             } else {
                 ending.ledger.thaw(self.sides.target.as_ref(), epoch)?;
             }
