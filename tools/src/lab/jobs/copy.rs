@@ -12,7 +12,7 @@ use deltachain::{
     job::{
         Progress,
         convert::convert,
-        copy::{Copy, Request, Share},
+        copy::{Conversion, Copy, Request, Share},
         seal::{open_layers, seal},
     },
 };
@@ -30,6 +30,8 @@ struct Carrying {
     /// The layer that the target has, counted from the base.
     held: Option<usize>,
     share: Share,
+    /// Whether the layers are made anew.
+    is_converted: bool,
 }
 
 /// Makes up the scene that belongs to `seed`.
@@ -40,8 +42,9 @@ pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
     let world = world.map_err(|e| e.to_string())?;
     let below_top = world.layers.len() as u64 - 1;
     let held = random.chance(2, 3).then(|| index(random.below(below_top.max(1)))).filter(|_| below_top > 0);
-    let share = if random.chance(1, 4) { Share::Deny } else { Share::Allow };
-    let mut scene = Carrying { world, held, share };
+    let is_converted = seed % 8 == 6;
+    let share = if random.chance(1, 4) || is_converted { Share::Deny } else { Share::Allow };
+    let mut scene = Carrying { world, held, share, is_converted };
     scene.prepare().map_err(|e| e.to_string())?;
     Ok(Box::new(scene))
 }
@@ -78,7 +81,10 @@ impl Scene for Carrying {
     }
 
     fn perform(&self, host: &SimHost) -> base::Result<()> {
-        let request = Request { share: self.share, ..Request::default() };
+        let options = vec![("cluster_size".into(), "1024".into())];
+        let conversion = Conversion { format: Format::Qcow2, options, is_packed: false };
+        let conversion = self.is_converted.then_some(conversion);
+        let request = Request { share: self.share, conversion, ..Request::default() };
         let (top, folder) = (path("top"), Path::new(TARGET));
         let opening = Opening::reading();
         let job = Copy::prepare(&arc(host), &ledger(host), (&top, folder), &opening, request)?;
