@@ -338,7 +338,9 @@ impl Setup<'_> {
         let path = self.draft_name(&self.plan.result);
         let is_there = ending.host.kind(&path)?.is_some();
         let is_begun = match found {
-            Some(Found::Bound(_) | Found::Ready) => true,
+            // Up to the first mark it may be one that a life before was making anew.
+            Some(Found::Bound(mark)) => mark > GuestOffset::new(0),
+            Some(Found::Ready) => true,
             Some(Found::Void) => is_there && self.keeps_draft(top)?,
             _ => false,
         };
