@@ -7,7 +7,7 @@ use crate::{
     format::Format,
     io::{Access, Kept, real::RealHost},
     job::{
-        consolidate::Request,
+        consolidate::{Patience, Request},
         create::{NewImage, create},
         snapshot::snapshot,
     },
@@ -15,7 +15,8 @@ use crate::{
 };
 
 const MIB: u64 = 1 << 20;
-const PACE: LivePace = LivePace { block_bytes: 64 << 10, mark_bytes: 128 << 10, share: 1.0 };
+const PACE: LivePace =
+    LivePace { block_bytes: 64 << 10, mark_bytes: 128 << 10, share: 1.0, patience: Patience::Endless };
 /// Longer than any of this takes.
 const LONG: Duration = Duration::from_mins(1);
 

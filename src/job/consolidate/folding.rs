@@ -142,11 +142,13 @@ impl Mirroring {
     }
 
     /// Makes the leg, which is not in use yet; the journal says `noted`.
-    fn new_leg(&self, noted: &Noted, size: u64, pace: LivePace) -> Arc<Leg> {
+    fn new_leg(&self, noted: &Noted, size: u64, pace: LivePace) -> Result<Arc<Leg>> {
         let mirror = Mirror::new(size, pace.grain(size), noted);
         let lower = self.moving.layers().get(self.depth + 1..).unwrap_or_default();
         let target = Arc::clone(&self.images.sides.target);
-        Arc::new(Leg::new(target, View::new(lower), mirror, Box::new(self.noting.clone())))
+        let notes = Box::new(self.noting.clone());
+        let patience = pace.patience.with(target.as_ref(), self.moving.head()?.image.as_ref())?;
+        Ok(Arc::new(Leg::new(target, View::new(lower), mirror, notes, patience)))
     }
 }
 
@@ -215,7 +217,7 @@ impl Folding {
         let journal = self.new_journal(stands)?;
         self.make_ready(journal)?;
         let mirroring = self.mirroring()?;
-        let leg = mirroring.new_leg(&Noted::default(), size, pace);
+        let leg = mirroring.new_leg(&Noted::default(), size, pace)?;
         mirroring.leg = Some(Arc::clone(&leg));
         self.disk.take_leg(&leg);
         Ok(())
@@ -235,7 +237,7 @@ impl Folding {
         self.make_ready(journal)?;
         let (size, pace, disk) = (self.plan().size, self.pace, Arc::clone(&self.disk));
         let mirroring = self.mirroring()?;
-        let leg = mirroring.new_leg(&noted, size, pace);
+        let leg = mirroring.new_leg(&noted, size, pace)?;
         // Before the first write: one to a part that is done, taken for one that is still to come, would be lost with
         // the power, since nothing that lasts would name it.
         let list = mirroring.find(&noted, size, pace)?;
@@ -468,6 +470,8 @@ impl Folding {
         };
         if let Some(leg) = &mirroring.leg {
             leg.leave()?;
+            // A late write would land in what another job has begun to write.
+            leg.check_quiet()?;
         }
         let mut layers = mirroring.moving.layers().to_vec();
         // Writes that were under way end in the target; nothing passes its mirror after this.

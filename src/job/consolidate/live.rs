@@ -21,6 +21,7 @@ use crate::{
         clock::{self, Stopwatch},
     },
     chain::{Layer, Opening},
+    format::Image,
     io::{Access, Host},
     job::{
         Progress, Recently,
@@ -39,11 +40,51 @@ pub struct LivePace {
     pub mark_bytes: u64,
     /// The part of the time, above 0 and at most 1, that the copier keeps for itself while guests write.
     pub share: f64,
+    /// How long the target may take for something before it counts as failed.
+    pub patience: Patience,
+}
+
+/// How long a target may take for something before the fold goes on without it, so that guests do not hang with it.
+///
+/// Other threads write the target then, which can be left behind: a write to both places takes tens of microseconds more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as it likes.
+    Endless,
+    /// So long, where the target is a device, or on another file system than the disk's head; else as long as it likes:
+    /// what makes it hang would make the head hang as well.
+    WhereApart(Duration),
+    /// So long.
+    Always(Duration),
+}
+
+impl Patience {
+    /// Returns how long a target is waited for beside that head; `None` is for ever.
+    pub(super) fn with(self, target: &dyn Image, head: &dyn Image) -> Result<Option<Duration>> {
+        let patience = match self {
+            Self::Endless => return Ok(None),
+            Self::Always(patience) => return Ok(Some(patience)),
+            Self::WhereApart(patience) => patience,
+        };
+        let home = head.files().iter().map(|file| file.witness()).collect::<Result<Vec<_>>>()?;
+        for file in target.files() {
+            let place = file.witness()?.file_system;
+            if file.is_device() || home.iter().all(|own| own.file_system != place) {
+                return Ok(Some(patience));
+            }
+        }
+        Ok(None)
+    }
 }
 
 impl LivePace {
     /// What a person wants.
-    pub const USUAL: Self = Self { block_bytes: 1 << 20, mark_bytes: 256 << 20, share: 0.5 };
+    pub const USUAL: Self = Self {
+        block_bytes: 1 << 20,
+        mark_bytes: 256 << 20,
+        share: 0.5,
+        patience: Patience::WhereApart(Duration::from_secs(30)),
+    };
 
     /// How a disk of `size` bytes is cut.
     pub(super) fn grain(self, size: u64) -> Grain {

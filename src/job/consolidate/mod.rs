@@ -30,7 +30,7 @@ mod work;
 
 pub use abandon::{Abandoned, Abandonment};
 pub use folding::Folding;
-pub use live::{LiveConsolidation, LivePace, LiveReport};
+pub use live::{LiveConsolidation, LivePace, LiveReport, Patience};
 pub use machine::{Found, Machine, Pace, Step};
 pub use plan::{Cost, Lost, NewImage, Plan, Request, Verify, estimate};
 pub use run::{Consolidation, Report, has_landed};

@@ -1,6 +1,7 @@
 //! The second leg of a disk in use: the target of a fold, kept equal by the mirror.
 
 use super::{
+    hands::{Hands, Left},
     latency::Latencies,
     mirror::{Admission, Checkpoint, Ended, Mirror, Noted, Part, Route},
 };
@@ -16,7 +17,7 @@ use crate::{
     io::{self, Kept},
     map::RangeSet,
 };
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::{
     collections::BTreeSet,
     fmt,
@@ -24,6 +25,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 /// Where a fold's progress is kept.
@@ -51,15 +53,56 @@ impl Change<'_> {
     }
 
     /// Does the part of it that covers `part` of `range`.
-    fn on_target(self, leg: &Leg, range: GuestRange, part: GuestRange) -> Result<()> {
+    fn on_target(self, target: &Target, range: GuestRange, part: GuestRange) -> Result<()> {
         match self {
             Self::Write(bytes) => {
                 let from = index(part.start.since(range.start));
                 let bytes = bytes.get(from..from + index(part.bytes)).unwrap_or_default();
-                leg.target.write(part.start, bytes, &leg.below)
+                target.image.write(part.start, bytes, &target.below)
             }
-            Self::Zero(kept) => leg.target.zero(part, kept, &leg.below),
+            Self::Zero(kept) => target.image.zero(part, kept, &target.below),
         }
+    }
+}
+
+/// What the second leg writes, over what lies below it.
+#[derive(Debug)]
+struct Target {
+    image: Arc<dyn Image>,
+    below: View,
+}
+
+impl Target {
+    /// Brings `range`, which no guest writes meanwhile, to the target, and looks whether it is there.
+    fn carry(&self, current: &Chain, range: GuestRange, buf: &mut Buffers) -> Result<(u64, u64)> {
+        let (mut copied, mut zeroed) = (0, 0);
+        let Buffers { runs, bytes, shown } = buf;
+        runs.clear();
+        current.runs(range, runs)?;
+        bytes.resize(index(range.bytes), 0);
+        current.read(range.start, bytes)?;
+        for run in runs.iter() {
+            let from = index(run.range.start.since(range.start));
+            let part = bytes.get(from..from + index(run.range.bytes)).unwrap_or_default();
+            if run.is_zero() {
+                self.image.zero(run.range, Kept::Nothing, &self.below)?;
+                zeroed += run.range.bytes;
+            } else {
+                self.image.write(run.range.start, part, &self.below)?;
+                copied += count(part.len());
+            }
+        }
+        shown.resize(bytes.len(), 0);
+        self.image.read(range.start, shown, &self.below)?;
+        if shown == bytes {
+            return Ok((copied, zeroed));
+        }
+        let what = format!(
+            "does not show what was just copied to guest bytes {:#x} to {:#x}",
+            range.start,
+            range.end()
+        );
+        Err(Error::corrupt(what).path(self.image.data_file().path()))
     }
 }
 
@@ -82,8 +125,11 @@ pub enum Advance {
 /// The second leg.
 #[derive(Debug)]
 pub struct Leg {
-    target: Arc<dyn Image>,
-    below: View,
+    target: Arc<Target>,
+    /// Who does I/O on a target that may hang; `None`: whoever wants it done.
+    hands: Option<Hands>,
+    /// How long a write waits for what is in its way on a target that may hang.
+    patience: Option<Duration>,
     mirror: Mutex<Mirror>,
     /// A write has ended, or the copier's hand is empty.
     turned: Condvar,
@@ -101,11 +147,19 @@ pub struct Leg {
 }
 
 impl Leg {
-    /// Makes the leg of a target over what lies `below` it, to be kept equal by `mirror`.
-    pub fn new(target: Arc<dyn Image>, below: View, mirror: Mirror, notes: Box<dyn Notes>) -> Self {
+    /// Makes the leg of a target over what lies `below` it, to be kept equal by `mirror`. A target whose I/O takes longer
+    /// than `patience` counts as failed; without that, it is waited for as long as it takes.
+    pub fn new(
+        image: Arc<dyn Image>,
+        below: View,
+        mirror: Mirror,
+        notes: Box<dyn Notes>,
+        patience: Option<Duration>,
+    ) -> Self {
         Self {
-            target,
-            below,
+            target: Arc::new(Target { image, below }),
+            hands: patience.map(Hands::new),
+            patience,
             mirror: Mutex::new(mirror),
             turned: Condvar::new(),
             notes: Mutex::new(notes),
@@ -134,8 +188,8 @@ impl Leg {
     }
 
     /// Returns how long guests' writes have taken, all together, since this was last asked.
-    pub fn take_guest_time(&self) -> std::time::Duration {
-        std::time::Duration::from_nanos(self.guest_ns.swap(0, Relaxed))
+    pub fn take_guest_time(&self) -> Duration {
+        Duration::from_nanos(self.guest_ns.swap(0, Relaxed))
     }
 
     /// What guests' requests take while writes pass the leg.
@@ -158,11 +212,9 @@ impl Leg {
         let mut answer = change.on_chain(current, range);
         let mut how = if answer.is_ok() { Ended::Landed } else { Ended::Failed };
         if answer.is_ok() {
-            let mut doubles = parts.iter().filter(|part| part.route == Route::Both);
-            let landed = doubles.try_for_each(|part| {
-                self.mirrored_bytes.fetch_add(part.range.bytes, Relaxed);
-                change.on_target(self, range, part.range)
-            });
+            let doubles =
+                parts.iter().filter(|part| part.route == Route::Both).map(|part| part.range).collect();
+            let landed = self.change_target(range, doubles, change);
             if landed.is_err() {
                 how = Ended::Failed;
             }
@@ -176,8 +228,71 @@ impl Leg {
         answer
     }
 
+    /// Does the parts of a change that go to both places on the target.
+    fn change_target(&self, range: GuestRange, parts: Vec<GuestRange>, change: Change<'_>) -> Result<()> {
+        self.mirrored_bytes.fetch_add(parts.iter().map(|part| part.bytes).sum(), Relaxed);
+        if self.hands.is_none() || parts.is_empty() {
+            return parts.into_iter().try_for_each(|part| change.on_target(&self.target, range, part));
+        }
+        // The guest's own bytes may be gone when a late write begins.
+        let (bytes, kept) = match change {
+            Change::Write(bytes) => (bytes.to_vec(), None),
+            Change::Zero(kept) => (Vec::new(), Some(kept)),
+        };
+        self.on_target(move |target| {
+            let change = kept.map_or(Change::Write(&bytes), Change::Zero);
+            parts.into_iter().try_for_each(|part| change.on_target(target, range, part))
+        })
+    }
+
+    /// Does something with the target that may take for ever: then the target counts as failed.
+    fn on_target<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Target) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let Some(hands) = &self.hands else { return work(&self.target) };
+        let target = Arc::clone(&self.target);
+        hands.run(move || work(&target)).unwrap_or_else(|Left| {
+            self.put_out(self.hung())?;
+            Err(self.hung())
+        })
+    }
+
+    /// What is said of I/O on the target that is not waited for any longer.
+    fn hung(&self) -> Error {
+        let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "does not answer");
+        Error::io("wait for the target", late).path(self.target.image.data_file().path())
+    }
+
+    /// Fails while I/O on the target has not returned: it may still land.
+    pub fn check_quiet(&self) -> Result<()> {
+        let in_file = |error: Error| error.path(self.target.image.data_file().path());
+        self.hands.as_ref().map_or(Ok(()), Hands::check_quiet).map_err(in_file)
+    }
+
+    /// Waits for a write to end, or for the copier; gives the target up where that takes too long.
+    fn wait_turn<'a>(
+        &'a self,
+        mut mirror: MutexGuard<'a, Mirror>,
+        since: Stopwatch,
+    ) -> Result<MutexGuard<'a, Mirror>> {
+        let Some(patience) = self.patience else {
+            self.turned.wait(&mut mirror);
+            return Ok(mirror);
+        };
+        self.turned.wait_for(&mut mirror, patience);
+        // What it waits for has begun before, and gets its own time.
+        if since.elapsed() < patience * 2 {
+            return Ok(mirror);
+        }
+        drop(mirror);
+        self.put_out(self.hung())?;
+        Ok(self.mirror.lock())
+    }
+
     /// Waits until a write may begin; `None` once the target is out.
     fn enter(&self, range: GuestRange) -> Result<Option<(u64, Vec<Part>)>> {
+        let since = Stopwatch::start();
         let mut mirror = self.mirror.lock();
         let early = if Guard::MirrorRoute.trips(true) { None } else { Some(mirror.route(range)) };
         loop {
@@ -187,7 +302,7 @@ impl Leg {
             let parts = early.clone().unwrap_or_else(|| mirror.route(range));
             match mirror.admit(range, parts) {
                 Admission::Go(number, parts) => return Ok(Some((number, parts))),
-                Admission::Later => self.turned.wait(&mut mirror),
+                Admission::Later => mirror = self.wait_turn(mirror, since)?,
                 Admission::Note(fresh) => {
                     drop(mirror);
                     self.note(&fresh)?;
@@ -238,7 +353,7 @@ impl Leg {
     }
 
     pub(super) fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool {
-        self.target.zeroes_fast(range, kept)
+        self.target.image.zeroes_fast(range, kept)
     }
 
     /// Makes everything written to the target before this call durable. The guest does not see a failure.
@@ -246,11 +361,11 @@ impl Leg {
         if self.is_out.load(Relaxed) {
             return Ok(());
         }
-        self.target.flush().or_else(|error| self.put_out(error))
+        self.on_target(|target| target.image.flush()).or_else(|error| self.put_out(error))
     }
 
     /// Brings the next listed block, from `at` on, to the target.
-    pub fn advance(&self, current: &Chain, at: GuestOffset, buf: &mut Buffers) -> Result<Advance> {
+    pub fn advance(&self, current: &Arc<Chain>, at: GuestOffset, buf: &mut Buffers) -> Result<Advance> {
         let mut mirror = self.mirror.lock();
         let Some(hand) = mirror.take(at) else { return Ok(Advance::Complete) };
         while !mirror.is_free() {
@@ -258,9 +373,17 @@ impl Leg {
         }
         let held = mirror.in_hand();
         drop(mirror);
-        let carried = held.iter().try_fold((0, 0), |(copied, zeroed), range| {
-            let (more, zeros) = self.carry(current, *range, buf)?;
-            Ok((copied + more, zeroed + zeros))
+        let (current, mut own) = (Arc::clone(current), std::mem::take(buf));
+        let carried = self.on_target(move |target| {
+            let sums = held.iter().try_fold((0, 0), |(copied, zeroed), range| {
+                let (more, zeros) = target.carry(&current, *range, &mut own)?;
+                Ok((copied + more, zeroed + zeros))
+            });
+            Ok((sums?, own))
+        });
+        let carried = carried.map(|(sums, own)| {
+            *buf = own;
+            sums
         });
         let mut mirror = self.mirror.lock();
         match carried {
@@ -273,41 +396,13 @@ impl Leg {
         Ok(Advance::Moved { copied_bytes, zeroed_bytes, next: hand.end() })
     }
 
-    /// Brings `range`, which no guest writes meanwhile, to the target, and looks whether it is there.
-    fn carry(&self, current: &Chain, range: GuestRange, buf: &mut Buffers) -> Result<(u64, u64)> {
-        let (mut copied, mut zeroed) = (0, 0);
-        let Buffers { runs, bytes, shown } = buf;
-        runs.clear();
-        current.runs(range, runs)?;
-        bytes.resize(index(range.bytes), 0);
-        current.read(range.start, bytes)?;
-        for run in runs.iter() {
-            let from = index(run.range.start.since(range.start));
-            let part = bytes.get(from..from + index(run.range.bytes)).unwrap_or_default();
-            if run.is_zero() {
-                self.target.zero(run.range, Kept::Nothing, &self.below)?;
-                zeroed += run.range.bytes;
-            } else {
-                self.target.write(run.range.start, part, &self.below)?;
-                copied += count(part.len());
-            }
-        }
-        shown.resize(bytes.len(), 0);
-        self.target.read(range.start, shown, &self.below)?;
-        if shown == bytes {
-            return Ok((copied, zeroed));
-        }
-        let what = format!(
-            "does not show what was just copied to guest bytes {:#x} to {:#x}",
-            range.start,
-            range.end()
-        );
-        Err(Error::corrupt(what).path(self.target.data_file().path()))
-    }
-
     /// Has the host begin to write the target back; nothing is waited for.
     pub fn begin_flush(&self) {
-        io::begin_flush(self.target.data_file().as_ref());
+        // What comes of it shows at the next flush.
+        drop(self.on_target(|target| {
+            io::begin_flush(target.image.data_file().as_ref());
+            Ok(())
+        }));
     }
 
     /// Makes what has landed durable on both legs, and notes it. Guests go on meanwhile.
@@ -317,7 +412,7 @@ impl Leg {
             current.flush()?;
         }
         if Guard::MirrorTargetFlush.trips(true) {
-            self.target.flush()?;
+            self.on_target(|target| target.image.flush())?;
         }
         let mut notes = self.notes.lock();
         self.check()?;

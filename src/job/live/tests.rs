@@ -137,7 +137,7 @@ fn a_leg_is_not_taken_once_a_guest_has_written() {
     let leg = || {
         let mirror = mirror::Mirror::new(SIZE, grain, &mirror::Noted::default());
         let below = crate::chain::View::new(&[]);
-        Arc::new(Leg::new(layer(&host, "target", None).image, below, mirror, Box::new(Unwritten)))
+        Arc::new(Leg::new(layer(&host, "target", None).image, below, mirror, Box::new(Unwritten), None))
     };
     disk.write(GuestOffset::new(0), &[1; 512]).unwrap();
     assert!(!disk.take_leg_unchanged(&leg()) && !disk.is_folding());

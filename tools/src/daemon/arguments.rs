@@ -27,6 +27,9 @@ pub struct Arguments {
     /// Do not go on with consolidations that were cut off
     #[arg(long)]
     pub no_resume: bool,
+    /// Give a consolidation up whose target, apart from the disk's head, has not answered for so long; 0: wait for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub target_timeout: u64,
     /// Serve at most N clients at once
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_clients: usize,

@@ -8,7 +8,7 @@ use crate::{
 use deltachain::{
     base::Error,
     io::Access,
-    job::consolidate::LivePace,
+    job::consolidate::{LivePace, Patience},
     service::{Named, Settings},
 };
 use serde::Deserialize;
@@ -16,6 +16,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// The file.
@@ -98,7 +99,12 @@ pub fn service(arguments: &Arguments) -> Result<Settings, Failure> {
     let opening =
         arguments.references.opening(host.as_ref(), Access::Write)?.with_ledger(options::ledger(&host));
     let state = arguments.state.as_deref().map(std::path::absolute).transpose()?;
-    Ok(Settings { host, opening, state, resumes: !arguments.no_resume, pace: LivePace::USUAL })
+    let patience = match arguments.target_timeout {
+        0 => Patience::Endless,
+        seconds => Patience::WhereApart(Duration::from_secs(seconds)),
+    };
+    let pace = LivePace { patience, ..LivePace::USUAL };
+    Ok(Settings { host, opening, state, resumes: !arguments.no_resume, pace })
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@
 use super::*;
 use crate::{
     base::{Guard, GuestRange, seed::Seeded},
-    io::faulty::{Crash, Trace, kill_states},
+    io::faulty::{Crash, Trace, Waits, kill_states},
     job::{
-        consolidate::{LiveConsolidation, LivePace},
+        consolidate::{LiveConsolidation, LivePace, Patience},
         live::LiveDisk,
     },
 };
 
-const LIVE_PACE: LivePace = LivePace { block_bytes: 4096, mark_bytes: 6000, share: 1.0 };
+const LIVE_PACE: LivePace =
+    LivePace { block_bytes: 4096, mark_bytes: 6000, share: 1.0, patience: Patience::Endless };
 const SECTOR: u64 = 512;
 
 fn live_opening(host: &SimHost) -> Opening {
@@ -339,4 +340,68 @@ fn a_guest_that_writes_before_the_fold_goes_on_has_it_start_again() {
         drop(disk);
         PLAIN.check_end(&host, &guest.expected(), "seed {seed}");
     }
+}
+
+const IMPATIENT: LivePace =
+    LivePace { patience: Patience::Always(std::time::Duration::from_millis(150)), ..LIVE_PACE };
+
+fn begin_impatient(host: &SimHost, disk: &Arc<LiveDisk>) -> crate::job::consolidate::Folding {
+    let job = LiveConsolidation::prepare(&arc(host), disk, &live_opening(host), &PLAIN.request()).unwrap();
+    job.begin(IMPATIENT).unwrap()
+}
+
+/// The journal says that nothing is done before a write is acknowledged that the target lacks; what lands late finds
+/// nobody who has begun to use the target anew.
+#[test]
+fn con_7_a_target_that_hangs_does_not_hang_the_guest() {
+    for seed in 0..2 {
+        let (host, disk, mut guest) = scene(seed);
+        let mut folding = begin_impatient(&host, &disk);
+        while folding.step().unwrap().is_some() {
+            guest.act(&host, disk.as_ref()).unwrap();
+        }
+        folding.checkpoint().unwrap();
+        host.hold(&path("base"), Waits::Changes).unwrap();
+        for _ in 0..12 {
+            guest.act(&host, disk.as_ref()).unwrap();
+        }
+        assert!(host.waiting() > 0 && folding.step().is_err(), "seed {seed}");
+        assert!(shown(disk.as_ref()) == guest.expected(), "seed {seed}");
+        // As long as it has not returned.
+        assert!(folding.retreat().is_err() && !folding.is_over() && disk.is_folding());
+        let trace = host.trace();
+        host.release();
+        folding.conclude().unwrap();
+        guest.act(&host, disk.as_ref()).unwrap();
+        let job =
+            LiveConsolidation::prepare(&arc(&host), &disk, &live_opening(&host), &PLAIN.request()).unwrap();
+        job.run(LIVE_PACE, &Progress::default()).unwrap();
+        drop((disk, folding));
+        PLAIN.check_end(&host, &guest.expected(), &format!("seed {seed}: folded after all"));
+        let stops = crash_states(&trace, seed, 2).chain(kill_states(&trace));
+        for (number, crash) in stops.enumerate().step_by(9) {
+            survive(PLAIN, &guest, &crash, number);
+        }
+    }
+}
+
+#[test]
+fn con_7_a_copier_that_hangs_lets_guests_go_on() {
+    let (host, disk, mut guest) = scene(5);
+    let mut folding = begin_impatient(&host, &disk);
+    guest.act(&host, disk.as_ref()).unwrap();
+    host.hold(&path("base"), Waits::Changes).unwrap();
+    std::thread::scope(|scope| {
+        let copier = scope.spawn(|| folding.copy(&Progress::default()));
+        while host.waiting() == 0 {
+            std::thread::yield_now();
+        }
+        // All of the disk: what is in the copier's hand, too.
+        disk.write(GuestOffset::new(0), &vec![9; 24 << 10]).unwrap();
+        assert!(copier.join().unwrap().is_err());
+    });
+    assert!(shown(disk.as_ref()).iter().all(|byte| *byte == 9));
+    host.release();
+    folding.conclude().unwrap();
+    assert!(shown(disk.as_ref()).iter().all(|byte| *byte == 9) && !disk.is_folding());
 }

@@ -12,13 +12,14 @@ use deltachain::{
     },
     job::{
         Progress,
-        consolidate::{Folding, LiveConsolidation, LivePace, Request},
+        consolidate::{Folding, LiveConsolidation, LivePace, Patience, Request},
         live::LiveDisk,
     },
 };
 use std::{sync::Arc, thread, time::Duration};
 
-const PACE: LivePace = LivePace { block_bytes: 1024, mark_bytes: 1024, share: 1.0 };
+const PACE: LivePace =
+    LivePace { block_bytes: 1024, mark_bytes: 1024, share: 1.0, patience: Patience::Endless };
 
 fn opening(host: &SimHost) -> Opening {
     writing(host).for_live_use()

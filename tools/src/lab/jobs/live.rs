@@ -15,7 +15,7 @@ use deltachain::{
     io::{Access, File, Host, Kept, faulty::SimHost},
     job::{
         Progress,
-        consolidate::{Consolidation, LiveConsolidation, LivePace, Pace, Request},
+        consolidate::{Consolidation, LiveConsolidation, LivePace, Pace, Patience, Request},
         live::LiveDisk,
     },
     store::Journal,
@@ -23,7 +23,8 @@ use deltachain::{
 use std::{path::Path, sync::Arc};
 
 const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
-const LIVE_PACE: LivePace = LivePace { block_bytes: 4096, mark_bytes: 6000, share: 1.0 };
+const LIVE_PACE: LivePace =
+    LivePace { block_bytes: 4096, mark_bytes: 6000, share: 1.0, patience: Patience::Endless };
 const SECTOR: u64 = 512;
 const NOTES: &str = "/told";
 /// A note: what, the first sector, how many, the byte.
