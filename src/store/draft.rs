@@ -1,11 +1,12 @@
 //! A file in the making: nothing is seen under its name before it is whole.
 
 use crate::{
-    base::{Result, seed},
+    base::{ErrorKind, Result, seed},
     io::{Access, File, Host},
 };
 use std::{
     ffi::OsString,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -55,12 +56,38 @@ impl Draft {
         name.starts_with('.') && name.contains(".dchain-draft-")
     }
 
+    /// Removes the temporary files for `target` that an interrupted program left behind: nobody has them open.
+    pub fn sweep(host: &dyn Host, target: &Path) -> Result<()> {
+        let start = Self::start_of_name(target);
+        let folder =
+            target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        for entry in host.list(folder)? {
+            let name = entry.path.file_name().unwrap_or_default();
+            if !name.as_bytes().starts_with(start.as_bytes()) {
+                continue;
+            }
+            match host.open(&entry.path, Access::Write) {
+                Ok(file) => drop(file),
+                Err(error) if matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotFound) => continue,
+                Err(error) => return Err(error),
+            }
+            host.remove(&entry.path)?;
+        }
+        Ok(())
+    }
+
     /// Returns a fresh temporary name for `target`.
     pub fn temporary_name(target: &Path) -> PathBuf {
+        let mut name = Self::start_of_name(target);
+        name.push(format!("{:016x}", seed::fresh() >> 64));
+        target.with_file_name(name)
+    }
+
+    fn start_of_name(target: &Path) -> OsString {
         let mut name = OsString::from(".");
         name.push(target.file_name().unwrap_or_default());
-        name.push(format!(".dchain-draft-{:016x}", seed::fresh() >> 64));
-        target.with_file_name(name)
+        name.push(".dchain-draft-");
+        name
     }
 
     /// Returns the file.

@@ -15,7 +15,7 @@ use crate::{
     chain::{Chain, Layer, Opening, open_layer},
     io::{Access, Host, Likeness},
     job::live::LiveDisk,
-    store::{Epoch, Known, Ledger, Publish},
+    store::{Draft, Epoch, Known, Ledger, Publish},
 };
 use std::{
     path::{Path, PathBuf},
@@ -114,6 +114,7 @@ pub fn forget_intended(
             Err(error) if error.kind() == ErrorKind::Busy => {}
             Err(error) => return Err(error),
         }
+        Draft::sweep(host.as_ref(), &one.head)?;
         if host.kind(&one.head)?.is_none() {
             continue;
         }

@@ -4,8 +4,10 @@
 //! witness of the phase that it was killed in; each round waits for the phase that was hit least so far. Time
 //! decides where exactly a kill strikes: a seed gives the same disks and the same intentions, not the same run.
 
+mod client;
 mod consolidate;
 mod copy;
+pub mod live;
 mod scene;
 
 use deltachain::base::{clock::Stopwatch, seed::Seeded};
@@ -58,7 +60,7 @@ pub struct Tally {
     pub counted: BTreeMap<&'static str, u64>,
     /// Kills that came before the first or after the last durable step.
     pub uncounted: u64,
-    /// Jobs that were ended by giving the command again.
+    /// Jobs that ended when they were gone on with, by the same command or by the daemon.
     pub ended: u64,
     /// Results that qemu-img compared, too.
     pub compared: u64,
@@ -84,7 +86,7 @@ impl fmt::Display for Tally {
         let phases: Vec<String> =
             self.counted.iter().map(|(phase, hits)| format!("{phase} {hits}")).collect();
         write!(f, "{} kills ({}), {} that did not count; ", self.kills(), phases.join(", "), self.uncounted)?;
-        write!(f, "{} jobs ended by the same command, ", self.ended)?;
+        write!(f, "{} jobs that were gone on with ended, ", self.ended)?;
         write!(f, "{} with a mark to go on from, {} compared by qemu-img", self.marked, self.compared)
     }
 }

@@ -33,6 +33,8 @@ enum Search {
     Mirror(Writes),
     /// Kill `dchain` in the middle of jobs, give the same command again, and compare.
     Kill(Kills),
+    /// Kill `dchaind` in the middle of snapshots and folds under guests that write, start it again, and compare.
+    KillDaemon(KillsOfDaemon),
     /// Have Linux in an emulator write to an ext4 while snapshots are taken and folded, and look at its files afterwards.
     Guest(Guest),
 }
@@ -103,6 +105,16 @@ struct Writes {
 }
 
 #[derive(Args)]
+struct KillsOfDaemon {
+    /// The first seed; it gives the disks and the requests, but not the moment at which a kill strikes.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Kills that have to count.
+    #[arg(long, default_value_t = 100)]
+    rounds: u64,
+}
+
+#[derive(Args)]
 struct Kills {
     /// The first seed; it gives the disks, but not the moment at which a kill strikes.
     #[arg(long, default_value_t = 1)]
@@ -144,6 +156,7 @@ fn main() -> ExitCode {
             say(&mirror::search(seed, writes).map(|tally| format!("seeds from {seed}: {tally}")))
         }
         Search::Kill(kills) => kill_jobs(&kills),
+        Search::KillDaemon(KillsOfDaemon { seed, rounds }) => say(&kill_daemon(seed, rounds)),
         Search::Guest(guest) => say(&serve_guest(&guest)),
     };
     if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -192,6 +205,12 @@ fn kill_jobs(kills: &Kills) -> bool {
         is_sound &= say(&done.map(|tally| format!("{}: seeds from {}: {tally}", job.name(), kills.seed)));
     }
     is_sound
+}
+
+fn kill_daemon(seed: u64, rounds: u64) -> Result<String, String> {
+    let program = env::current_exe().map_err(|e| e.to_string())?.with_file_name("dchain");
+    let tally = kill::live::search(seed, rounds, &program)?;
+    Ok(format!("dchaind: seeds from {seed}: {tally}"))
 }
 
 /// Has a guest use a disk of the `dchaind` beside this program.

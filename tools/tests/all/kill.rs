@@ -1,6 +1,6 @@
 //! The built program is killed in the middle of jobs and started again, for a bounded time; `dchain-lab` goes on.
 
-use dchain_lab::kill::{Job, Tally, search};
+use dchain_lab::kill::{Job, Tally, live, search};
 use std::path::Path;
 
 fn killed(job: Job) -> Tally {
@@ -20,4 +20,12 @@ fn qemu_m6_a_killed_consolidation_goes_on_where_it_was() {
 #[test]
 fn cid_7_a_killed_copy_goes_on_where_it_was() {
     killed(Job::Copy);
+}
+
+#[test]
+fn con_6_a_daemon_that_is_killed_under_its_guests_has_what_they_flushed_and_goes_on() {
+    let tally = live::search(7, 20, Path::new(env!("CARGO_BIN_EXE_dchain"))).unwrap();
+    println!("{tally}");
+    assert!(tally.kills() >= 20 && tally.neglected().is_none(), "{tally}");
+    assert!(tally.ended >= 10 && tally.marked >= 2 && tally.compared >= 4, "{tally}");
 }

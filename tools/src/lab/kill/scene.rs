@@ -137,17 +137,7 @@ impl Scene {
         let (place, left) = self.end(job);
         self.compare(&format!("{place}top"), "top")?;
         let folder = self.path(place);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(told)? {
-            let path = entry.map_err(told)?.path();
-            if path.is_file() {
-                names.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-            }
-            if Draft::is_left_over(&path) {
-                return Err(format!("{} is left over", path.display()));
-            }
-        }
-        names.sort();
+        let names = names(&folder)?;
         if names != left {
             return Err(format!("{names:?} are left, not {left:?}"));
         }
@@ -174,8 +164,24 @@ impl Scene {
     }
 }
 
+/// Returns the names of files in a folder, sorted; fails for one that only an interrupted program leaves.
+pub(super) fn names(folder: &Path) -> Told<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(told)? {
+        let path = entry.map_err(told)?.path();
+        if path.is_file() {
+            names.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        }
+        if Draft::is_left_over(&path) {
+            return Err(format!("{} is left over", path.display()));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// Fails for a corrupt image, and for one whose leaks a repair does not give back.
-fn check(program: &Path, image: &Path) -> Told<()> {
+pub(super) fn check(program: &Path, image: &Path) -> Told<()> {
     let run = |options: &[&str]| -> Told<i32> {
         let output = Command::new(program).arg("check").args(options).arg(image).output().map_err(told)?;
         Ok(output.status.code().unwrap_or(-1))
