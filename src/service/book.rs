@@ -55,6 +55,9 @@ pub(super) struct Known {
     becomes: Option<FileName>,
     /// The number of a job on it that has not ended.
     pub(super) job: Option<u64>,
+    /// The head that it had before that job, whose journal may still stand.
+    #[serde(default)]
+    before: Option<FileName>,
     /// Whether that job was given up: what is left of it goes as soon as nobody uses the disk.
     pub(super) is_cancelled: bool,
 }
@@ -70,6 +73,7 @@ impl Known {
             reopens: false,
             becomes: None,
             job: None,
+            before: None,
             is_cancelled: false,
         }
     }
@@ -99,7 +103,26 @@ impl Known {
     pub(super) fn set_head(&mut self, path: &Path, format: Format) {
         self.head = FileName(path.to_path_buf());
         self.format = Some(format.name().to_owned());
-        (self.becomes, self.job, self.is_cancelled) = (None, None, false);
+        (self.becomes, self.job, self.before, self.is_cancelled) = (None, None, None, false);
+    }
+
+    /// Takes note of the head that a job has given the disk, which is not quite over.
+    pub(super) fn go_over(&mut self, path: &Path, format: Format) {
+        let before = std::mem::replace(&mut self.head, FileName(path.to_path_buf()));
+        self.format = Some(format.name().to_owned());
+        if before != self.head {
+            (self.becomes, self.before) = (None, Some(before));
+        }
+    }
+
+    /// Returns the head before a job that may not be quite over.
+    pub(super) fn before(&self) -> Option<&Path> {
+        self.before.as_ref().map(|name| name.0.as_path())
+    }
+
+    /// Returns the head that the disk gets from the job on it, if that has another name.
+    pub(super) fn becomes(&self) -> Option<&Path> {
+        self.becomes.as_ref().map(|name| name.0.as_path())
     }
 
     /// Takes note of a job, after which the head has the name `result`.

@@ -2,6 +2,7 @@
 
 use super::{
     Happened, Held, Service,
+    book::Known,
     job::{Job, JobState, Outcome},
 };
 use crate::{
@@ -62,6 +63,7 @@ impl Service {
     pub fn plan(&self, name: &str, request: &Request) -> Result<Plan> {
         let held = self.held(name)?;
         held.refuse_job(name)?;
+        held.settle()?;
         Ok(self.prepare(&held, request)?.plan().clone())
     }
 
@@ -69,7 +71,6 @@ impl Service {
         if held.is_read_only {
             return Err(Error::policy("is served for reading only").path(&held.disk.chain().head()?.path));
         }
-        held.settle()?;
         LiveConsolidation::prepare(&self.settings.host, &held.disk, &held.opening, request)
     }
 
@@ -79,6 +80,7 @@ impl Service {
     pub fn consolidate(self: &Arc<Self>, name: &str, asked: &FoldRequest) -> Result<Arc<Job>> {
         let manners = Manners { share: asked.share, latency_target: asked.latency_target };
         check(manners)?;
+        self.held(name)?.settle()?;
         let mut book = self.book.lock();
         self.refuse_stopping()?;
         let held = self.held(name)?;
@@ -125,11 +127,17 @@ impl Service {
     }
 
     /// Does it; `None` if the service stopped meanwhile: then the journal stands as it is.
-    fn carry_out(&self, held: &Held, job: &Job, stand: Stand) -> Result<Option<LiveReport>> {
+    fn carry_out(self: &Arc<Self>, held: &Held, job: &Job, stand: Stand) -> Result<Option<LiveReport>> {
         let mut folding = match stand {
             Stand::Planned(fold, pace) => fold.begin(pace)?,
             Stand::Begun(folding) => *folding,
         };
+        let (service, disk) = (Arc::downgrade(self), job.disk.clone());
+        folding.tell_head(move |head| {
+            let Some(service) = service.upgrade() else { return Ok(()) };
+            let go_over = |known: &mut Known| known.go_over(&head.path, head.format());
+            service.book.lock().change(|written| written.with(&disk, go_over))
+        });
         job.copies();
         self.say(job, JobState::Running);
         let copied = folding.copy(&job.progress);

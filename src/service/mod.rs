@@ -135,7 +135,7 @@ impl Held {
         }
     }
 
-    /// Takes back, or ends, what a job before could not.
+    /// Takes back, or ends, what a job before could not. The book must not be held: the head may become another one.
     fn settle(&self) -> Result<()> {
         let mut stuck = self.stuck.lock();
         if let Some(folding) = stuck.as_mut() {
@@ -195,6 +195,10 @@ impl Service {
     ///
     /// `Busy` while clients or a job use it.
     pub fn detach(&self, name: &str) -> Result<()> {
+        let is_open = matches!(self.disks.lock().get(name), Some(Entry::Open(_)));
+        if is_open {
+            self.held(name)?.settle()?;
+        }
         let mut book = self.book.lock();
         let entry = self.disks.lock().get(name).cloned().ok_or_else(|| none(name))?;
         let Entry::Open(held) = entry else {
@@ -204,7 +208,6 @@ impl Service {
             return Ok(());
         };
         held.refuse_job(name)?;
-        held.settle()?;
         // Nobody new comes in from here on.
         self.disks.lock().remove(name);
         let closed = Self::wait_alone(name, &held)

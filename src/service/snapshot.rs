@@ -55,6 +55,9 @@ impl Service {
     ///
     /// `Invalid` without a state folder: a restart would open the old heads. `Busy` while a job is on one of them.
     pub fn snapshot(&self, asked: &[SnapshotOf]) -> Result<LiveTaken> {
+        for one in asked {
+            self.held(&one.disk)?.settle()?;
+        }
         let mut book = self.book.lock();
         self.refuse_stopping()?;
         if !book.is_kept() {
@@ -79,7 +82,6 @@ impl Service {
     fn disk_of(&self, asked: &SnapshotOf) -> Result<Disk> {
         let held = self.held(&asked.disk)?;
         held.refuse_job(&asked.disk)?;
-        held.settle()?;
         let chain = held.disk.chain();
         let head = chain.head()?;
         if held.is_read_only {

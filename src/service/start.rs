@@ -12,7 +12,10 @@ use crate::{
     io::Access,
     job::{
         Progress,
-        consolidate::{Abandonment, Consolidation, Folding, LiveConsolidation, Pace, Request, has_landed},
+        consolidate::{
+            Abandonment, Consolidation, Folding, LiveConsolidation, NewImage, Pace, Request, has_landed,
+            is_live,
+        },
         live::LiveDisk,
         snapshot::{Taken, forget_intended},
     },
@@ -23,6 +26,12 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// Stands for a job that was begun before: a person has named its new image then, if it makes one.
+fn named(new: Option<&Path>) -> Request {
+    let image = |path: &Path| NewImage { path: path.to_path_buf(), format: None, options: Vec::new() };
+    Request { new: new.map(image), ..Request::default() }
+}
 
 /// An open disk that nobody uses yet.
 struct Opened {
@@ -87,12 +96,18 @@ impl Service {
         let mut head = known.head(host.as_ref())?;
         let access = if is_read_only { Access::Read } else { Access::Write };
         let opening = self.settings.opening.clone().with_access(access).for_live_use();
+        if let Some(before) = known.before().filter(|_| !is_read_only)
+            && let Some(landed) = Journal::find(host, before)?
+            && has_landed(host.as_ref(), &landed)?
+        {
+            self.end_landed(before, Some(&head))?;
+        }
         let mut journal = if is_read_only { None } else { Journal::find(host, &head)? };
         if let Some(landed) = &journal
             && has_landed(host.as_ref(), landed)?
         {
             journal = None;
-            head = self.end_landed(&head)?;
+            head = self.end_landed(&head, known.becomes())?;
         } else if journal.is_some() && known.is_cancelled {
             journal = None;
             self.clear(&head)?;
@@ -103,9 +118,10 @@ impl Service {
         let (path, format) = (found.path.clone(), found.format());
         let opening = opening.with_format(None);
         let disk = Arc::new(LiveDisk::new(chain));
-        // A new image in the making is made from what the disk showed then: guests do not disturb it.
-        let goes_on = journal.is_some_and(|journal| journal.fold().mode != FoldMode::NewImage);
-        let folding = if goes_on { self.go_on(&disk, &opening)? } else { None };
+        // What `--new` makes of a disk that nobody uses shows what the disk showed then: guests do not disturb it.
+        let goes_on =
+            journal.is_some_and(|journal| journal.fold().mode != FoldMode::NewImage || is_live(&journal));
+        let folding = if goes_on { self.go_on(&disk, &opening, known.becomes())? } else { None };
         if folding.is_none() {
             known.set_head(&path, format);
         }
@@ -116,17 +132,23 @@ impl Service {
         Ok(Opened { held, known, folding })
     }
 
-    /// Ends a job whose record has landed; returns what opens its result.
-    fn end_landed(&self, head: &Path) -> Result<PathBuf> {
+    /// Ends a job whose record has landed; returns what opens its result. By the book the disk has, or is to have,
+    /// `asked` as its head.
+    fn end_landed(&self, head: &Path, asked: Option<&Path>) -> Result<PathBuf> {
         let opening = self.settings.opening.clone().with_access(Access::Read);
-        let job = Consolidation::prepare(&self.settings.host, head, &opening, &Request::default())?;
+        let job = Consolidation::prepare(&self.settings.host, head, &opening, &named(asked))?;
         Ok(job.run(Pace::USUAL, &Progress::default())?.plan.result)
     }
 
     /// Takes the second leg on again, so that no write misses it; or gives it up durably, if jobs are not to go on.
-    fn go_on(&self, disk: &Arc<LiveDisk>, opening: &Opening) -> Result<Option<Box<Folding>>> {
+    fn go_on(
+        &self,
+        disk: &Arc<LiveDisk>,
+        opening: &Opening,
+        asked: Option<&Path>,
+    ) -> Result<Option<Box<Folding>>> {
         let what = "a consolidation that was cut off cannot go on";
-        let fold = LiveConsolidation::prepare(&self.settings.host, disk, opening, &Request::default());
+        let fold = LiveConsolidation::prepare(&self.settings.host, disk, opening, &named(asked));
         let mut folding = fold.and_then(|fold| fold.begin(self.settings.pace)).map_err(|e| e.doing(what))?;
         if self.settings.resumes {
             return Ok(Some(Box::new(folding)));

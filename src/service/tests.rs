@@ -7,8 +7,8 @@ use crate::{
     format::Format,
     io::{Access, Kept, real::RealHost},
     job::{
-        consolidate::{Patience, Request},
-        create::{NewImage, create},
+        consolidate::{LiveConsolidation, NewImage, Patience, Request},
+        create::{self, create},
         snapshot::snapshot,
     },
     store::{Journal, Ledger},
@@ -29,7 +29,8 @@ impl Scene {
     /// `top` on `base` in a folder: each byte of the disk's first 4 MiB is in both.
     fn new() -> Self {
         let scene = Self { folder: tempfile::tempdir().unwrap(), host: Arc::new(RealHost::new()) };
-        let new = NewImage { format: Format::Qcow2, size: Some(8 * MIB), parent: None, options: vec![] };
+        let new =
+            create::NewImage { format: Format::Qcow2, size: Some(8 * MIB), parent: None, options: vec![] };
         create(&scene.host, &scene.path("base"), &new, &scene.opening()).unwrap();
         scene.fill("base", 1);
         snapshot(&scene.host, &scene.path("base"), &scene.path("top"), &[], &scene.opening()).unwrap();
@@ -163,6 +164,82 @@ fn con_2_guests_are_listened_to_and_the_job_ends() {
     }
     assert!(JobView::from(job.as_ref()).report.is_some());
     stop(service);
+}
+
+/// On another file system, say: the daemon's book names the head, not a record of the file system.
+#[test]
+fn con_5_a_disk_is_folded_into_a_new_image_while_it_is_served_over_a_restart() {
+    let scene = Scene::new();
+    let service = scene.start();
+    std::fs::create_dir(scene.path("there")).unwrap();
+    let new = NewImage { path: scene.path("there/new"), format: None, options: vec![] };
+    let request = Request { new: Some(new.clone()), ..Request::default() };
+    let job = service.consolidate("vm", &FoldRequest { request, ..fold(8 * MIB) }).unwrap();
+    wait_for_bytes(&job);
+    write(&service, 0, 7);
+    stop(service);
+    let service = scene.start();
+    write(&service, 6 * MIB, 8);
+    let job = service.job(1).unwrap();
+    assert!(job.wait(LONG));
+    assert!(JobView::from(job.as_ref()).report.is_some_and(|report| report.mirrored_bytes > 0));
+    write(&service, 5 * MIB, 9);
+    let disk = service.view_disk("vm").unwrap();
+    assert_eq!((disk.layers.len(), disk.path.0.clone()), (1, new.path));
+    stop(service);
+    assert!(scene.path("base").exists() && !scene.has_journal());
+    // The command line has its first head; the book knows better.
+    let service = scene.start();
+    assert_eq!(service.view_disk("vm").unwrap().path.0, scene.path("there/new"));
+    stop(service);
+    assert!(scene.shown("there/new") == expected(&[(0, 7), (6 * MIB, 8), (5 * MIB, 9)]));
+}
+
+/// The program is killed when the new image has its name, and before the book does.
+#[test]
+fn con_6_a_new_image_that_has_its_name_is_the_head_that_the_next_start_opens() {
+    let scene = Scene::new();
+    stop(scene.start());
+    let opening = scene.opening().for_live_use();
+    let disk = Arc::new(LiveDisk::new(Chain::open(&scene.host, &scene.path("top"), &opening).unwrap()));
+    let new = NewImage { path: scene.path("new"), format: None, options: vec![] };
+    let request = Request { new: Some(new), ..Request::default() };
+    let fold = LiveConsolidation::prepare(&scene.host, &disk, &opening, &request).unwrap();
+    let mut folding = fold.begin(PACE).unwrap();
+    let progress = crate::job::Progress::default();
+    folding.copy(&progress).unwrap();
+    folding.record(&progress).unwrap();
+    disk.write(GuestOffset::new(0), &[7; 512]).unwrap();
+    disk.flush().unwrap();
+    drop((folding, disk));
+    let service = scene.start();
+    assert_eq!(service.view_disk("vm").unwrap().path.0, scene.path("new"));
+    write(&service, MIB, 8);
+    stop(service);
+    let mut wanted = expected(&[(MIB, 8)]);
+    wanted[..512].fill(7);
+    assert!(scene.shown("new") == wanted && !scene.has_journal());
+}
+
+/// A cancelled one leaves nothing of the new image.
+#[test]
+fn con_10_a_new_image_that_is_given_up_goes() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let new = NewImage { path: scene.path("new"), format: Some(Format::Raw), options: vec![] };
+    let request = Request { new: Some(new), ..Request::default() };
+    let job = service.consolidate("vm", &FoldRequest { request, ..fold(4 * MIB) }).unwrap();
+    wait_for_bytes(&job);
+    write(&service, 0, 7);
+    service.cancel(job.number).unwrap();
+    assert!(job.wait(LONG));
+    write(&service, MIB, 8);
+    let names: Vec<_> =
+        std::fs::read_dir(scene.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().contains("new")), "{names:?}");
+    assert!(!scene.has_journal());
+    stop(service);
+    assert!(scene.shown("top") == expected(&[(0, 7), (MIB, 8)]));
 }
 
 #[test]

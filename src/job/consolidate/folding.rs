@@ -13,8 +13,8 @@ use super::{
     images::Images,
     live::{LivePace, LiveReport, Pacing},
     noting::Noting,
-    plan::{self, Plan, Verify},
-    run::{Bound, Report, bind},
+    plan::{self, NewImage, Plan, Verify},
+    run::{Bound, Report, bind, resolve},
     work::Work,
 };
 use crate::{
@@ -34,6 +34,7 @@ use crate::{
 };
 use crossbeam_channel::Sender;
 use std::{
+    fmt,
     path::PathBuf,
     sync::{Arc, Weak},
     time::Duration,
@@ -91,6 +92,32 @@ fn leave_alone(layer: &mut Layer) {
     }
 }
 
+/// What is going to be made.
+pub(super) struct Making {
+    pub(super) plan: Plan,
+    pub(super) depth: usize,
+    pub(super) held: Vec<Held>,
+    /// The file that gets the result's name, if it is not the target.
+    pub(super) draft: PathBuf,
+    pub(super) new: Option<NewImage>,
+}
+
+/// Who is told of a disk's new head before what the head before needs is forgotten.
+struct Teller(Box<Tell>);
+
+type Tell = dyn FnMut(&Layer) -> Result<()> + Send;
+
+impl fmt::Debug for Teller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Teller")
+    }
+}
+
+/// Returns whether a journal is that of a disk in use.
+pub fn is_live(journal: &Journal) -> bool {
+    journal.fold().list_digest == LIVE
+}
+
 /// A consolidation of a disk in use, under way: for those who choose the moment of each step.
 #[derive(Debug)]
 pub struct Folding {
@@ -99,6 +126,7 @@ pub struct Folding {
     report: LiveReport,
     pace: LivePace,
     stage: Stage,
+    teller: Option<Teller>,
 }
 
 /// How far a fold has come.
@@ -137,36 +165,37 @@ impl Mirroring {
 
     /// Returns what the run and what guests wrote over it decide, where `noted` leaves it in doubt.
     fn find(&self, noted: &Noted, size: u64, pace: LivePace) -> Result<RangeSet> {
-        let decided = Work::find(&self.images.sides.run, size)?.list;
-        Ok(left(&decided, noted, pace.grain(size), size))
+        let mut decided = Work::find(&self.images.sides.run, size)?.list;
+        let (disk, grain) = (GuestOffset::new(0).range(size), pace.grain(size));
+        if self.images.is_new() {
+            // What a crash left there alone is not what the disk shows, as it would be of one of its layers.
+            let region =
+                |number: &u64| GuestOffset::new(number * grain.region_bytes).range(grain.region_bytes);
+            noted.regions.iter().for_each(|number| decided.insert(region(number).clip(disk)));
+        }
+        Ok(left(&decided, noted, grain, size))
     }
 
     /// Makes the leg, which is not in use yet; the journal says `noted`.
     fn new_leg(&self, noted: &Noted, size: u64, pace: LivePace) -> Result<Arc<Leg>> {
         let mirror = Mirror::new(size, pace.grain(size), noted);
-        let lower = self.moving.layers().get(self.depth + 1..).unwrap_or_default();
+        let lower = View::new(self.images.lower(self.moving.layers(), self.depth));
         let target = Arc::clone(&self.images.sides.target);
         let notes = Box::new(self.noting.clone());
         let patience = pace.patience.with(target.as_ref(), self.moving.head()?.image.as_ref())?;
-        Ok(Arc::new(Leg::new(target, View::new(lower), mirror, notes, patience)))
+        Ok(Arc::new(Leg::new(target, lower, mirror, notes, patience)))
     }
 }
 
 impl Folding {
     /// Takes the second leg on for a plan whose layers nobody else uses.
-    pub(super) fn begin(
-        ending: Ending,
-        disk: Arc<LiveDisk>,
-        (plan, depth, held, draft): (Plan, usize, Vec<Held>, PathBuf),
-        pace: LivePace,
-    ) -> Result<Self> {
-        let mut layers = disk.chain().layers().to_vec();
-        if let Some(target) = layers.get_mut(depth) {
-            *target = again(target, true)?;
-        }
-        let draft = (plan.mode == FoldMode::EmptyTop).then_some(draft);
-        let images = Images::live(&layers, depth, &plan, draft)?;
-        disk.swap(Chain::of_moving(layers));
+    pub(super) fn begin(ending: Ending, disk: Arc<LiveDisk>, making: Making, pace: LivePace) -> Result<Self> {
+        let mut stands = Journal::resume(&ending.host, &making.plan.top)?;
+        let images = match &making.new {
+            Some(new) => Self::open_new(&ending, &disk, &making, new, (stands.as_mut(), pace))?,
+            None => Self::open_own(&disk, &making)?,
+        };
+        let Making { plan, depth, held, .. } = making;
         let moving = disk.chain();
         let region_bytes = pace.grain(plan.size).region_bytes;
         let noting = Noting::new(region_bytes, Arc::clone(&moving.head()?.image), ending.ledger.clone());
@@ -174,8 +203,8 @@ impl Folding {
         let (at, buffers) = (GuestOffset::new(0), Buffers::default());
         let mirroring = Mirroring { depth, held, images, moving, noting, list: None, leg: None, at, buffers };
         let stage = Stage::Mirroring(Box::new(mirroring));
-        let mut folding = Self { ending, disk, report, pace, stage };
-        match folding.bind() {
+        let mut folding = Self { ending, disk, report, pace, stage, teller: None };
+        match folding.bind(stands) {
             Ok(()) => Ok(folding),
             Err(error) => {
                 // Without a leg there is nothing that could fail.
@@ -183,6 +212,43 @@ impl Folding {
                 Err(error)
             }
         }
+    }
+
+    /// Opens the target, a layer of the chain, for writing.
+    fn open_own(disk: &LiveDisk, making: &Making) -> Result<Images> {
+        let mut layers = disk.chain().layers().to_vec();
+        if let Some(target) = layers.get_mut(making.depth) {
+            *target = again(target, true)?;
+        }
+        let draft = (making.plan.mode == FoldMode::EmptyTop).then(|| making.draft.clone());
+        let images = Images::live(&layers, making.depth, &making.plan, draft)?;
+        disk.swap(Chain::of_moving(layers));
+        Ok(images)
+    }
+
+    /// Opens or makes the image in the making. Before one is made anew, the journal says that nothing is done.
+    fn open_new(
+        ending: &Ending,
+        disk: &LiveDisk,
+        making: &Making,
+        new: &NewImage,
+        (stands, pace): (Option<&mut Journal>, LivePace),
+    ) -> Result<Images> {
+        let (chain, draft) = (disk.chain(), making.draft.clone());
+        let mut goes_on = false;
+        if let Some(journal) = stands {
+            let is_there = ending.host.kind(&draft)?.is_some();
+            goes_on = is_there && goes_on_from(journal, chain.head()?, (making.plan.size, pace))?;
+            if !goes_on {
+                journal.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
+            }
+        }
+        Images::live_new(ending, chain.layers(), (&making.plan, making.depth), (new, draft), goes_on)
+    }
+
+    /// Has `tell` be called with the disk's new head, as soon as guests use it and before the journal goes.
+    pub fn tell_head(&mut self, tell: impl FnMut(&Layer) -> Result<()> + Send + 'static) {
+        self.teller = Some(Teller(Box::new(tell)));
     }
 
     /// Returns what is done.
@@ -204,14 +270,16 @@ impl Folding {
 
     /// Writes the journal, makes the target ready, and starts to mirror, which is the last thing that is done here:
     /// whatever failed before, no write has gone to the target.
-    fn bind(&mut self) -> Result<()> {
+    fn bind(&mut self, stands: Option<Journal>) -> Result<()> {
         let (size, pace) = (self.plan().size, self.pace);
-        let stands = Journal::resume(&self.ending.host, &self.plan().top)?;
+        let head = self.disk.chain();
         let stands = match stands {
-            Some(journal) if self.goes_on(&journal)? => match self.go_on(journal)? {
-                None => return Ok(()),
-                stands => stands,
-            },
+            Some(journal) if self.is_on(&journal)? && goes_on_from(&journal, head.head()?, (size, pace))? => {
+                match self.go_on(journal)? {
+                    None => return Ok(()),
+                    stands => stands,
+                }
+            }
             stands => stands,
         };
         let journal = self.new_journal(stands)?;
@@ -223,11 +291,17 @@ impl Folding {
         Ok(())
     }
 
-    /// Returns whether what an earlier life of the job noted can be believed.
-    fn goes_on(&mut self, journal: &Journal) -> Result<bool> {
-        let region_bytes = self.pace.grain(self.plan().size).region_bytes;
-        let is_alike = journal.fold().list_digest == LIVE && journal.intent().region_bytes == region_bytes;
-        Ok(is_alike && self.mirroring()?.images.is_still_head(journal)?)
+    /// Returns whether a journal is about the image that is written now.
+    fn is_on(&mut self, journal: &Journal) -> Result<bool> {
+        let draft = self.mirroring()?.images.draft.clone();
+        let named = journal.fold().draft.as_ref().map(|draft| journal.place(draft));
+        Ok(match (self.plan().mode, draft, named) {
+            (FoldMode::NewImage, Some(draft), Some(named)) => {
+                resolve(self.ending.host.as_ref(), &named)? == draft
+            }
+            (FoldMode::NewImage, ..) => false,
+            _ => true,
+        })
     }
 
     /// Starts to mirror from where an earlier life of the job was; returns its journal if guests have written since the
@@ -423,6 +497,9 @@ impl Folding {
         let Stage::Ending(journal) = &self.stage else { return Err(gone_over()) };
         let chain = self.disk.chain();
         self.ending.settle(journal, Some(chain.head()?))?;
+        if let Some(Teller(tell)) = &mut self.teller {
+            tell(chain.head()?)?;
+        }
         let mut left_alone = Vec::new();
         for number in 0..journal.fold().removed.len() {
             left_alone.extend(self.ending.remove(journal, number)?);
@@ -439,10 +516,13 @@ impl Folding {
         let Mirroring { depth, images, moving, noting, .. } = mirroring.as_ref();
         let mut layers = moving.layers().get(*depth..).unwrap_or_default().to_vec();
         let plan = &self.report.report.plan;
-        if let Some(target) = layers.first_mut()
-            && plan.mode == FoldMode::TopName
-        {
-            target.path.clone_from(&plan.top);
+        match layers.first_mut() {
+            Some(target) if plan.mode == FoldMode::TopName => target.path.clone_from(&plan.top),
+            _ if plan.mode == FoldMode::NewImage => {
+                let image = Arc::clone(&images.sides.target);
+                layers.insert(0, Layer { path: plan.result.clone(), is_stated: true, image });
+            }
+            _ => {}
         }
         let mut pause = Duration::ZERO;
         if plan.mode == FoldMode::EmptyTop {
@@ -456,6 +536,10 @@ impl Folding {
         self.report.mirrored_bytes = mirroring.leg()?.mirrored_bytes();
         self.report.pause = pause.max(self.disk.swap(Chain::of(layers, true)).pause);
         self.disk.forget_before();
+        if plan.mode == FoldMode::NewImage {
+            // It shows what the disk showed, and nobody relies on that: where it fails, it is as after a power cut.
+            drop(images.let_top_go(&self.ending));
+        }
         let gone = Arc::downgrade(moving);
         // With it go the images that only the fold still held.
         self.stage = Stage::Ending(Box::new(journal));
@@ -474,6 +558,17 @@ impl Folding {
             leg.check_quiet()?;
         }
         let mut layers = mirroring.moving.layers().to_vec();
+        if self.report.report.plan.mode == FoldMode::NewImage {
+            self.disk.swap(Chain::of(layers, true));
+            // Nothing needs either of them; where they stay, `--abandon` takes them away, or the next job does.
+            if let (Some(draft), Some(journal)) =
+                (&mirroring.images.draft, mirroring.noting.kept.lock().journal.take())
+            {
+                drop(self.ending.remove_file(draft).and_then(|()| self.ending.close(&journal)));
+            }
+            self.stage = Stage::Over;
+            return Ok(());
+        }
         // Writes that were under way end in the target; nothing passes its mirror after this.
         self.disk.swap(Chain::of_moving(layers.clone()));
         layers.get_mut(mirroring.depth).into_iter().for_each(leave_alone);
@@ -481,6 +576,14 @@ impl Folding {
         self.disk.swap(Chain::of(layers, true));
         Ok(())
     }
+}
+
+/// Returns whether what an earlier life of the job on that head noted can be believed.
+fn goes_on_from(journal: &Journal, head: &Layer, (size, pace): (u64, LivePace)) -> Result<bool> {
+    let is_alike = is_live(journal) && journal.intent().region_bytes == pace.grain(size).region_bytes;
+    // A new image of which nothing was made durable may not even be one.
+    let is_begun = journal.fold().mode != FoldMode::NewImage || journal.position().mark > GuestOffset::new(0);
+    Ok(is_alike && is_begun && Images::is_still_head(head, journal)?)
 }
 
 fn gone_over() -> Error {

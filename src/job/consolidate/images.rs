@@ -4,7 +4,7 @@ use super::{
     bitmaps::{self, Merge},
     ending::Ending,
     machine::Found,
-    plan::{self, Plan, Request, folder_of},
+    plan::{self, NewImage, Plan, Request, folder_of},
     sides::Sides,
     work::Work,
 };
@@ -102,6 +102,54 @@ impl Images {
         Ok(Self { sides, mode, top, target, parent, draft, bits: OnceLock::new() })
     }
 
+    /// The same for a disk in use that is folded into a new image in the making, `draft`: that is opened again if the job
+    /// `goes_on`, else made.
+    pub(super) fn live_new(
+        ending: &Ending,
+        layers: &[Layer],
+        (plan, depth): (&Plan, usize),
+        (new, draft): (&NewImage, PathBuf),
+        goes_on: bool,
+    ) -> Result<Self> {
+        let none = || Error::invalid("a run without layers").path(&plan.top);
+        let (run, lower) = layers.split_at_checked(depth).ok_or_else(none)?;
+        let top = run.first().ok_or_else(none)?.clone();
+        let place = if goes_on {
+            open_draft(ending, &draft, new.format.unwrap_or_else(|| top.format()))?
+        } else {
+            if ending.host.kind(&draft)?.is_some() {
+                ending.host.remove(&draft)?;
+            }
+            let made = make_draft(ending, (&draft, plan.size), new, (&top, lower.first()))?;
+            // One that was removed must not come back under its name once the journal speaks of this one.
+            ending.host.sync_folder(folder_of(&made.path))?;
+            made
+        };
+        let sides =
+            Sides { run: View::new(run), target: place.image, below: View::new(lower), size: plan.size };
+        let (mode, parent, bits) = (plan.mode, lower.first().cloned(), OnceLock::new());
+        Ok(Self { sides, mode, top, target: place.path.clone(), parent, draft: Some(place.path), bits })
+    }
+
+    /// Returns whether the target is no layer of the chain.
+    pub(super) fn is_new(&self) -> bool {
+        self.mode == FoldMode::NewImage
+    }
+
+    /// Returns which of the chain's layers lie below the target.
+    pub(super) fn lower<'a>(&self, layers: &'a [Layer], depth: usize) -> &'a [Layer] {
+        layers.get(depth + usize::from(!self.is_new())..).unwrap_or_default()
+    }
+
+    /// Leaves TOP, which nobody uses any more, as a head that can be opened.
+    pub(super) fn let_top_go(&self, ending: &Ending) -> Result<()> {
+        if ending.has_children(&self.top)? {
+            return self.top.image.flush();
+        }
+        ending.ledger.release(self.top.image.as_ref())?;
+        self.top.image.flush()
+    }
+
     /// Gives a TOP in use an epoch that a stranger's write takes away; no witness could stand for its bytes.
     pub(super) fn mark_live_head(&self, ending: &Ending) -> Result<Option<Epoch>> {
         let known = ending.ledger.thaw(self.top.image.as_ref(), Epoch::fresh())?;
@@ -109,11 +157,10 @@ impl Images {
     }
 
     /// Whether TOP is still the one that a job on a disk in use has marked, and no stranger wrote it.
-    pub(super) fn is_still_head(&self, journal: &Journal) -> Result<bool> {
-        let (fold, now) = (journal.fold(), self.head()?);
-        Ok(fold.head.same_file(&now)
-            && fold.head_epoch.is_some()
-            && bears(self.top.image.as_ref(), fold.head_epoch)?)
+    pub(super) fn is_still_head(top: &Layer, journal: &Journal) -> Result<bool> {
+        let (fold, now) = (journal.fold(), head_witness(top)?);
+        let is_marked = fold.head.same_file(&now) && fold.head_epoch.is_some();
+        Ok(is_marked && bears(top.image.as_ref(), fold.head_epoch)?)
     }
 
     /// Returns the epoch of the target's record, if it has one.
@@ -345,32 +392,43 @@ impl Setup<'_> {
             _ => false,
         };
         if is_begun {
-            return open_layer(
-                &ending.host,
-                &path,
-                &ending.opening.clone().with_access(Access::Write).with_format(Some(format)),
-            );
+            return open_draft(ending, &path, format);
         }
         if is_there {
             ending.host.remove(&path)?;
         }
-        let file = ending.host.create(&path)?;
-        if let Some(likeness) = top.likeness() {
-            likeness.at_work().give(file.as_ref());
-        }
-        let path = ending.host.opened_as(file.as_ref())?;
-        let name = parent.map(|parent| parent.name_in(folder_of(&path)));
-        let creation = Creation { size: self.plan.size, parent: name.clone(), options: new.options.clone() };
-        let image = format::create(format, file, &creation, &NoParts)?;
-        if let (Some(parent), Some(name)) = (parent, name) {
-            let known = ending.ledger.freeze(parent.image.as_ref())?;
-            let claim = known.layer.frozen.map(|record| claim(record.epoch, name));
-            ending.ledger.claim(image.as_ref(), claim)?;
-        }
-        ending.ledger.know(image.as_ref())?;
-        image.flush()?;
-        Ok(Layer { path, is_stated: true, image })
+        make_draft(ending, (&path, self.plan.size), new, (top, parent))
     }
+}
+
+fn open_draft(ending: &Ending, path: &Path, format: Format) -> Result<Layer> {
+    let opening = ending.opening.clone().with_access(Access::Write).with_format(Some(format));
+    open_layer(&ending.host, path, &opening)
+}
+
+/// Makes the image in the making, for what TOP shows: on `parent`, if there is one.
+fn make_draft(
+    ending: &Ending,
+    (path, size): (&Path, u64),
+    new: &NewImage,
+    (top, parent): (&Layer, Option<&Layer>),
+) -> Result<Layer> {
+    let file = ending.host.create(path)?;
+    if let Some(likeness) = top.likeness() {
+        likeness.at_work().give(file.as_ref());
+    }
+    let path = ending.host.opened_as(file.as_ref())?;
+    let name = parent.map(|parent| parent.name_in(folder_of(&path)));
+    let creation = Creation { size, parent: name.clone(), options: new.options.clone() };
+    let image = format::create(new.format.unwrap_or_else(|| top.format()), file, &creation, &NoParts)?;
+    if let (Some(parent), Some(name)) = (parent, name) {
+        let known = ending.ledger.freeze(parent.image.as_ref())?;
+        let claim = known.layer.frozen.map(|record| claim(record.epoch, name));
+        ending.ledger.claim(image.as_ref(), claim)?;
+    }
+    ending.ledger.know(image.as_ref())?;
+    image.flush()?;
+    Ok(Layer { path, is_stated: true, image })
 }
 
 /// Opens a layer again, in another way.

@@ -10,10 +10,10 @@
 //! the mirror is dropped, not before the journal says that nothing is done, and the chain goes on as it was.
 
 use super::{
-    ending::Ending,
-    folding::{Folding, set_access},
-    plan::{self, Plan, Request},
-    run::Report,
+    ending::{Ending, refuse_foreign},
+    folding::{Folding, Making, set_access},
+    plan::{self, NewImage, Plan, Request},
+    run::{Report, resolve},
 };
 use crate::{
     base::{
@@ -174,12 +174,13 @@ pub struct LiveConsolidation {
     held: Vec<Held>,
     /// The image in the making of a job that was cut off.
     draft: Option<PathBuf>,
+    new: Option<NewImage>,
 }
 
 impl LiveConsolidation {
     /// Finds out what has to be done with a disk in use, whose layers were opened [`Opening::for_live_use`].
     ///
-    /// Fails as [`super::Consolidation::prepare`]; `Unsupported` for a new image as the target.
+    /// Fails as [`super::Consolidation::prepare`].
     pub fn prepare(
         host: &Arc<dyn Host>,
         disk: &Arc<LiveDisk>,
@@ -187,22 +188,33 @@ impl LiveConsolidation {
         request: &Request,
     ) -> Result<Self> {
         let chain = disk.chain();
-        if request.new.is_some() {
-            let what = "a disk in use is folded into one of its own layers only";
-            return Err(Error::unsupported(what).path(&chain.head()?.path));
+        let mut request = request.clone();
+        if let Some(new) = &mut request.new {
+            new.path = resolve(host.as_ref(), &new.path)?;
         }
         let journal = Journal::find(host, &chain.head()?.path)?;
+        if let Some(journal) = &journal {
+            let new = request.new.as_ref().map(|new| plan::folder_of(&new.path));
+            refuse_foreign(host.as_ref(), journal, &opening.policy, &|folder| new == Some(folder))?;
+        }
         let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
         let ignores_unread = request.ignores_unread;
         let ending = Ending { host: Arc::clone(host), ledger, opening: opening.clone(), ignores_unread };
-        let request = match &journal {
-            Some(journal) => plan::request_of(host.as_ref(), journal, &chain, request)?,
-            None => request.clone(),
+        let mut request = match &journal {
+            Some(journal) => plan::request_of(host.as_ref(), journal, &chain, &request)?,
+            None => request,
         };
+        if let Some(new) = &mut request.new {
+            new.path = resolve(host.as_ref(), &new.path)?;
+        }
         let planned = plan::make(host, &chain, &request, journal.as_ref())?;
         let plan::Planned { plan, depth, held, .. } = planned;
         let draft = journal.and_then(|journal| Some(journal.place(journal.fold().draft.as_ref()?)));
-        Ok(Self { ending, disk: Arc::clone(disk), plan, depth, held, draft })
+        let draft = draft.map(|draft| resolve(host.as_ref(), &draft)).transpose()?;
+        // Nobody but this job has named it: it can only be where the result is to be.
+        let is_near = |draft: &PathBuf| plan::folder_of(draft) == plan::folder_of(&plan.result);
+        let draft = draft.filter(is_near);
+        Ok(Self { ending, disk: Arc::clone(disk), plan, depth, held, draft, new: request.new })
     }
 
     /// Returns what is going to be done.
@@ -220,9 +232,11 @@ impl LiveConsolidation {
 
     /// Takes the second leg on: from here on guests' writes reach both.
     pub fn begin(self, pace: LivePace) -> Result<Folding> {
-        let Self { ending, disk, plan, depth, held, draft } = self;
-        let draft = draft.unwrap_or_else(|| plan::draft_name(&plan.top));
-        if plan.need_bytes > plan.free_bytes {
+        let Self { ending, disk, plan, depth, held, draft, new } = self;
+        // Of a new image that is in the making, a part is there.
+        let is_begun = new.is_some() && draft.is_some();
+        let draft = draft.unwrap_or_else(|| plan::draft_name(&plan.result));
+        if !is_begun && plan.need_bytes > plan.free_bytes {
             let what = format!("may need {} bytes; {} are free there", plan.need_bytes, plan.free_bytes);
             let place = plan.target.as_ref().unwrap_or(&plan.result);
             return Err(Error::new(ErrorKind::NoSpace, what).path(place));
@@ -232,9 +246,11 @@ impl LiveConsolidation {
             return Err(Error::busy("is being consolidated already").path(&plan.top));
         }
         plan::check_again(&ending.host, &before, (depth, plan.mode), ending.ignores_unread)?;
-        claim(before.layers().get(1..=depth).unwrap_or_default())?;
+        if new.is_none() {
+            claim(before.layers().get(1..=depth).unwrap_or_default())?;
+        }
         drop(before);
-        Folding::begin(ending, disk, (plan, depth, held, draft), pace)
+        Folding::begin(ending, disk, Making { plan, depth, held, draft, new }, pace)
     }
 }
 

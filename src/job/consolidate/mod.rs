@@ -29,7 +29,7 @@ mod sides;
 mod work;
 
 pub use abandon::{Abandoned, Abandonment};
-pub use folding::Folding;
+pub use folding::{Folding, is_live};
 pub use live::{LiveConsolidation, LivePace, LiveReport, Patience};
 pub use machine::{Found, Machine, Pace, Step};
 pub use plan::{Cost, Lost, NewImage, Plan, Request, Verify, estimate};

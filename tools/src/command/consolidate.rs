@@ -19,6 +19,7 @@ use deltachain::{
 };
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -82,7 +83,7 @@ pub struct Arguments {
 #[derive(Args, Debug)]
 struct Live {
     /// Fold the layers of this disk of dchaind while its guests use it
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["new", "verify", "abandon", "format", "allow_dir", "top"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["verify", "abandon", "format", "allow_dir", "top"])]
     disk: Option<String>,
     /// With --disk: leave the job to the daemon
     #[arg(long, requires = "disk")]
@@ -130,8 +131,12 @@ impl Arguments {
     /// The same of a disk in use: the daemon does it.
     fn fold_live(&self, disk: &str, answer: &Answer) -> Result<Exit, Failure> {
         let path = format!("/v1/disks/{}/consolidate", segment(disk));
+        let options: BTreeMap<String, String> = self.options.pairs().into_iter().collect();
         let mut body = json!({
             "into": self.into.as_deref().map(absolute).transpose()?,
+            "new": self.new.as_deref().map(absolute).transpose()?,
+            "target-format": self.target_format.map(Format::name),
+            "options": options,
             "keep-target-name": self.keep_target_name,
             "ignore-unread": self.ignore_unread,
             "dry-run": true,

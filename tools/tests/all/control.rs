@@ -68,6 +68,34 @@ fn wait_for_bytes(folder: &Scratch, id: u64) {
     }
 }
 
+/// TOP and what lies below it stay; the daemon's book names the new head, also over a restart.
+#[test]
+fn con_5_a_disk_is_folded_into_a_new_image_under_a_client() {
+    let folder = disk();
+    let daemon = serve(&folder);
+    let job = answer(
+        &folder,
+        "consolidate --disk vm --new fresh -O qcow2 -o cluster_size=4k --yes --detach --rate 4M",
+    );
+    let id = job["id"].as_u64().unwrap();
+    wait_for_bytes(&folder, id);
+    write(&folder, &daemon, &["write -q -P 7 0 1M", "flush"]);
+    answer(&folder, &format!("job speed {id} 0"));
+    let job = answer(&folder, &format!("job wait {id}"));
+    assert_eq!((job["state"].as_str(), &job["error"]), (Some("concluded"), &Value::Null));
+    write(&folder, &daemon, &["write -q -P 8 20M 64k"]);
+    assert!(daemon.stop().0.success());
+    let daemon = serve(&folder);
+    write(&folder, &daemon, &["write -q -P 9 21M 64k"]);
+    assert!(daemon.stop().0.success());
+    let writes = [(0, MIB, 7), (20 * MIB, 64 << 10, 8), (21 * MIB, 64 << 10, 9)];
+    assert_same(&folder.flat("qcow2", "fresh"), &expected(&writes), "the new image");
+    for name in ["fresh", "top", "base"] {
+        folder.qemu_img(&format!("check -q {name}"));
+    }
+    assert!(!folder.qemu_img("info fresh").contains("backing"));
+}
+
 fn write(folder: &Scratch, daemon: &Daemon, commands: &[&str]) {
     folder.qemu_io("raw", &daemon.uri("vm"), commands);
 }

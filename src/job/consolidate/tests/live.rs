@@ -118,7 +118,7 @@ fn history(scene: Scene, seed: u64) -> (SimHost, Guest) {
     let machine = crash_states(&host.trace(), 0, 0).last().unwrap().host;
     let disk = live_disk(&machine).unwrap();
     let mut guest = Guest::new(first, seed);
-    let request = Request { keeps_target_name: scene.keeps_target_name, ..Request::default() };
+    let request = scene.request();
     let job = LiveConsolidation::prepare(&arc(&machine), &disk, &live_opening(&machine), &request).unwrap();
     guest.act(&machine, disk.as_ref()).unwrap();
     let mut folding = job.begin(LIVE_PACE).unwrap();
@@ -169,6 +169,9 @@ fn resume(scene: Scene, host: &SimHost, number: usize, story: &str) {
 }
 
 fn opens_as(scene: Scene, host: &SimHost) -> &'static str {
+    if scene.is_new {
+        return if host.kind(&path("new")).unwrap().is_some() { "new" } else { "top" };
+    }
     let is_there = host.kind(&path("top")).unwrap().is_some();
     let is_retired = || {
         let file = host.open(&path("top"), Access::ReadShared).unwrap();
@@ -215,6 +218,7 @@ fn con_6_power_cuts_and_kills_under_a_guest() {
         PLAIN,
         Scene { base: Format::Raw, ..PLAIN },
         Scene { keeps_target_name: true, ..PLAIN },
+        Scene { is_new: true, ..PLAIN },
         Scene { sizes: [16 << 10, 20 << 10, 24 << 10], ..PLAIN },
         Scene { sizes: [24 << 10, 20 << 10, 21 << 10], ..PLAIN },
     ];

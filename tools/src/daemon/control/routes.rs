@@ -14,12 +14,12 @@ use axum::{
 };
 use deltachain::{
     base::{Error, name},
-    job::consolidate::Request,
+    job::consolidate::{NewImage, Request},
     service::{FoldRequest, JobView, Named, Service, SnapshotOf, Speed},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 type Held = State<Arc<Service>>;
 
@@ -120,6 +120,9 @@ async fn detach(State(service): Held, Path(name): Path<String>) -> Answer {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct Consolidate {
     into: Option<String>,
+    new: Option<String>,
+    target_format: Option<String>,
+    options: BTreeMap<String, String>,
     keep_target_name: bool,
     ignore_unread: bool,
     dry_run: bool,
@@ -142,8 +145,13 @@ fn ms(time: Option<f64>) -> Result<Option<Duration>, Refusal> {
 
 async fn consolidate(State(service): Held, Path(name): Path<String>, bytes: Bytes) -> Answer {
     let asked: Consolidate = body(&bytes)?;
+    let format = asked.target_format.as_deref().map(options::format).transpose();
+    let format = format.map_err(Refusal::senseless)?;
+    let options: Vec<_> = asked.options.clone().into_iter().collect();
+    let new = asked.new.as_deref().map(absolute).transpose()?;
     let request = Request {
         into: asked.into.as_deref().map(absolute).transpose()?,
+        new: new.map(|path| NewImage { path, format, options }),
         keeps_target_name: asked.keep_target_name,
         ignores_unread: asked.ignore_unread,
         ..Request::default()

@@ -15,7 +15,7 @@ use deltachain::{
     io::{Access, File, Host, Kept, faulty::SimHost},
     job::{
         Progress,
-        consolidate::{Consolidation, LiveConsolidation, LivePace, Pace, Patience, Request},
+        consolidate::{Consolidation, LiveConsolidation, LivePace, NewImage, Pace, Patience, Request},
         live::LiveDisk,
     },
     store::Journal,
@@ -36,6 +36,8 @@ struct Live {
     world: World,
     target: usize,
     keeps_target_name: bool,
+    /// Whether it is folded into a new image.
+    is_new: bool,
     seed: u64,
 }
 
@@ -45,7 +47,9 @@ pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
     let world = World::new(&mut random, seed).map_err(|e| e.to_string())?;
     let target = index(random.below(world.layers.len() as u64 - 1));
     let keeps_target_name = random.chance(1, 4);
-    Ok(Box::new(Live { world, target, keeps_target_name, seed }))
+    let is_new = seed % 3 == 2;
+    let keeps_target_name = keeps_target_name && !is_new;
+    Ok(Box::new(Live { world, target, keeps_target_name, is_new, seed }))
 }
 
 /// A guest, and where it keeps its notes.
@@ -146,10 +150,15 @@ impl Live {
 
     fn request(&self) -> Request {
         let into = Some(self.world.path(self.target));
-        Request { into, keeps_target_name: self.keeps_target_name, ..Request::default() }
+        let new = NewImage { path: path("new"), format: Some(Format::Qcow2), options: vec![] };
+        let new = self.is_new.then_some(new);
+        Request { into, new, keeps_target_name: self.keeps_target_name, ..Request::default() }
     }
 
     fn result(&self) -> &str {
+        if self.is_new {
+            return "new";
+        }
         match self.world.layers.get(self.target).filter(|_| self.keeps_target_name) {
             Some(target) => &target.name,
             None => "top",
@@ -158,6 +167,9 @@ impl Live {
 
     /// The name that opens the disk now.
     fn name(&self, host: &SimHost) -> &str {
+        if self.is_new {
+            return if host.kind(&path("new")).is_ok_and(|kind| kind.is_some()) { "new" } else { "top" };
+        }
         let top = host.open(&path("top"), Access::ReadShared);
         let is_head = top.is_ok_and(|file| !format::is_retired(file.as_ref()).unwrap_or(true));
         if is_head { "top" } else { self.result() }
@@ -171,7 +183,7 @@ impl Live {
         let is_raw = self.world.layers.get(self.target).is_some_and(|layer| layer.format == Format::Raw);
         let most = self.target + 1 + usize::from(is_raw && !self.keeps_target_name);
         let chain = Chain::open(&arc(host), &path(self.name(host)), &Opening::reading());
-        self.name(host) != "top" || chain.is_ok_and(|chain| chain.layers().len() <= most)
+        self.name(host) != "top" || !self.is_new && chain.is_ok_and(|chain| chain.layers().len() <= most)
     }
 
     /// Goes on with the job, or begins it: every other time under a disk in use.
