@@ -8,10 +8,15 @@ use crate::{
     base::{Error, ErrorKind, Result, name::FileName},
     chain::Layer,
     disk::Disk,
-    job::consolidate::{LiveReport, Plan},
+    job::consolidate::{CutOff, LiveReport, Plan, cut_off},
 };
 use serde::Serialize;
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 /// What went wrong.
 #[derive(Clone, Debug, Serialize)]
@@ -215,6 +220,24 @@ impl Service {
     pub fn view_jobs(&self) -> Vec<JobView> {
         let jobs: Vec<Arc<Job>> = self.jobs.lock().values().cloned().collect();
         jobs.iter().map(|job| JobView::from(job.as_ref())).collect()
+    }
+
+    /// Returns the consolidations that were cut off and that nobody is at, in the folders of the open disks' layers.
+    pub fn view_cut_off(&self) -> Result<Vec<CutOff>> {
+        let entries: Vec<Entry> = self.disks.lock().values().cloned().collect();
+        let mut folders = BTreeSet::new();
+        for entry in entries {
+            let places: Vec<PathBuf> = match entry {
+                Entry::Open(held) => {
+                    held.disk.chain().layers().iter().map(|layer| layer.path.clone()).collect()
+                }
+                Entry::Refused(named, _) => vec![named.path],
+            };
+            folders.extend(places.iter().filter_map(|path| path.parent()).map(Path::to_path_buf));
+        }
+        let found: Vec<_> =
+            folders.iter().map(|folder| cut_off(&self.settings.host, folder)).collect::<Result<_>>()?;
+        Ok(found.concat())
     }
 
     /// Returns what happened after the event of that number, as far as it is kept.

@@ -16,6 +16,7 @@ mod abandon;
 mod adopt;
 mod bitmaps;
 mod carry;
+mod cut_off;
 mod ending;
 mod folding;
 mod images;
@@ -29,6 +30,7 @@ mod sides;
 mod work;
 
 pub use abandon::{Abandoned, Abandonment};
+pub use cut_off::{CutOff, cut_off};
 pub use folding::{Folding, is_live};
 pub use live::{LiveConsolidation, LivePace, LiveReport, Patience};
 pub use machine::{Found, Machine, Pace, Step};

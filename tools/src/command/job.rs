@@ -3,14 +3,18 @@
 use crate::{
     client::{Daemon, number, refused, text},
     failure::{Exit, Failure},
-    output::{Answer, note},
+    options,
+    output::{Answer, note, versioned},
     progress::Watching,
     size,
 };
 use clap::{Args, Subcommand};
+use deltachain::job::consolidate::cut_off;
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeSet,
     io::{self, Write},
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -35,10 +39,12 @@ struct One {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// All jobs since the daemon started
+    /// All jobs since the daemon started, and those that were cut off
     List {
         #[command(flatten)]
         daemon: Daemon,
+        /// Only those that were cut off, on disks in this folder or that of this image; no daemon is asked
+        path: Vec<PathBuf>,
     },
     /// One job
     Show(One),
@@ -75,10 +81,14 @@ impl Arguments {
     /// Asks the daemon.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         let (one, what, body) = match &self.action {
-            Action::List { daemon } => {
-                let jobs = daemon.get("/v1/jobs")?;
-                let jobs = jobs.as_array().map_or(&[][..], Vec::as_slice);
-                answer.print_list(jobs, |jobs, out| jobs.iter().try_for_each(|job| line(job, out)))?;
+            Action::List { daemon, path } => {
+                let jobs = if path.is_empty() {
+                    let all = [daemon.get("/v1/jobs")?, daemon.get("/v1/cut-off")?];
+                    all.iter().filter_map(Value::as_array).flatten().cloned().collect()
+                } else {
+                    cut_off_in(path)?
+                };
+                answer.print_list(&jobs, |jobs, out| jobs.iter().try_for_each(|job| line(job, out)))?;
                 return Ok(Exit::Done);
             }
             Action::Show(one) => {
@@ -158,7 +168,41 @@ fn felt(moving: &Value) -> String {
     }
 }
 
+/// The jobs that were cut off in those folders, or beside those images.
+fn cut_off_in(paths: &[PathBuf]) -> Result<Vec<Value>, Failure> {
+    let host = options::host();
+    let mut folders = BTreeSet::new();
+    for path in paths {
+        let place = host.canonical(path)?;
+        let folder = if place.is_dir() { Some(place.as_path()) } else { place.parent() };
+        folders.extend(folder.map(Path::to_path_buf));
+    }
+    let mut found = Vec::new();
+    for folder in folders {
+        for job in cut_off(&host, &folder)? {
+            found.push(versioned(&job)?);
+        }
+    }
+    Ok(found)
+}
+
+/// A job that was cut off, and what can be done with it.
+fn left_behind(job: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let (journal, top) = (text(job, "journal"), text(job, "top"));
+    if let Some(error) = job.get("error").and_then(Value::as_str) {
+        return writeln!(out, "cut off: {error}; dchain consolidate --abandon {journal} takes it away");
+    }
+    let far = match job.get("has-landed").and_then(Value::as_bool) {
+        Some(true) => "all but ended".to_owned(),
+        _ => format!("at {} of {}", size::show(number(job, "mark")), size::show(number(job, "size"))),
+    };
+    writeln!(out, "cut off: {top}: {far}; dchain consolidate {top} goes on with it")
+}
+
 fn line(job: &Value, out: &mut dyn Write) -> io::Result<()> {
+    if job.get("journal").is_some() {
+        return left_behind(job, out);
+    }
     let (id, disk, state) = (number(job, "id"), text(job, "disk"), text(job, "state"));
     let moving = job.get("progress").unwrap_or(&Value::Null);
     let report = job.get("report").filter(|report| !report.is_null());

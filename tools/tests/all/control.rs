@@ -68,6 +68,29 @@ fn wait_for_bytes(folder: &Scratch, id: u64) {
     }
 }
 
+/// A job that nobody is at is told of by its journal, wherever it was begun.
+#[test]
+fn con_10_jobs_that_were_cut_off_are_listed() {
+    let folder = disk();
+    let daemon = serve(&folder);
+    let id = start_fold(&folder, "4M");
+    wait_for_bytes(&folder, id);
+    let jobs = answer(&folder, "job list");
+    assert_eq!(jobs.as_array().unwrap().len(), 1, "{jobs}");
+    assert!(daemon.stop().0.success());
+    let listed = dchain(&folder.path(), &["job", "list", ".", "top", "--output", "json"]).json();
+    let [left] = &listed.as_array().unwrap()[..] else { panic!("{listed}") };
+    assert!(left["top"].as_str().unwrap().ends_with("/top") && left["is-live"] == true, "{left}");
+    assert!(dchain(&folder.path(), &["job", "list", "top"]).out.contains("goes on with it"));
+    // A daemon with another disk in the folder sees it, too.
+    folder.qemu_img("create -q -f qcow2 other 1M");
+    let _daemon = Daemon::start_with(&folder, &["other=other"], &["--control", "unix:c"]);
+    let jobs = answer(&folder, "job list");
+    assert_eq!(jobs, listed);
+    done(&folder.path(), &["consolidate", "top", "--yes"]);
+    assert_eq!(answer(&folder, "job list"), json!([]));
+}
+
 /// TOP and what lies below it stay; the daemon's book names the new head, also over a restart.
 #[test]
 fn con_5_a_disk_is_folded_into_a_new_image_under_a_client() {
@@ -306,6 +329,7 @@ fn what_the_daemon_answers_is_what_its_description_says() {
         ("post", "/v1/disks/{name}/consolidate", "/v1/disks/vm/consolidate", &slow, 200),
         ("post", "/v1/disks/{name}/detach", "/v1/disks/vm/detach", "", 409),
         ("get", "/v1/jobs", "/v1/jobs", "", 200),
+        ("get", "/v1/cut-off", "/v1/cut-off", "", 200),
         ("get", "/v1/jobs/{id}", "/v1/jobs/1", "", 200),
         ("get", "/v1/jobs/{id}", "/v1/jobs/x", "", 400),
         ("post", "/v1/jobs/{id}/pause", "/v1/jobs/1/pause", "", 200),

@@ -39,6 +39,7 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Service>>)> {
         ("post", "/v1/disks/{name}/consolidate", post(consolidate)),
         ("post", "/v1/snapshot", post(snapshot)),
         ("get", "/v1/jobs", get(jobs)),
+        ("get", "/v1/cut-off", get(cut_off)),
         ("get", "/v1/jobs/{id}", get(job)),
         ("get", "/v1/jobs/{id}/wait", get(wait)),
         ("post", "/v1/jobs/{id}/pause", post(pause)),
@@ -188,6 +189,10 @@ async fn snapshot(State(service): Held, bytes: Bytes) -> Answer {
 
 async fn jobs(State(service): Held) -> Answer {
     json(&service.view_jobs())
+}
+
+async fn cut_off(State(service): Held) -> Answer {
+    done(service, |service| service.view_cut_off()).await
 }
 
 fn number(id: &str) -> Result<u64, Refusal> {
