@@ -15,6 +15,7 @@ nbdinfo libnbd-bin
 nbdcopy libnbd-bin
 fio fio
 qemu-system-x86_64 qemu-system-x86
+openssl openssl
 "
 # Debian packages that are unpacked here and not installed: the kernel and the first program of the tests' guest.
 unpacked="linux-image-cloud-amd64 busybox-static"

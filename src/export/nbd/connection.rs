@@ -208,7 +208,7 @@ impl Connection {
         }
         drop(post);
         // Who stops the server may hold the connection for a moment longer; the client need not wait for that.
-        self.socket.shut(Shutdown::Both);
+        self.socket.close();
     }
 
     pub(super) fn new(socket: Socket, agreed: Agreed, threads_max: usize, relief: Arc<Relief>) -> Arc<Self> {

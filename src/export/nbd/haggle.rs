@@ -2,7 +2,8 @@
 //! on. No socket, no clock.
 //!
 //! What stays true: every option but `NBD_OPT_EXPORT_NAME` gets exactly one final reply; lengths inside an option
-//! are believed only as far as its data goes.
+//! are believed only as far as its data goes; where TLS is required, nothing is told and nothing is agreed on before
+//! it (`FORCEDTLS` of the protocol), and what was agreed on in the clear is forgotten when it begins.
 
 use super::{
     request::{Style, Terms},
@@ -31,10 +32,25 @@ pub(super) struct Agreed {
     pub(super) contexts: Vec<Chosen>,
 }
 
+/// What there is between a client and whoever listens on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cover {
+    /// Nothing, and nothing is to be had.
+    None,
+    /// Nothing, but TLS may begin.
+    Offered,
+    /// Nothing, and TLS has to begin.
+    Required,
+    /// TLS.
+    Tls,
+}
+
 /// How the handshake goes on.
 pub(super) enum Next {
     /// With another option.
     Option,
+    /// With that of TLS; then options come again.
+    Tls,
     /// It is over: requests come now.
     Transmission(Box<Agreed>),
     /// The client leaves, or has to.
@@ -92,6 +108,7 @@ fn parse_queries(data: &[u8]) -> Option<(&str, Vec<&str>)> {
 pub(super) struct Haggling<'a> {
     exports: &'a dyn Exports,
     has_no_zeroes: bool,
+    cover: Cover,
     style: Style,
     /// For which export contexts were chosen, and which.
     chosen: Option<(String, Vec<Chosen>)>,
@@ -99,12 +116,20 @@ pub(super) struct Haggling<'a> {
 
 impl<'a> Haggling<'a> {
     /// Begins; `has_no_zeroes`: the client wants no padding after `NBD_OPT_EXPORT_NAME`.
-    pub(super) fn new(exports: &'a dyn Exports, has_no_zeroes: bool) -> Self {
-        Self { exports, has_no_zeroes, style: Style::Simple, chosen: None }
+    pub(super) fn new(exports: &'a dyn Exports, has_no_zeroes: bool, cover: Cover) -> Self {
+        Self { exports, has_no_zeroes, cover, style: Style::Simple, chosen: None }
     }
 
     /// Answers an option.
     pub(super) fn answer(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Next {
+        if self.refuses(option) {
+            if option == option::EXPORT_NAME {
+                // There is no reply that could say why.
+                return Next::End;
+            }
+            reply(out, option, answer::ERR_TLS_REQD, b"TLS is required here");
+            return Next::Option;
+        }
         match option {
             option::EXPORT_NAME => return self.export_name(data, out),
             option::GO => return self.go(data, out),
@@ -116,9 +141,39 @@ impl<'a> Haggling<'a> {
             option::INFO => drop(self.inform(option, data, out)),
             option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => self.shape(option, data, out),
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.contexts(option, data, out),
-            option::START_TLS => reply(out, option, answer::ERR_POLICY, b"TLS is not offered here"),
+            option::START_TLS => return self.start_tls(data, out),
             _ => reply(out, option, answer::ERR_UNSUP, b"this option is not known here"),
         }
+        Next::Option
+    }
+
+    /// Answers an option that is too long to be read.
+    pub(super) fn refuse_long(&self, option: u32, out: &mut Vec<u8>) {
+        let (kind, why) = if self.refuses(option) {
+            (answer::ERR_TLS_REQD, "TLS is required here")
+        } else {
+            (answer::ERR_TOO_BIG, "too long")
+        };
+        reply(out, option, kind, why.as_bytes());
+    }
+
+    /// Whether an option has to wait for TLS.
+    fn refuses(&self, option: u32) -> bool {
+        self.cover == Cover::Required && !matches!(option, option::START_TLS | option::ABORT)
+    }
+
+    fn start_tls(&mut self, data: &[u8], out: &mut Vec<u8>) -> Next {
+        let (kind, why) = match self.cover {
+            _ if !data.is_empty() => (answer::ERR_INVALID, "malformed"),
+            Cover::None => (answer::ERR_POLICY, "TLS is not offered here"),
+            Cover::Tls => (answer::ERR_INVALID, "TLS has begun already"),
+            Cover::Offered | Cover::Required => {
+                reply(out, option::START_TLS, answer::ACK, &[]);
+                *self = Self::new(self.exports, self.has_no_zeroes, Cover::Tls);
+                return Next::Tls;
+            }
+        };
+        reply(out, option::START_TLS, kind, why.as_bytes());
         Next::Option
     }
 

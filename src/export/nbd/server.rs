@@ -5,9 +5,10 @@
 
 use super::{
     connection::Connection,
-    haggle::{Agreed, Haggling, Next, reply},
+    haggle::{Agreed, Cover, Haggling, Next, reply},
     relief::Relief,
     socket::{Listener, Socket},
+    tls::{Certificates, Tls},
     wire::{GREETING_MAGIC, Greeting, OPTION_MAGIC, OptionHeader, STRING_BYTES_MAX, answer, handshake},
 };
 use crate::{
@@ -67,6 +68,7 @@ pub struct Server {
 struct Shared {
     exports: Arc<dyn Exports>,
     limits: Limits,
+    tls: Tls,
     relief: Arc<Relief>,
     is_stopping: AtomicBool,
     clients: Mutex<Clients>,
@@ -95,12 +97,18 @@ struct Silent {
 
 impl Server {
     /// Serves `exports` at all of `listeners` until [`Server::stop`].
-    pub fn start(listeners: Vec<Listener>, exports: Arc<dyn Exports>, limits: Limits) -> Result<Self> {
+    pub fn start(
+        listeners: Vec<Listener>,
+        exports: Arc<dyn Exports>,
+        limits: Limits,
+        tls: Tls,
+    ) -> Result<Self> {
         let failed = |e| Error::io("start the server", e);
         let (waker, wakes) = UnixStream::pair().map_err(failed)?;
         let shared = Arc::new(Shared {
             exports,
             limits,
+            tls,
             relief: Relief::start().map_err(failed)?,
             is_stopping: AtomicBool::new(false),
             clients: Mutex::default(),
@@ -344,7 +352,13 @@ impl Shared {
         if flags & !u32::from(known) != 0 {
             return Err(ErrorKind::InvalidData.into());
         }
-        let mut haggling = Haggling::new(self.exports.as_ref(), flags & u32::from(handshake::NO_ZEROES) != 0);
+        let (cover, certificates) = match &self.tls {
+            Tls::Off => (Cover::None, None),
+            Tls::Allowed(certificates) => (Cover::Offered, Some(certificates)),
+            Tls::Required(certificates) => (Cover::Required, Some(certificates)),
+        };
+        let has_no_zeroes = flags & u32::from(handshake::NO_ZEROES) != 0;
+        let mut haggling = Haggling::new(self.exports.as_ref(), has_no_zeroes, cover);
         for _ in 0..OPTIONS_MAX {
             let mut header = [0; OptionHeader::SIZE];
             self.receive(socket, &mut header, since)?;
@@ -354,7 +368,7 @@ impl Shared {
             }
             let mut out = Vec::new();
             if header.bytes > OPTION_BYTES_MAX {
-                reply(&mut out, header.option, answer::ERR_TOO_BIG, b"too long");
+                haggling.refuse_long(header.option, &mut out);
                 self.send(socket, &out, since)?;
                 return Err(ErrorKind::InvalidData.into());
             }
@@ -369,7 +383,11 @@ impl Shared {
             self.send(socket, &out, since)?;
             match next {
                 Next::Option => {}
-                Next::End => return Ok(None),
+                Next::End => {
+                    socket.close();
+                    return Ok(None);
+                }
+                Next::Tls => self.secure(socket, certificates, since)?,
                 Next::Transmission(agreed) => {
                     socket.set_patience(None)?;
                     return Ok(Some(agreed));
@@ -377,6 +395,23 @@ impl Shared {
             }
         }
         Err(ErrorKind::InvalidData.into())
+    }
+
+    /// Has TLS begin, within the time that the whole handshake may take.
+    fn secure(
+        &self,
+        socket: &Socket,
+        certificates: Option<&Certificates>,
+        since: Stopwatch,
+    ) -> io::Result<()> {
+        // Only where there are certificates the client may ask for it.
+        socket.secure(certificates.ok_or(ErrorKind::Unsupported)?)?;
+        loop {
+            socket.set_patience(Some(self.left(since)?))?;
+            if socket.shake()? {
+                return Ok(());
+            }
+        }
     }
 
     /// Returns how long the handshake may still take.
@@ -389,11 +424,11 @@ impl Shared {
     fn receive(&self, socket: &Socket, mut buf: &mut [u8], since: Stopwatch) -> io::Result<()> {
         while !buf.is_empty() {
             socket.set_patience(Some(self.left(since)?))?;
-            let received = socket.receive(buf)?;
-            if received == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
+            match socket.receive_step(buf)? {
+                None => {}
+                Some(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Some(received) => buf = buf.get_mut(received..).unwrap_or_default(),
             }
-            buf = buf.get_mut(received..).unwrap_or_default();
         }
         Ok(())
     }

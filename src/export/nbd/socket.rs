@@ -1,7 +1,12 @@
 //! Where clients come in, and the byte stream of one of them.
 
+use super::tls::{Certificates, Session};
 use crate::base::{Error, Result};
-use rustix::{fs::FileType, io::Errno, net::RecvFlags};
+use rustix::{
+    fs::FileType,
+    io::Errno,
+    net::{RecvFlags, SendFlags},
+};
 use std::{
     fs, io,
     io::{ErrorKind, IoSlice, Read, Write},
@@ -11,6 +16,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -63,7 +69,7 @@ impl Listener {
             Place::Unix(listener, _) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nonblocking(false)?;
-                Ok(Socket::Unix(stream))
+                Ok(Raw::Unix(stream).into())
             }
             Place::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
@@ -71,7 +77,7 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 // A client whose machine died does not keep its place for ever.
                 rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-                Ok(Socket::Tcp(stream))
+                Ok(Raw::Tcp(stream).into())
             }
         }
     }
@@ -109,14 +115,121 @@ fn is_left_behind(path: &Path) -> Result<bool> {
     }
 }
 
-/// The byte stream of one client.
+/// The byte stream of one client: in the clear until it is [`Socket::secure`]d.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(super) struct Socket {
+    raw: Raw,
+    tls: OnceLock<Session>,
+}
+
+impl From<Raw> for Socket {
+    fn from(raw: Raw) -> Self {
+        Self { raw, tls: OnceLock::new() }
+    }
+}
+
+impl Socket {
+    /// From here on all bytes are TLS's. Nothing was read ahead: what a client has sent in the clear since its request
+    /// is taken for the begin of the TLS handshake, and no such thing.
+    pub(super) fn secure(&self, certificates: &Certificates) -> io::Result<()> {
+        let session = Session::new(certificates)?;
+        self.tls.set(session).map_err(|_| ErrorKind::InvalidData.into())
+    }
+
+    /// Does a step of the TLS handshake, waiting at most once; returns whether it is over.
+    pub(super) fn shake(&self) -> io::Result<bool> {
+        self.tls.get().map_or(Ok(true), |tls| tls.shake(&self.raw))
+    }
+
+    /// Waits for bytes; 0 if the client has closed its side.
+    pub(super) fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(received) = self.receive_step(buf)? {
+                return Ok(received);
+            }
+        }
+    }
+
+    /// Waits for bytes once; `None` if what came is nothing to read yet.
+    pub(super) fn receive_step(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.tls.get() {
+            None => self.raw.receive(buf).map(Some),
+            Some(tls) => tls.receive_step(&self.raw, buf),
+        }
+    }
+
+    /// Takes what is there; `None` if nothing is.
+    pub(super) fn receive_now(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.tls.get() {
+            None => self.raw.receive_now(buf),
+            Some(tls) => tls.receive_now(&self.raw, buf),
+        }
+    }
+
+    /// Fills `buf`.
+    pub(super) fn receive_exact(&self, mut buf: &mut [u8]) -> io::Result<()> {
+        while !buf.is_empty() {
+            let received = self.receive(buf)?;
+            if received == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            buf = buf.get_mut(received..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Sends all of `parts`.
+    pub(super) fn send(&self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        match self.tls.get() {
+            None => self.raw.send(parts),
+            Some(tls) => tls.send(&self.raw, parts),
+        }
+    }
+
+    /// Sets how long receiving and sending may wait; `None`: for ever.
+    pub(super) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        match &self.raw {
+            Raw::Unix(stream) => {
+                stream.set_read_timeout(patience)?;
+                stream.set_write_timeout(patience)
+            }
+            Raw::Tcp(stream) => {
+                stream.set_read_timeout(patience)?;
+                stream.set_write_timeout(patience)
+            }
+        }
+    }
+
+    /// Ends one or both directions: whoever waits on them wakes up.
+    pub(super) fn shut(&self, how: Shutdown) {
+        // A client that is gone already is as good.
+        let _ = match &self.raw {
+            Raw::Unix(stream) => stream.shutdown(how),
+            Raw::Tcp(stream) => stream.shutdown(how),
+        };
+    }
+
+    /// Ends both directions when all is said, and says so.
+    pub(super) fn close(&self) {
+        self.tls.get().inspect(|tls| tls.say_last(&self.raw));
+        self.shut(Shutdown::Both);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.raw.as_fd()
+    }
+}
+
+/// The bytes on the wire.
+#[derive(Debug)]
+pub(super) enum Raw {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
-impl Socket {
+impl Raw {
     /// Waits for bytes; 0 if the client has closed its side.
     pub(super) fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
@@ -140,18 +253,6 @@ impl Socket {
         }
     }
 
-    /// Fills `buf`.
-    pub(super) fn receive_exact(&self, mut buf: &mut [u8]) -> io::Result<()> {
-        while !buf.is_empty() {
-            let received = self.receive(buf)?;
-            if received == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
-            buf = buf.get_mut(received..).unwrap_or_default();
-        }
-        Ok(())
-    }
-
     /// Sends all of `parts`.
     pub(super) fn send(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         IoSlice::advance_slices(&mut parts, 0);
@@ -170,31 +271,14 @@ impl Socket {
         Ok(())
     }
 
-    /// Sets how long receiving and sending may wait; `None`: for ever.
-    pub(super) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => {
-                stream.set_read_timeout(patience)?;
-                stream.set_write_timeout(patience)
-            }
-            Self::Tcp(stream) => {
-                stream.set_read_timeout(patience)?;
-                stream.set_write_timeout(patience)
-            }
-        }
-    }
-
-    /// Ends one or both directions: whoever waits on them wakes up.
-    pub(super) fn shut(&self, how: Shutdown) {
-        // A client that is gone already is as good.
-        let _ = match self {
-            Self::Unix(stream) => stream.shutdown(how),
-            Self::Tcp(stream) => stream.shutdown(how),
-        };
+    /// Sends what there is room for.
+    pub(super) fn send_now(&self, bytes: &[u8]) {
+        // A last word: whether it is heard does not matter.
+        let _ = rustix::net::send(self, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 }
 
-impl AsFd for Socket {
+impl AsFd for Raw {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Unix(stream) => stream.as_fd(),

@@ -1,7 +1,7 @@
 //! A server and hand-written clients over real sockets, with disks that are slow or fail where a test says so.
 
 use super::{
-    Limits, Listener, Server,
+    Limits, Listener, Server, Tls,
     wire::{
         CompactRequest, GREETING_MAGIC, OPTION_MAGIC, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, command, errno, flag,
     },
@@ -150,7 +150,8 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let disk = Plain::new(SIZE);
         let listener = Listener::unix(&folder.path().join("s")).unwrap();
-        let server = Server::start(vec![listener], Arc::new(One(Arc::clone(&disk))), limits).unwrap();
+        let server =
+            Server::start(vec![listener], Arc::new(One(Arc::clone(&disk))), limits, Tls::Off).unwrap();
         Self { folder, disk, server: Some(server) }
     }
 

@@ -1,8 +1,9 @@
 //! The command line of `dchaind`.
 
 use crate::options::{self, References};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use deltachain::{base::Error, export::nbd::Listener, service::Named};
+use serde::Deserialize;
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 /// Hold disks open and serve them to guests
@@ -36,8 +37,39 @@ pub struct Arguments {
     /// Send a client away that has no export after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub max_handshake: u64,
+    /// Have clients of NBD speak TLS: off, allowed, or required (nothing is told to one that does not)
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub tls: Option<TlsMode>,
+    /// Take server-cert.pem, server-key.pem, ca-cert.pem and ca-crl.pem from DIR; --tls is then required unless stated
+    #[arg(long, value_name = "DIR")]
+    pub tls_certificates: Option<PathBuf>,
+    /// Whether clients have to show a certificate that ca-cert.pem signed: on unless stated
+    #[arg(long, value_name = "on|off", value_enum)]
+    pub tls_verify_peer: Option<Switch>,
     #[command(flatten)]
     pub references: References,
+}
+
+/// Whether clients of NBD speak TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// They cannot.
+    Off,
+    /// They may.
+    Allowed,
+    /// They have to.
+    Required,
+}
+
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
 }
 
 /// Where clients come in.

@@ -61,6 +61,7 @@ fn main() -> ExitCode {
 fn serve(arguments: &Arguments) -> Result<(), Failure> {
     // Before anything that a signal should end in order.
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let tls = settings::tls(arguments)?;
     let door = door(arguments)?;
     let service = Service::start(settings::service(arguments)?, &arguments.disks)?;
     for (name, why) in service.refused() {
@@ -79,7 +80,7 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
         handshake: Duration::from_secs(arguments.max_handshake),
         ..Limits::default()
     };
-    let server = Server::start(listeners, Arc::clone(&service) as Arc<_>, limits)?;
+    let server = Server::start(listeners, Arc::clone(&service) as Arc<_>, limits, tls)?;
     if let Some(door) = &door {
         door.serve(Arc::clone(&service))?;
     }

@@ -1,12 +1,13 @@
 //! What the daemon is told: its command line, and the file that it names.
 
 use crate::{
-    arguments::{self, Address, Arguments},
+    arguments::{self, Address, Arguments, Switch, TlsMode},
     failure::Failure,
-    options,
+    options, output,
 };
 use deltachain::{
     base::Error,
+    export::nbd::{Certificates, Tls},
     io::Access,
     job::consolidate::{LivePace, Patience},
     service::{Named, Settings},
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,6 +28,9 @@ struct Config {
     nbd: Vec<String>,
     control: Option<String>,
     state: Option<PathBuf>,
+    tls: Option<TlsMode>,
+    tls_certificates: Option<PathBuf>,
+    tls_verify_peer: Option<Switch>,
     disks: BTreeMap<String, Disk>,
 }
 
@@ -68,6 +73,9 @@ pub fn complete(mut arguments: Arguments) -> Result<Arguments, Failure> {
         let control = control.map_err(|what| wrong(&file, &format!("control: {what}")))?;
         arguments.control = arguments.control.or(control);
         arguments.state = arguments.state.or(config.state);
+        arguments.tls = arguments.tls.or(config.tls);
+        arguments.tls_certificates = arguments.tls_certificates.or(config.tls_certificates);
+        arguments.tls_verify_peer = arguments.tls_verify_peer.or(config.tls_verify_peer);
     }
     let is_idle = arguments.disks.is_empty() && arguments.control.is_none() && !is_activated();
     if is_idle {
@@ -107,6 +115,35 @@ pub fn service(arguments: &Arguments) -> Result<Settings, Failure> {
     Ok(Settings { host, opening, state, resumes: !arguments.no_resume, pace })
 }
 
+/// Returns whether clients of NBD speak TLS, and reads the certificates.
+pub fn tls(arguments: &Arguments) -> Result<Tls, Failure> {
+    let Some(folder) = &arguments.tls_certificates else {
+        return match arguments.tls {
+            None | Some(TlsMode::Off) => Ok(Tls::Off),
+            Some(_) => Err(Failure::usage("--tls needs --tls-certificates DIR")),
+        };
+    };
+    if arguments.tls == Some(TlsMode::Off) {
+        return Ok(Tls::Off);
+    }
+    let certificates = Certificates::read(folder, arguments.tls_verify_peer != Some(Switch::Off))?;
+    warn_of_open_key(&folder.join(Certificates::KEY));
+    // Who names certificates and no mode wants them used.
+    Ok(match arguments.tls {
+        Some(TlsMode::Allowed) => Tls::Allowed(certificates),
+        _ => Tls::Required(certificates),
+    })
+}
+
+/// A key that others can read is no secret: it is used all the same, since a folder that another group administers is no mistake.
+fn warn_of_open_key(key: &Path) {
+    let mode = fs::metadata(key).map(|found| found.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o077 != 0) {
+        let key = key.display();
+        output::note(&format!("dchaind: warning: {key} can be read by others (chmod 600 closes it)"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +174,7 @@ mod tests {
             ("nbd = ['unix:/n']\n[disks.b]\npath = '/b'\nformat = 'tar'", "disks.b.format"),
             ("disk = 1", "unknown field"),
             ("control = 'unix:/c'", "--nbd"),
+            ("nbd = ['unix:/n']\ntls = 'maybe'", "required"),
         ] {
             let said = with(text).unwrap_err().to_string();
             assert!(said.contains(what), "{said}");

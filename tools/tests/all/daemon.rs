@@ -1,11 +1,13 @@
 //! Runs the built daemon, for tests that are its clients.
 
-use super::foreign::Scratch;
+use super::{certificates, foreign::Scratch};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +15,8 @@ use std::{
 pub(crate) struct Daemon {
     child: Child,
     folder: std::path::PathBuf,
+    /// What its clients prove themselves with, if they have to.
+    tls: Option<Arc<ClientConfig>>,
     /// What it said before it was ready.
     pub(crate) said: Vec<String>,
 }
@@ -32,12 +36,27 @@ impl Daemon {
         let out = BufReader::new(child.stdout.take().unwrap());
         let said: Vec<String> = out.lines().map(Result::unwrap).take_while(|line| line != "ready").collect();
         assert!(said.contains(&"listening unix:s".to_owned()), "{said:?}");
-        Self { child, folder: folder.path(), said }
+        Self { child, folder: folder.path(), tls: None, said }
+    }
+
+    /// The same with TLS required, and certificates for it in the folder.
+    pub(crate) fn start_tls(folder: &Scratch, disks: &[&str], more: &[&str]) -> Self {
+        certificates::make(folder);
+        let tls = [&["--tls", "required", "--tls-certificates", "server"][..], more].concat();
+        let mut daemon = Self::start_with(folder, disks, &tls);
+        daemon.tls = Some(certificates::client(folder));
+        daemon
     }
 
     /// The URI of a disk.
     pub(crate) fn uri(&self, disk: &str) -> String {
-        format!("nbd+unix:///{disk}?socket={}", self.folder.join("s").display())
+        let (socket, client) = (self.folder.join("s"), self.folder.join("client"));
+        let place = format!("unix:///{disk}?socket={}", socket.display());
+        if self.tls.is_none() {
+            format!("nbd+{place}")
+        } else {
+            format!("nbds+{place}&tls-certificates={}", client.display())
+        }
     }
 
     /// A connection that has said nothing.
@@ -75,16 +94,78 @@ impl Drop for Daemon {
     }
 }
 
+/// What a client by hand says it over.
+pub(crate) enum Line {
+    Clear(UnixStream),
+    Tls(Box<StreamOwned<ClientConnection, UnixStream>>),
+}
+
+impl Line {
+    /// What is on the wire.
+    pub(crate) fn socket(&self) -> &UnixStream {
+        match self {
+            Self::Clear(stream) => stream,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+impl Read for Line {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Clear(stream) => stream.read(buf),
+            Self::Tls(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Clear(stream) => stream.write(buf),
+            Self::Tls(stream) => stream.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Clear(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// A client by hand: what it says is bytes.
-pub(crate) struct Hand(pub(crate) UnixStream);
+pub(crate) struct Hand(pub(crate) Line);
 
 impl Hand {
-    /// Takes the greeting and says what is understood.
+    /// Takes the greeting and says what is understood; begins TLS where that is the way.
     pub(crate) fn greet(daemon: &Daemon) -> Self {
-        let mut hand = Self(daemon.connect());
+        let mut hand = Self::greet_in_the_clear(daemon);
+        match &daemon.tls {
+            None => hand,
+            Some(tls) => {
+                hand.option(5, &[]);
+                assert_eq!(hand.answer(), (1, Vec::new()));
+                hand.secure(tls)
+            }
+        }
+    }
+
+    /// Takes the greeting and says what is understood.
+    pub(crate) fn greet_in_the_clear(daemon: &Daemon) -> Self {
+        let mut hand = Self(Line::Clear(daemon.connect()));
         assert_eq!(hand.take(18)[..16], *b"NBDMAGICIHAVEOPT");
         hand.say(&3_u32.to_be_bytes());
         hand
+    }
+
+    /// Goes over to TLS.
+    pub(crate) fn secure(self, tls: &Arc<ClientConfig>) -> Self {
+        let Line::Clear(stream) = self.0 else { panic!("twice") };
+        let name = "localhost".try_into().unwrap();
+        let connection = ClientConnection::new(Arc::clone(tls), name).unwrap();
+        Self(Line::Tls(Box::new(StreamOwned::new(connection, stream))))
     }
 
     /// Has an export.
@@ -122,26 +203,27 @@ impl Hand {
     }
 
     pub(crate) fn request(&mut self, command: u16, start: u64, bytes: u32) {
+        self.request_as(7, command, (start, bytes));
+    }
+
+    /// A request whose reply has that cookie.
+    pub(crate) fn request_as(&mut self, cookie: u64, command: u16, (start, bytes): (u64, u32)) {
         let magic = 0x2560_9513_u32.to_be_bytes();
-        let cookie = 7_u64.to_be_bytes();
-        self.say(
-            &[
-                &magic[..],
-                &[0; 2],
-                &command.to_be_bytes(),
-                &cookie,
-                &start.to_be_bytes(),
-                &bytes.to_be_bytes(),
-            ]
-            .concat(),
-        );
+        let head = [&magic[..], &[0; 2], &command.to_be_bytes(), &cookie.to_be_bytes()].concat();
+        self.say(&[&head[..], &start.to_be_bytes(), &bytes.to_be_bytes()].concat());
     }
 
     /// The error of the next simple reply.
     pub(crate) fn error(&mut self) -> u32 {
+        self.reply().1
+    }
+
+    /// The cookie and the error of the next simple reply.
+    pub(crate) fn reply(&mut self) -> (u64, u32) {
         let reply = self.take(16);
         assert_eq!(reply[..4], 0x6744_6698_u32.to_be_bytes());
-        u32::from_be_bytes(reply[4..8].try_into().unwrap())
+        let error = u32::from_be_bytes(reply[4..8].try_into().unwrap());
+        (u64::from_be_bytes(reply[8..].try_into().unwrap()), error)
     }
 
     /// Whether the server has closed the connection.

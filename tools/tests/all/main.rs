@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bitmap;
+mod certificates;
 mod chain;
 mod chain_commands;
 mod check;
@@ -30,6 +31,7 @@ mod memory;
 mod moves;
 mod nbd;
 mod nbd_hostile;
+mod nbd_tls;
 mod oracles;
 mod owner;
 mod qcow2_create;

@@ -29,6 +29,10 @@ fn replies(mut out: &[u8]) -> Vec<(u32, Vec<u8>)> {
     replies
 }
 
+fn begin(cover: Cover) -> Haggling<'static> {
+    Haggling::new(&One, true, cover)
+}
+
 fn kinds(haggling: &mut Haggling<'_>, option: u32, data: &[u8]) -> Vec<u32> {
     let mut out = Vec::new();
     haggling.answer(option, data, &mut out);
@@ -47,7 +51,7 @@ fn queries(name: &str, queries: &[&str]) -> Vec<u8> {
 
 #[test]
 fn an_unknown_name_is_no_end_and_a_known_one_is_told_of() {
-    let mut haggling = Haggling::new(&One, true);
+    let mut haggling = begin(Cover::None);
     let go = |name: &str| [string(name), vec![0, 1, 0, 2]].concat();
     assert_eq!(kinds(&mut haggling, option::GO, &go("none")), [answer::ERR_UNKNOWN]);
     assert_eq!(
@@ -63,7 +67,7 @@ fn an_unknown_name_is_no_end_and_a_known_one_is_told_of() {
 
 #[test]
 fn contexts_are_chosen_for_one_export_and_one_shape_of_replies() {
-    let mut haggling = Haggling::new(&One, true);
+    let mut haggling = begin(Cover::None);
     let all = queries("disk", &["base:allocation", "qemu:allocation-depth", "none:such"]);
     assert_eq!(
         kinds(&mut haggling, option::SET_META_CONTEXT, &all),
@@ -89,7 +93,7 @@ fn contexts_are_chosen_for_one_export_and_one_shape_of_replies() {
 
 #[test]
 fn a_namespace_lists_what_is_in_it_and_chooses_nothing() {
-    let mut haggling = Haggling::new(&One, true);
+    let mut haggling = begin(Cover::None);
     kinds(&mut haggling, option::STRUCTURED_REPLY, &[]);
     let mut listed =
         |asked: &[&str]| kinds(&mut haggling, option::LIST_META_CONTEXT, &queries("disk", asked)).len() - 1;
@@ -99,7 +103,7 @@ fn a_namespace_lists_what_is_in_it_and_chooses_nothing() {
 
 #[test]
 fn names_end_at_4096_bytes_and_strings_where_the_option_ends() {
-    let mut haggling = Haggling::new(&One, true);
+    let mut haggling = begin(Cover::None);
     let named = |bytes: usize| [string(&"x".repeat(bytes)), vec![0, 0]].concat();
     assert_eq!(kinds(&mut haggling, option::INFO, &named(4096)), [answer::ERR_UNKNOWN]);
     assert_eq!(kinds(&mut haggling, option::INFO, &named(4097)), [answer::ERR_INVALID]);
@@ -120,7 +124,7 @@ fn names_end_at_4096_bytes_and_strings_where_the_option_ends() {
 #[test]
 fn any_bytes_get_one_final_reply() {
     let mut seeded = Seeded::new(3);
-    let mut haggling = Haggling::new(&One, true);
+    let mut haggling = begin(Cover::None);
     for round in 0..30_000_u64 {
         let option = u32::try_from(round % 14).unwrap();
         let whole = match round % 3 {
@@ -145,4 +149,44 @@ fn any_bytes_get_one_final_reply() {
             assert_eq!(finals, 1, "option {option}: {data:?}");
         }
     }
+}
+
+#[test]
+fn where_tls_is_required_nothing_else_is_answered_before_it() {
+    let mut haggling = begin(Cover::Required);
+    let go = [string("disk"), vec![0, 0]].concat();
+    for option in (2..14).chain([99]).filter(|option| ![option::START_TLS, option::ABORT].contains(option)) {
+        for data in [&[][..], &go, &queries("disk", &["base:allocation"])] {
+            assert_eq!(kinds(&mut haggling, option, data), [answer::ERR_TLS_REQD], "option {option}");
+        }
+        let mut out = Vec::new();
+        haggling.refuse_long(option, &mut out);
+        assert_eq!(replies(&out)[0].0, answer::ERR_TLS_REQD);
+    }
+    let mut out = Vec::new();
+    assert!(matches!(haggling.answer(option::EXPORT_NAME, b"disk", &mut out), Next::End) && out.is_empty());
+    assert_eq!(kinds(&mut haggling, option::START_TLS, b"x"), [answer::ERR_INVALID]);
+    assert!(matches!(haggling.answer(option::START_TLS, &[], &mut out), Next::Tls));
+    assert_eq!(replies(&out)[0].0, answer::ACK);
+    assert_eq!(kinds(&mut haggling, option::START_TLS, &[]), [answer::ERR_INVALID], "a second time");
+    assert!(matches!(haggling.answer(option::GO, &go, &mut Vec::new()), Next::Transmission(_)));
+}
+
+#[test]
+fn what_was_agreed_on_in_the_clear_is_forgotten_when_tls_begins() {
+    let mut haggling = begin(Cover::Offered);
+    kinds(&mut haggling, option::STRUCTURED_REPLY, &[]);
+    kinds(&mut haggling, option::SET_META_CONTEXT, &queries("disk", &["base:allocation"]));
+    assert!(matches!(haggling.answer(option::START_TLS, &[], &mut Vec::new()), Next::Tls));
+    let Next::Transmission(agreed) = haggling.answer(option::EXPORT_NAME, b"disk", &mut Vec::new()) else {
+        panic!()
+    };
+    assert_eq!((agreed.terms.style, agreed.contexts.len()), (Style::Simple, 0));
+}
+
+#[test]
+fn tls_that_is_not_offered_is_refused_and_that_is_no_end() {
+    let mut haggling = begin(Cover::None);
+    assert_eq!(kinds(&mut haggling, option::START_TLS, &[]), [answer::ERR_POLICY]);
+    assert_eq!(kinds(&mut haggling, option::STRUCTURED_REPLY, &[]), [answer::ACK]);
 }

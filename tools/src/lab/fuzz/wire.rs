@@ -8,7 +8,7 @@ use deltachain::{
     chain::{Chain, Layer},
     export::{
         Export, Exports,
-        nbd::{Limits, Listener, Server},
+        nbd::{Limits, Listener, Server, Tls},
     },
     format::{self, Format, NoParts},
     io::{File, memory::MemoryFile},
@@ -98,7 +98,8 @@ fn serve(folder: &tempfile::TempDir) -> Answer<Server> {
     let image = format::open(Format::Raw, file, true, &NoParts)?;
     let layer = Layer { path: PathBuf::from("disk.raw"), is_stated: true, image };
     let listener = Listener::unix(&folder.path().join("s"))?;
-    Server::start(vec![listener], Arc::new(One(Arc::new(Chain::of(vec![layer], true)))), Limits::default())
+    let disk = One(Arc::new(Chain::of(vec![layer], true)));
+    Server::start(vec![listener], Arc::new(disk), Limits::default(), Tls::Off)
 }
 
 /// Says `input` and returns all that is answered.
