@@ -16,6 +16,7 @@ nbdcopy libnbd-bin
 fio fio
 qemu-system-x86_64 qemu-system-x86
 openssl openssl
+systemd-socket-activate systemd
 "
 # Debian packages that are unpacked here and not installed: the kernel and the first program of the tests' guest.
 unpacked="linux-image-cloud-amd64 busybox-static"

@@ -2,7 +2,10 @@
 //! threads that the core does not have.
 #![forbid(unsafe_code)]
 
+mod guests;
 pub mod nbd;
+
+pub use guests::{Guest, Guests};
 
 use crate::{
     base::{GuestRange, Result},
@@ -25,6 +28,8 @@ pub struct Export {
     pub is_multi_conn: bool,
     /// What can be told of ranges beyond where their bytes are (dirty bitmaps).
     pub contexts: Vec<Arc<dyn Context>>,
+    /// Whoever has it: a client enters before its first request.
+    pub guests: Arc<Guests>,
 }
 
 impl Export {

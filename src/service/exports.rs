@@ -35,6 +35,7 @@ impl Exports for Service {
             // All connections share one disk.
             is_multi_conn: true,
             contexts: held.contexts.clone(),
+            guests: Arc::clone(&held.guests),
         })
     }
 }

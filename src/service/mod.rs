@@ -29,13 +29,13 @@ pub use event::{Event, Happened};
 pub use fold::{FoldRequest, Speed};
 pub use job::{Job, JobState};
 pub use snapshot::SnapshotOf;
-pub use view::{DiskView, ErrorView, JobView, LayerView, Moving};
+pub use view::{ClientView, DiskView, ErrorView, JobView, LayerView, Moving};
 
 use crate::{
     base::{Error, ErrorKind, Result, clock::Stopwatch},
     chain::Opening,
     disk::Disk,
-    export::Context,
+    export::{Context, Guests},
     io::Host,
     job::{
         consolidate::{Folding, LivePace},
@@ -62,6 +62,11 @@ const GLANCE: Duration = Duration::from_millis(10);
 
 /// How long a client may take to let go of a disk that is to be detached.
 const LETTING_GO: Duration = Duration::from_millis(300);
+
+/// How long what clients have asked for may take that are made to leave; then their connections are cut.
+const LEAVING: Duration = Duration::from_secs(3);
+/// How long the disk may take to give back what was asked of it for clients that were cut.
+const CUTTING: Duration = Duration::from_secs(1);
 
 /// What a service works with.
 #[derive(Clone, Debug)]
@@ -106,6 +111,8 @@ struct Held {
     opening: Opening,
     is_read_only: bool,
     contexts: Vec<Arc<dyn Context>>,
+    /// Its clients.
+    guests: Arc<Guests>,
     /// The last job on it.
     job: Mutex<Option<Arc<Job>>>,
     /// A fold whose job has failed and which could not be taken back, or ended, either: guests go on with it.
@@ -193,8 +200,12 @@ impl Service {
 
     /// Stops to serve a disk: it is flushed and closed. One that is not served is forgotten, whatever the book says.
     ///
-    /// `Busy` while clients or a job use it.
-    pub fn detach(&self, name: &str) -> Result<()> {
+    /// `forces`: its clients are disconnected, as soon as what is being done for them is done, and after 4 seconds at
+    /// the latest.
+    ///
+    /// `Busy` while clients use it that are not made to leave, while a job does, or where the disk does not give back
+    /// what was asked of it: then it is served on.
+    pub fn detach(&self, name: &str, forces: bool) -> Result<()> {
         let is_open = matches!(self.disks.lock().get(name), Some(Entry::Open(_)));
         if is_open {
             self.held(name)?.settle()?;
@@ -210,7 +221,7 @@ impl Service {
         held.refuse_job(name)?;
         // Nobody new comes in from here on.
         self.disks.lock().remove(name);
-        let closed = Self::wait_alone(name, &held)
+        let closed = Self::wait_alone(name, &held, forces)
             .and_then(|()| held.disk.flush())
             .and_then(|()| book.change(|written| written.detach(name)));
         if let Err(error) = closed {
@@ -222,12 +233,29 @@ impl Service {
         Ok(())
     }
 
-    fn wait_alone(name: &str, held: &Arc<Held>) -> Result<()> {
+    /// Waits until nobody but the service has the disk; nobody new comes in meanwhile.
+    fn wait_alone(name: &str, held: &Held, forces: bool) -> Result<()> {
         let watch = Stopwatch::start();
+        let patience = if forces { LEAVING + CUTTING } else { LETTING_GO };
         while Arc::strong_count(&held.disk) > 1 {
-            if watch.elapsed() > LETTING_GO {
-                return Err(Error::busy(format!("disk '{name}': clients use it")));
+            let elapsed = watch.elapsed();
+            let guests = held.guests.here();
+            if elapsed > patience {
+                let what = match guests.len() {
+                    _ if forces => "what was asked of it does not come back".to_owned(),
+                    0 => "it is in use".to_owned(),
+                    1 => "1 client uses it".to_owned(),
+                    n => format!("{n} clients use it"),
+                };
+                return Err(Error::busy(format!("disk '{name}': {what}")));
             }
+            if forces {
+                // Again and again: one may have been on its way in.
+                for (_, guest) in &guests {
+                    if elapsed < LEAVING { guest.stop() } else { guest.cut() }
+                }
+            }
+            drop(guests);
             std::thread::sleep(GLANCE);
         }
         Ok(())

@@ -127,8 +127,8 @@ impl Service {
         }
         // What a writer dirties is not in the bitmap until it is closed.
         let contexts = if is_read_only { bitmaps::contexts(&disk.chain())? } else { Vec::new() };
-        let job = Mutex::new(None);
-        let held = Arc::new(Held { disk, opening, is_read_only, contexts, job, stuck: Mutex::default() });
+        let (job, guests, stuck) = (Mutex::new(None), Arc::default(), Mutex::default());
+        let held = Arc::new(Held { disk, opening, is_read_only, contexts, guests, job, stuck });
         Ok(Opened { held, known, folding })
     }
 

@@ -337,7 +337,7 @@ fn a_disk_that_the_book_has_elsewhere_is_not_served() {
     assert_eq!(refused[0].1.kind(), ErrorKind::Policy);
     assert!(!service.view_disk("vm").unwrap().is_served);
     // A person may say that it is meant.
-    service.detach("vm").unwrap();
+    service.detach("vm", false).unwrap();
     assert_eq!(service.attach(&scene.named("nothing")).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
@@ -354,9 +354,9 @@ fn attached_disks_come_back_and_detached_ones_do_not() {
     let service = start();
     let guest = service.held("vm").unwrap().disk.clone();
     guest.zero(GuestOffset::new(0).range(MIB), Kept::Nothing).unwrap();
-    assert_eq!(service.detach("vm").unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(service.detach("vm", false).unwrap_err().kind(), ErrorKind::Busy);
     drop(guest);
-    service.detach("vm").unwrap();
+    service.detach("vm", false).unwrap();
     assert!(scene.shown("top") == expected(&[(0, 0)]));
     drop(service);
     assert!(start().view_disks().unwrap().is_empty());

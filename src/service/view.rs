@@ -8,6 +8,7 @@ use crate::{
     base::{Error, ErrorKind, Result, name::FileName},
     chain::Layer,
     disk::Disk,
+    export::Guest,
     job::consolidate::{CutOff, LiveReport, Plan, cut_off},
 };
 use serde::Serialize;
@@ -52,6 +53,19 @@ pub struct DiskView {
     pub layers: Vec<LayerView>,
     /// The number of the job on it that has not ended.
     pub job: Option<u64>,
+    /// Who uses it.
+    pub clients: Vec<ClientView>,
+}
+
+/// A client of a disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClientView {
+    /// Its address, or the number of its process.
+    pub peer: String,
+    /// Whether it speaks TLS.
+    pub is_secret: bool,
+    /// Seconds since it came.
+    pub elapsed: f64,
 }
 
 /// A layer of an open disk.
@@ -174,6 +188,12 @@ impl LayerView {
     }
 }
 
+impl ClientView {
+    fn of((since, guest): &(Duration, Arc<dyn Guest>)) -> Self {
+        Self { peer: guest.peer(), is_secret: guest.is_secret(), elapsed: since.as_secs_f64() }
+    }
+}
+
 impl DiskView {
     fn of(name: &str, held: &Held) -> Result<Self> {
         let chain = held.disk.chain();
@@ -186,6 +206,7 @@ impl DiskView {
             size: held.disk.size(),
             layers: chain.layers().iter().map(LayerView::of).collect::<Result<_>>()?,
             job: held.running().map(|job| job.number),
+            clients: held.guests.here().iter().map(ClientView::of).collect(),
         })
     }
 
@@ -199,6 +220,7 @@ impl DiskView {
             size: 0,
             layers: Vec::new(),
             job: None,
+            clients: Vec::new(),
         }
     }
 }

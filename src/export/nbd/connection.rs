@@ -22,9 +22,12 @@ use super::{
     socket::Socket,
     wire::command,
 };
-use crate::base::{
-    clock::Stopwatch,
-    units::{count, index},
+use crate::{
+    base::{
+        clock::Stopwatch,
+        units::{count, index},
+    },
+    export::Guest,
 };
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -224,6 +227,12 @@ impl Connection {
             read_ns: AtomicU64::new(0),
             write_ns: AtomicU64::new(0),
         })
+    }
+
+    /// Is known to who owns the disk from now on.
+    pub(super) fn enter(self: &Arc<Self>) {
+        let guest: Arc<dyn Guest> = Arc::<Self>::clone(self);
+        self.agreed.export.guests.enter(&guest);
     }
 
     /// Takes no more requests than have come in: what is being done is done, then the connection ends.
@@ -432,6 +441,24 @@ impl Connection {
     fn send_one(&self, reply: &Buffer) -> io::Result<()> {
         let _sending = self.sending.lock();
         self.socket.send(&mut [IoSlice::new(reply.bytes())])
+    }
+}
+
+impl Guest for Connection {
+    fn peer(&self) -> String {
+        self.socket.peer()
+    }
+
+    fn is_secret(&self) -> bool {
+        self.socket.is_secret()
+    }
+
+    fn stop(&self) {
+        Self::stop(self);
+    }
+
+    fn cut(&self) {
+        Self::cut(self);
     }
 }
 

@@ -337,6 +337,7 @@ impl Shared {
             connection
         };
         self.relief.add(&connection);
+        connection.enter();
         if self.is_stopping.load(Relaxed) {
             connection.stop();
         }

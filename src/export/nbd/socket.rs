@@ -55,11 +55,39 @@ impl Listener {
         Ok(Self(Place::Tcp(listener)))
     }
 
+    /// Takes a unix socket over that somebody else has opened, and whose name is theirs.
+    ///
+    /// `Invalid` if nobody can come in there.
+    pub fn given_unix(listener: UnixListener) -> Result<Self> {
+        let failed = |e| Error::io("take a socket over", e);
+        refuse_deaf(&listener)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self(Place::Unix(listener, None)))
+    }
+
+    /// Takes a TCP port over that somebody else has opened.
+    ///
+    /// `Invalid` if nobody can come in there.
+    pub fn given_tcp(listener: TcpListener) -> Result<Self> {
+        let failed = |e| Error::io("take a port over", e);
+        refuse_deaf(&listener)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self(Place::Tcp(listener)))
+    }
+
     /// Returns the address of a TCP port: port 0 has become a real one.
     pub fn address(&self) -> Option<SocketAddr> {
         match &self.0 {
             Place::Unix(..) => None,
             Place::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+
+    /// Returns the name of a unix socket, if it has one.
+    pub fn path(&self) -> Option<PathBuf> {
+        match &self.0 {
+            Place::Unix(listener, _) => listener.local_addr().ok()?.as_pathname().map(Path::to_path_buf),
+            Place::Tcp(_) => None,
         }
     }
 
@@ -101,6 +129,16 @@ impl Drop for Listener {
     }
 }
 
+/// A socket that does not listen would fail at each look for clients.
+fn refuse_deaf(socket: impl AsFd) -> Result<()> {
+    let listens = rustix::net::sockopt::socket_acceptconn(socket);
+    if listens.map_err(|e| Error::io("look at a socket", e.into()))? {
+        Ok(())
+    } else {
+        Err(Error::invalid("a socket that was to be taken over does not listen"))
+    }
+}
+
 /// Whether `path` is a socket on which nobody listens; `Busy` if somebody does.
 fn is_left_behind(path: &Path) -> Result<bool> {
     let failed = |e| Error::io("look at what is there", e).path(path);
@@ -129,6 +167,22 @@ impl From<Raw> for Socket {
 }
 
 impl Socket {
+    /// Returns where the client is: its address, or the process that has connected.
+    pub(super) fn peer(&self) -> String {
+        let found = match &self.raw {
+            Raw::Unix(stream) => rustix::net::sockopt::socket_peercred(stream)
+                .map(|who| format!("process {}", who.pid.as_raw_nonzero()))
+                .map_err(io::Error::from),
+            Raw::Tcp(stream) => stream.peer_addr().map(|address| address.to_string()),
+        };
+        found.unwrap_or_else(|_| "gone".to_owned())
+    }
+
+    /// Returns whether TLS has begun.
+    pub(super) fn is_secret(&self) -> bool {
+        self.tls.get().is_some()
+    }
+
     /// From here on all bytes are TLS's. Nothing was read ahead: what a client has sent in the clear since its request
     /// is taken for the begin of the TLS handshake, and no such thing.
     pub(super) fn secure(&self, certificates: &Certificates) -> io::Result<()> {

@@ -58,6 +58,7 @@ impl Plain {
             is_read_only: false,
             is_multi_conn: true,
             contexts: Vec::new(),
+            guests: Arc::default(),
         }
     }
 }

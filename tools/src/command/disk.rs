@@ -45,6 +45,9 @@ enum Action {
     Detach {
         #[command(flatten)]
         daemon: Daemon,
+        /// Disconnect its clients, once what is being done for them is done
+        #[arg(long)]
+        force: bool,
         /// The disk
         name: String,
     },
@@ -72,8 +75,12 @@ impl Arguments {
                 let disk = daemon.post(&format!("/v1/disks/{}/attach", segment(&disk.name)), &body)?;
                 answer.print(&disk, |out| line(&disk, out))?;
             }
-            Action::Detach { daemon, name } => {
-                let gone = daemon.post(&format!("/v1/disks/{}/detach", segment(name)), &json!({}))?;
+            Action::Detach { daemon, force, name } => {
+                let path = format!("/v1/disks/{}/detach", segment(name));
+                let gone = daemon.post(&path, &json!({ "force": force })).map_err(|failure| {
+                    let is_in_use = failure.exit == Exit::InUse && failure.what.contains("client");
+                    if is_in_use { failure.hint("--force disconnects them") } else { failure }
+                })?;
                 answer.print(&gone, |out| writeln!(out, "{name}: detached"))?;
             }
         }
@@ -99,6 +106,10 @@ fn line(disk: &Value, out: &mut dyn Write) -> io::Result<()> {
 
 fn show(disk: &Value, out: &mut dyn Write) -> io::Result<()> {
     line(disk, out)?;
+    list(disk, "clients").iter().try_for_each(|client| {
+        let is_secret = client.get("is-secret").and_then(Value::as_bool) == Some(true);
+        writeln!(out, "  used by {}{}", text(client, "peer"), if is_secret { " (TLS)" } else { "" })
+    })?;
     list(disk, "layers").iter().try_for_each(|layer| {
         let (size, allocated) = (number(layer, "size"), number(layer, "allocated"));
         let (path, format) = (text(layer, "path"), text(layer, "format"));

@@ -13,7 +13,8 @@ pub struct Arguments {
     /// A disk to serve, and the image on top of its chain (may be repeated); a comma in PATH is written twice
     #[arg(long = "disk", value_name = "NAME=PATH[,format=FMT][,read-only]", value_parser = options::disk)]
     pub disks: Vec<Named>,
-    /// Where clients of NBD come in: unix:PATH or tcp:ADDR:PORT (may be repeated)
+    /// Where clients of NBD come in: unix:PATH or tcp:ADDR:PORT (may be repeated); beside sockets called nbd that systemd
+    /// has opened
     #[arg(long, value_name = "PLACE", value_parser = address)]
     pub nbd: Vec<Address>,
     /// Where `dchain disk`, `dchain job` and others find the daemon: unix:PATH

@@ -17,11 +17,13 @@ mod output;
 #[path = "../size.rs"]
 mod size;
 
+mod activation;
 mod arguments;
 mod control;
 mod ready;
 mod settings;
 
+use activation::Given;
 use arguments::Arguments;
 use clap::Parser;
 use control::Door;
@@ -34,7 +36,7 @@ use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{os::unix::net::UnixListener, process::ExitCode, sync::Arc, time::Duration};
 
 /// How long clients may take to get their answers once the program is told to stop.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -48,7 +50,11 @@ fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
-    match settings::complete(arguments).and_then(|arguments| serve(&arguments)) {
+    let served = Given::take().and_then(|given| {
+        let arguments = settings::complete(arguments, &given)?;
+        serve(&arguments, given)
+    });
+    match served {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {
             output::note(&failure.to_string().replacen("dchain:", "dchaind:", 1));
@@ -58,11 +64,11 @@ fn main() -> ExitCode {
 }
 
 /// Serves until a signal says to stop.
-fn serve(arguments: &Arguments) -> Result<(), Failure> {
+fn serve(arguments: &Arguments, given: Given) -> Result<(), Failure> {
     // Before anything that a signal should end in order.
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let tls = settings::tls(arguments)?;
-    let door = door(arguments)?;
+    let door = door(arguments, given.control)?;
     let service = Service::start(settings::service(arguments)?, &arguments.disks)?;
     for (name, why) in service.refused() {
         let failure = Failure::from_error(&why);
@@ -72,9 +78,9 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
         }
         output::note(&format!("dchaind: disk '{name}' is not served: {}", failure.what));
     }
-    let listeners = arguments.nbd.iter().map(arguments::Address::listen).collect::<Result<Vec<_>, _>>()?;
-    let places: Vec<_> =
-        listeners.iter().zip(&arguments.nbd).map(|(listener, asked)| place(listener, asked)).collect();
+    let own = arguments.nbd.iter().map(arguments::Address::listen);
+    let listeners = given.nbd.into_iter().map(Ok).chain(own).collect::<Result<Vec<_>, _>>()?;
+    let places: Vec<_> = listeners.iter().map(place).collect();
     let limits = Limits {
         clients: arguments.max_clients,
         handshake: Duration::from_secs(arguments.max_handshake),
@@ -96,8 +102,7 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// Opens the control socket, or takes the one that systemd has opened.
-fn door(arguments: &Arguments) -> Result<Option<Door>, Failure> {
-    let given = listenfd::ListenFd::from_env().take_unix_listener(0)?;
+fn door(arguments: &Arguments, given: Option<UnixListener>) -> Result<Option<Door>, Failure> {
     Ok(match (given, &arguments.control) {
         (Some(listener), _) => Some(Door::given(listener)?),
         (None, Some(path)) => Some(Door::open(path)?),
@@ -106,6 +111,9 @@ fn door(arguments: &Arguments) -> Result<Option<Door>, Failure> {
 }
 
 /// Returns where a listener is, as it is written on the command line.
-fn place(listener: &Listener, asked: &arguments::Address) -> String {
-    listener.address().map_or_else(|| asked.to_string(), |address| format!("tcp:{address}"))
+fn place(listener: &Listener) -> String {
+    let path = || listener.path().unwrap_or_default();
+    listener
+        .address()
+        .map_or_else(|| format!("unix:{}", path().display()), |address| format!("tcp:{address}"))
 }

@@ -1,6 +1,7 @@
 //! What the daemon is told: its command line, and the file that it names.
 
 use crate::{
+    activation::Given,
     arguments::{self, Address, Arguments, Switch, TlsMode},
     failure::Failure,
     options, output,
@@ -55,7 +56,7 @@ fn wrong(file: &Path, what: &str) -> Failure {
 }
 
 /// Puts what the file says under what the command line says.
-pub fn complete(mut arguments: Arguments) -> Result<Arguments, Failure> {
+pub fn complete(mut arguments: Arguments, given: &Given) -> Result<Arguments, Failure> {
     if let Some(file) = arguments.config.clone() {
         let config = Config::read(&file)?;
         for (name, disk) in config.disks {
@@ -77,20 +78,15 @@ pub fn complete(mut arguments: Arguments) -> Result<Arguments, Failure> {
         arguments.tls_certificates = arguments.tls_certificates.or(config.tls_certificates);
         arguments.tls_verify_peer = arguments.tls_verify_peer.or(config.tls_verify_peer);
     }
-    let is_idle = arguments.disks.is_empty() && arguments.control.is_none() && !is_activated();
+    let is_idle = arguments.disks.is_empty() && arguments.control.is_none() && given.control.is_none();
     if is_idle {
         return Err(Failure::usage("no --disk to serve, and no --control to attach one"));
     }
-    if arguments.nbd.is_empty() {
+    if arguments.nbd.is_empty() && given.nbd.is_empty() {
         return Err(Failure::usage("no --nbd that clients could come to"));
     }
     refuse_twice(&arguments.nbd)?;
     Ok(arguments)
-}
-
-/// Whether whoever started the daemon has opened its control socket.
-pub fn is_activated() -> bool {
-    std::env::var_os("LISTEN_FDS").is_some()
 }
 
 fn refuse_twice(places: &[Address]) -> Result<(), Failure> {
@@ -153,7 +149,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), text).unwrap();
         let config = file.path().to_str().unwrap();
-        complete(Arguments::parse_from(["dchaind", "--config", config, "--disk", "a=/other.raw"]))
+        let arguments = Arguments::parse_from(["dchaind", "--config", config, "--disk", "a=/other.raw"]);
+        complete(arguments, &Given::default())
     }
 
     #[test]

@@ -327,7 +327,7 @@ fn what_the_daemon_answers_is_what_its_description_says() {
         ("post", "/v1/disks/{name}/consolidate", "/v1/disks/vm/consolidate", &into, 200),
         ("post", "/v1/disks/{name}/consolidate", "/v1/disks/vm/consolidate", "{\"inot\": 1}", 400),
         ("post", "/v1/disks/{name}/consolidate", "/v1/disks/vm/consolidate", &slow, 200),
-        ("post", "/v1/disks/{name}/detach", "/v1/disks/vm/detach", "", 409),
+        ("post", "/v1/disks/{name}/detach", "/v1/disks/vm/detach", "{\"force\": true}", 409),
         ("get", "/v1/jobs", "/v1/jobs", "", 200),
         ("get", "/v1/cut-off", "/v1/cut-off", "", 200),
         ("get", "/v1/jobs/{id}", "/v1/jobs/1", "", 200),

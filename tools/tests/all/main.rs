@@ -7,6 +7,7 @@ mod certificates;
 mod chain;
 mod chain_commands;
 mod check;
+mod clients;
 mod compact;
 mod consolidate;
 mod control;

@@ -109,9 +109,17 @@ struct Gone {
     detached: String,
 }
 
-async fn detach(State(service): Held, Path(name): Path<String>) -> Answer {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Detach {
+    #[serde(default)]
+    force: bool,
+}
+
+async fn detach(State(service): Held, Path(name): Path<String>, bytes: Bytes) -> Answer {
+    let asked: Detach = body(&bytes)?;
     done(service, move |service| {
-        service.detach(&name)?;
+        service.detach(&name, asked.force)?;
         Ok(Gone { detached: name })
     })
     .await

@@ -87,6 +87,7 @@ impl Exports for One {
             is_read_only: false,
             is_multi_conn: true,
             contexts: Vec::new(),
+            guests: Arc::default(),
         })
     }
 }
