@@ -17,6 +17,8 @@ fio fio
 qemu-system-x86_64 qemu-system-x86
 openssl openssl
 systemd-socket-activate systemd
+chromium chromium
+chromedriver chromium-driver
 "
 # Debian packages that are unpacked here and not installed: the kernel and the first program of the tests' guest.
 unpacked="linux-image-cloud-amd64 busybox-static"

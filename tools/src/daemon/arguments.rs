@@ -20,6 +20,12 @@ pub struct Arguments {
     /// Where `dchain disk`, `dchain job` and others find the daemon: unix:PATH
     #[arg(long, value_name = "PLACE", value_parser = control)]
     pub control: Option<PathBuf>,
+    /// Show the disks and jobs as a web page at http://ADDR:PORT on this machine, to those who know the token
+    #[arg(long, value_name = "ADDR:PORT", value_parser = loopback)]
+    pub web: Option<SocketAddr>,
+    /// The token of --web stands in FILE; a fresh one is put there if it is missing (unless stated: web-token in --state)
+    #[arg(long, value_name = "FILE")]
+    pub web_token: Option<PathBuf>,
     /// Keep in DIR which image is the head of which disk, so that a restart finds all as it was
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
@@ -101,6 +107,17 @@ impl fmt::Display for Address {
     }
 }
 
+/// Reads where the web page is.
+pub fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse::<SocketAddr>().map_err(|_| "an IP address and a port are wanted".to_owned())?;
+    // What is said there is not secret: to be seen from elsewhere it goes through ssh -L or a proxy with TLS.
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err("only an address of this machine's loopback".to_owned())
+    }
+}
+
 /// Reads where the control socket is.
 pub fn control(text: &str) -> Result<PathBuf, String> {
     match address(text)? {
@@ -138,6 +155,10 @@ mod tests {
         }
         for wrong in ["/run/a.sock", "unix:", "tcp:localhost", "tls:1.2.3.4:5"] {
             assert!(address(wrong).is_err(), "{wrong}");
+        }
+        assert!(loopback("127.0.0.1:0").is_ok() && loopback("[::1]:80").is_ok());
+        for wrong in ["0.0.0.0:80", "192.0.2.1:80", "[::]:80", "localhost:80", "127.0.0.1"] {
+            assert!(loopback(wrong).is_err(), "{wrong}");
         }
     }
 }

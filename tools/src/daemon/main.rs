@@ -26,7 +26,7 @@ mod settings;
 use activation::Given;
 use arguments::Arguments;
 use clap::Parser;
-use control::Door;
+use control::{Door, Web};
 use deltachain::{
     export::nbd::{Limits, Listener, Server},
     service::Service,
@@ -87,9 +87,9 @@ fn serve(arguments: &Arguments, given: Given) -> Result<(), Failure> {
         ..Limits::default()
     };
     let server = Server::start(listeners, Arc::clone(&service) as Arc<_>, limits, tls)?;
-    if let Some(door) = &door {
-        door.serve(Arc::clone(&service))?;
-    }
+    let web = web(arguments)?;
+    let places: Vec<_> = places.into_iter().chain(web.iter().map(Web::to_string)).collect();
+    control::serve(door.as_ref(), web, &service)?;
     ready::say(&places)?;
     signals.forever().next();
     ready::stopping();
@@ -108,6 +108,16 @@ fn door(arguments: &Arguments, given: Option<UnixListener>) -> Result<Option<Doo
         (None, Some(path)) => Some(Door::open(path)?),
         (None, None) => None,
     })
+}
+
+/// Opens the port of the web page, if it is asked for.
+fn web(arguments: &Arguments) -> Result<Option<Web>, Failure> {
+    let Some(address) = arguments.web else { return Ok(None) };
+    let kept = || arguments.state.as_ref().map(|state| state.join("web-token"));
+    let file = arguments.web_token.clone().or_else(kept);
+    let file =
+        file.ok_or_else(|| Failure::usage("--web needs --web-token FILE, or --state DIR to keep one in"))?;
+    Ok(Some(Web::open(address, &file)?))
 }
 
 /// Returns where a listener is, as it is written on the command line.

@@ -28,6 +28,8 @@ use std::{
 struct Config {
     nbd: Vec<String>,
     control: Option<String>,
+    web: Option<String>,
+    web_token: Option<PathBuf>,
     state: Option<PathBuf>,
     tls: Option<TlsMode>,
     tls_certificates: Option<PathBuf>,
@@ -73,12 +75,18 @@ pub fn complete(mut arguments: Arguments, given: &Given) -> Result<Arguments, Fa
         let control = config.control.as_deref().map(arguments::control).transpose();
         let control = control.map_err(|what| wrong(&file, &format!("control: {what}")))?;
         arguments.control = arguments.control.or(control);
+        let web = config.web.as_deref().map(arguments::loopback).transpose();
+        arguments.web = arguments.web.or(web.map_err(|what| wrong(&file, &format!("web: {what}")))?);
+        arguments.web_token = arguments.web_token.or(config.web_token);
         arguments.state = arguments.state.or(config.state);
         arguments.tls = arguments.tls.or(config.tls);
         arguments.tls_certificates = arguments.tls_certificates.or(config.tls_certificates);
         arguments.tls_verify_peer = arguments.tls_verify_peer.or(config.tls_verify_peer);
     }
-    let is_idle = arguments.disks.is_empty() && arguments.control.is_none() && given.control.is_none();
+    let is_idle = arguments.disks.is_empty()
+        && arguments.control.is_none()
+        && arguments.web.is_none()
+        && given.control.is_none();
     if is_idle {
         return Err(Failure::usage("no --disk to serve, and no --control to attach one"));
     }

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bitmap;
+mod browser;
 mod certificates;
 mod chain;
 mod chain_commands;
@@ -35,6 +36,7 @@ mod nbd_hostile;
 mod nbd_tls;
 mod oracles;
 mod owner;
+mod page;
 mod qcow2_create;
 mod qcow2_foreign;
 mod raw;

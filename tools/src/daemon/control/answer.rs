@@ -35,6 +35,16 @@ impl Refusal {
         let kind = kind_name(ErrorKind::NotFound);
         Self { status, kind, message: message.to_owned(), hint: Some("GET /v1/openapi.json".to_owned()) }
     }
+
+    /// Refuses who may not ask.
+    pub fn denied(status: StatusCode, message: &str) -> Self {
+        Self { status, kind: kind_name(ErrorKind::Policy), message: message.to_owned(), hint: None }
+    }
+
+    /// Whether it is for want of the token.
+    pub fn is_unauthorized(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
+    }
 }
 
 impl From<Error> for Refusal {

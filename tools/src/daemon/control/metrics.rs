@@ -49,6 +49,8 @@ fn text(disks: &[DiskView], jobs: &[JobView]) -> String {
     figure(&mut out, "deltachain_disk_layers", "Layers of the disk.", layers);
     let allocated = each(|disk| disk.layers.iter().map(|layer| layer.allocated).sum());
     figure(&mut out, "deltachain_disk_allocated_bytes", "Space that its layers take.", allocated);
+    let clients = each(|disk| disk.clients.len() as u64);
+    figure(&mut out, "deltachain_disk_clients", "Clients that use the disk.", clients);
     let of = |job: &JobView| format!("{},{}", label("disk", &job.disk), label("job", &job.id.to_string()));
     let live = || jobs.iter().filter(|job| job.state != JobState::Concluded);
     let each = |value: fn(&JobView) -> u64| live().map(move |job| (of(job), value(job).to_string()));

@@ -1,17 +1,25 @@
-//! The control socket: HTTP and JSON on a unix socket that only the daemon's own user can use.
+//! The control socket: HTTP and JSON on a unix socket that only the daemon's own user can use; if asked for, the same on
+//! a loopback port for those who know its token. A page at `/` shows it to people.
 //!
 //! One thread waits for everybody; what takes a disk's time is done by a few others. `openapi.json` describes it; tests
 //! hold the two together.
 
 mod answer;
 mod events;
+mod gate;
 mod metrics;
+mod page;
 mod routes;
+mod web;
+
+pub use web::Web;
 
 use deltachain::{
     base::{Error, ErrorKind},
     service::Service,
 };
+use futures_util::future;
+use gate::Gate;
 use std::{
     fs, io,
     os::unix::{
@@ -59,22 +67,33 @@ impl Door {
         listener.set_nonblocking(true).map_err(|e| Error::io("take the control socket over", e))?;
         Ok(Self { listener, made: None })
     }
+}
 
-    /// Serves it until the program ends.
-    pub fn serve(&self, service: Arc<Service>) -> Result<(), Error> {
-        let failed = |e: io::Error| Error::io("serve the control socket", e);
-        let listener = self.listener.try_clone().map_err(failed)?;
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        let runtime = builder.enable_all().max_blocking_threads(WORKERS).build().map_err(failed)?;
-        let work = move || {
-            runtime.block_on(async {
-                let listener = tokio::net::UnixListener::from_std(listener)?;
-                axum::serve(listener, routes::router(service)).await
-            })
-        };
-        let thread = thread::Builder::new().name("control".to_owned());
-        thread.spawn(move || drop(work())).map(drop).map_err(failed)
-    }
+/// Serves the control socket and the port until the program ends.
+pub fn serve(door: Option<&Door>, web: Option<Web>, service: &Arc<Service>) -> Result<(), Error> {
+    let failed = |e: io::Error| Error::io("serve the control socket", e);
+    let listener = door.map(|door| door.listener.try_clone()).transpose().map_err(failed)?;
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(WORKERS).build().map_err(failed)?;
+    let (own, others) = (Arc::clone(service), Arc::clone(service));
+    let work = move || {
+        let both = async { future::join(control(listener, own), port(web, others)).await };
+        runtime.block_on(both)
+    };
+    let thread = thread::Builder::new().name("control".to_owned());
+    thread.spawn(move || drop(work())).map(drop).map_err(failed)
+}
+
+async fn control(listener: Option<UnixListener>, service: Arc<Service>) -> io::Result<()> {
+    let Some(listener) = listener else { return Ok(()) };
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    axum::serve(listener, routes::router(service, Gate::default())).await
+}
+
+async fn port(web: Option<Web>, service: Arc<Service>) -> io::Result<()> {
+    let Some(web) = web else { return Ok(()) };
+    let listener = tokio::net::TcpListener::from_std(web.listener)?;
+    axum::serve(listener, routes::router(service, Gate::web(web.address.port(), &web.token))).await
 }
 
 impl Drop for Door {

@@ -2,7 +2,9 @@
 
 use super::{
     answer::{Answer, Refusal, body, done, json},
-    events, metrics,
+    events, gate,
+    gate::Gate,
+    metrics, page,
 };
 use crate::options;
 use axum::{
@@ -10,6 +12,7 @@ use axum::{
     body::Bytes,
     extract::{Path, Query, State},
     http::StatusCode,
+    middleware,
     routing::{MethodRouter, get, post},
 };
 use deltachain::{
@@ -32,6 +35,7 @@ pub const DESCRIPTION: &str = include_str!("openapi.json");
 /// All routes: method, path, and what answers.
 fn table() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Service>>)> {
     vec![
+        ("get", "/", get(page::show)),
         ("get", "/v1/disks", get(disks)),
         ("get", "/v1/disks/{name}", get(disk)),
         ("post", "/v1/disks/{name}/attach", post(attach)),
@@ -52,12 +56,13 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Service>>)> {
     ]
 }
 
-/// Returns what answers requests.
-pub fn router(service: Arc<Service>) -> Router {
+/// Returns what answers the requests that `gate` lets through.
+pub fn router(service: Arc<Service>, gate: Gate) -> Router {
     let routes = table().into_iter().fold(Router::new(), |router, (_, path, how)| router.route(path, how));
     let missing = || async { Refusal::unknown(StatusCode::NOT_FOUND, "nothing is there") };
     let wrong = || async { Refusal::unknown(StatusCode::METHOD_NOT_ALLOWED, "is not to be had in that way") };
-    routes.fallback(missing).method_not_allowed_fallback(wrong).with_state(service)
+    let routes = routes.fallback(missing).method_not_allowed_fallback(wrong);
+    routes.layer(middleware::from_fn_with_state(gate, gate::check)).with_state(service)
 }
 
 async fn description() -> Result<Json<Value>, Refusal> {
