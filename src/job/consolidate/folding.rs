@@ -9,6 +9,7 @@
 //! each of them.
 
 use super::{
+    again::{again, leave_alone},
     ending::Ending,
     images::Images,
     live::{LivePace, LiveReport, Pacing},
@@ -18,10 +19,9 @@ use super::{
     work::Work,
 };
 use crate::{
-    base::{Budget, Error, GuestOffset, Result, clock::Stopwatch},
+    base::{Error, GuestOffset, Result, clock::Stopwatch},
     chain::{Chain, Layer, View, open_layer},
-    format::{self, Parts},
-    io::{Access, File},
+    io::Access,
     job::{
         Progress,
         live::{
@@ -53,43 +53,6 @@ const WRITE_BACK_BYTES: u64 = 16 << 20;
 enum Due {
     WriteBack,
     Mark,
-}
-
-/// The files of an image that is open, and its budget, for opening it again in another way.
-struct Again(Vec<Arc<dyn File>>, Budget);
-
-impl Parts for Again {
-    fn open_part(&self, _name: &[u8]) -> Result<Arc<dyn File>> {
-        let part = self.0.get(1).cloned();
-        part.ok_or_else(|| Error::invalid("names a further file, and has none open"))
-    }
-
-    fn budget(&self) -> Budget {
-        self.1.clone()
-    }
-}
-
-pub(super) fn set_access(layer: &Layer, access: Access) -> Result<()> {
-    layer.image.files().iter().try_for_each(|file| file.set_access(access))
-}
-
-/// Returns the layer with its image opened again on the same files.
-fn again(layer: &Layer, is_writable: bool) -> Result<Layer> {
-    let files = layer.image.files();
-    let file = files.first().cloned().ok_or_else(|| Error::invalid("has no file").path(&layer.path))?;
-    let image = format::open(layer.format(), file, is_writable, &Again(files, layer.image.budget().clone()))?;
-    Ok(Layer { image, ..layer.clone() })
-}
-
-/// Goes back to reading a layer that was written. One that cannot make durable what it knows stays as it is, and so does
-/// one that cannot be opened again: nobody writes it any more, and it shows what it showed.
-fn leave_alone(layer: &mut Layer) {
-    let reopened = layer.image.flush().and_then(|()| again(layer, false));
-    if let Ok(reopened) = reopened {
-        *layer = reopened;
-        // Where that fails, nobody else can use it until the disk is closed.
-        drop(set_access(layer, Access::ReadToWrite));
-    }
 }
 
 /// What is going to be made.
@@ -191,14 +154,15 @@ impl Folding {
     /// Takes the second leg on for a plan whose layers nobody else uses.
     pub(super) fn begin(ending: Ending, disk: Arc<LiveDisk>, making: Making, pace: LivePace) -> Result<Self> {
         let mut stands = Journal::resume(&ending.host, &making.plan.top)?;
+        let region_bytes = pace.grain(making.plan.size).region_bytes;
+        let head = Arc::clone(&disk.chain().head()?.image);
+        let noting = Noting::new(region_bytes, head, ending.ledger.clone());
         let images = match &making.new {
             Some(new) => Self::open_new(&ending, &disk, &making, new, (stands.as_mut(), pace))?,
             None => Self::open_own(&disk, &making)?,
         };
         let Making { plan, depth, held, .. } = making;
         let moving = disk.chain();
-        let region_bytes = pace.grain(plan.size).region_bytes;
-        let noting = Noting::new(region_bytes, Arc::clone(&moving.head()?.image), ending.ledger.clone());
         let report = LiveReport { report: Report::new(plan), mirrored_bytes: 0, pause: Duration::ZERO };
         let (at, buffers) = (GuestOffset::new(0), Buffers::default());
         let mirroring = Mirroring { depth, held, images, moving, noting, list: None, leg: None, at, buffers };
@@ -238,7 +202,8 @@ impl Folding {
         let mut goes_on = false;
         if let Some(journal) = stands {
             let is_there = ending.host.kind(&draft)?.is_some();
-            goes_on = is_there && goes_on_from(journal, chain.head()?, (making.plan.size, pace))?;
+            let is_as_left = is_there && !disk.is_changed();
+            goes_on = is_as_left && goes_on_from(journal, chain.head()?, (making.plan.size, pace))?;
             if !goes_on {
                 journal.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
             }
@@ -317,6 +282,10 @@ impl Folding {
         let list = mirroring.find(&noted, size, pace)?;
         leg.survey(&list);
         if !disk.take_leg_unchanged(&leg) {
+            if mirroring.images.is_new() {
+                // What it holds may not be what the disk shows, where no list says so.
+                return Err(Error::busy("was written just now: the new image has to be made anew"));
+            }
             return Ok(mirroring.noting.kept.lock().journal.take());
         }
         (mirroring.list, mirroring.leg) = (Some(list), Some(leg));

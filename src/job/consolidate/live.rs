@@ -10,8 +10,10 @@
 //! the mirror is dropped, not before the journal says that nothing is done, and the chain goes on as it was.
 
 use super::{
+    again::set_access,
     ending::{Ending, refuse_foreign},
-    folding::{Folding, Making, set_access},
+    folding::{Folding, Making},
+    noting::{Noting, forget_before},
     plan::{self, NewImage, Plan, Request},
     run::{Report, resolve},
 };
@@ -100,6 +102,9 @@ const WINDOW: Duration = Duration::from_millis(100);
 /// After so long it does, however few requests there were.
 const WINDOW_MAX: Duration = Duration::from_millis(500);
 
+/// No pause is longer: whoever tells the job something waits for its end.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
 /// The copier's pace among guests, and what both felt since it was last told.
 #[derive(Debug)]
 pub(super) struct Pacing {
@@ -128,7 +133,7 @@ impl Pacing {
         let share = manners.share.unwrap_or(self.pace.share).clamp(0.01, 1.0);
         self.moved += bytes;
         self.listen(leg, progress, share);
-        let rest = |part: f64| own.mul_f64((1.0 - part) / part);
+        let rest = |part: f64| own.mul_f64((1.0 - part) / part).min(PAUSE_MAX);
         let guest = leg.take_guest_time();
         match manners.latency_target {
             Some(_) => rest(self.part.max(share)),
@@ -230,8 +235,20 @@ impl LiveConsolidation {
         folding.finish(copied, progress)
     }
 
-    /// Takes the second leg on: from here on guests' writes reach both.
+    /// Takes the second leg on: from here on guests' writes reach both. Where that fails, the journal of an earlier life
+    /// of the job says that nothing is done, since it does not know what guests write from here on.
     pub fn begin(self, pace: LivePace) -> Result<Folding> {
+        if self.disk.is_folding() {
+            return Err(Error::busy("is being consolidated already").path(&self.plan.top));
+        }
+        let (host, top) = (Arc::clone(&self.ending.host), self.plan.top.clone());
+        let head = Arc::clone(&self.disk.chain().head()?.image);
+        let region_bytes = pace.grain(self.plan.size).region_bytes;
+        let noting = Noting::new(region_bytes, head, self.ending.ledger.clone());
+        self.try_to_begin(pace).or_else(|error| forget_before(&host, &top, &noting).and(Err(error)))
+    }
+
+    fn try_to_begin(self, pace: LivePace) -> Result<Folding> {
         let Self { ending, disk, plan, depth, held, draft, new } = self;
         // Of a new image that is in the making, a part is there.
         let is_begun = new.is_some() && draft.is_some();
@@ -242,9 +259,6 @@ impl LiveConsolidation {
             return Err(Error::new(ErrorKind::NoSpace, what).path(place));
         }
         let before = disk.chain();
-        if disk.is_folding() {
-            return Err(Error::busy("is being consolidated already").path(&plan.top));
-        }
         plan::check_again(&ending.host, &before, (depth, plan.mode), ending.ignores_unread)?;
         if new.is_none() {
             claim(before.layers().get(1..=depth).unwrap_or_default())?;

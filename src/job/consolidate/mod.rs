@@ -14,6 +14,7 @@
 
 mod abandon;
 mod adopt;
+mod again;
 mod bitmaps;
 mod carry;
 mod cut_off;

@@ -6,11 +6,12 @@ use super::images::bears;
 use crate::{
     base::{Error, ErrorKind, GuestOffset, Result},
     format::Image,
+    io::Host,
     job::live::{Notes, mirror::Noted},
     store::{Epoch, Intent, Journal, Ledger, Position},
 };
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 /// The journal of a job, which its leg writes, too.
 #[derive(Clone, Debug)]
@@ -82,4 +83,21 @@ impl Notes for Noting {
         kept.is_given_up = true;
         Ok(())
     }
+}
+
+/// Guests write from here on what no leg notes: a journal that an earlier life of the job on `top` has left says so.
+pub(super) fn forget_before(host: &Arc<dyn Host>, top: &Path, noting: &Noting) -> Result<()> {
+    if noting.kept.lock().journal.is_none() {
+        let journal = match Journal::resume(host, top) {
+            Ok(Some(journal)) => journal,
+            Ok(None) => return Ok(()),
+            // Nobody goes on with it.
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        noting.kept.lock().journal = Some(journal);
+    }
+    noting.clone().give_up()
 }

@@ -66,6 +66,11 @@ impl LiveDisk {
         Arc::clone(&self.legs.read().current)
     }
 
+    /// Returns whether a guest has changed anything since the disk was opened.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed.load(Relaxed)
+    }
+
     /// Returns whether writes pass the mirror of a fold now.
     pub fn is_folding(&self) -> bool {
         self.legs.read().fold.is_some()

@@ -331,19 +331,70 @@ fn a_fold_whose_end_fails_is_ended_later_wherever_that_was() {
 /// What was noted stands for the disk as it was left: a write that came before the second leg was on is not in it.
 #[test]
 fn a_guest_that_writes_before_the_fold_goes_on_has_it_start_again() {
-    for seed in 0..4 {
-        let (host, disk, mut guest) = scene(seed);
-        drop((copied(&host, &disk, &mut guest), disk));
+    for (seed, is_new) in [(0, false), (1, false), (2, true), (3, true)] {
+        let scene = Scene { is_new, ..PLAIN };
+        let (host, mut guest) = cut_off(scene, seed);
         let disk = live_disk(&host).unwrap();
         for _ in 0..4 {
             guest.act(&host, disk.as_ref()).unwrap();
         }
-        let again = LiveConsolidation::prepare(&arc(&host), &disk, &live_opening(&host), &PLAIN.request());
+        let again = LiveConsolidation::prepare(&arc(&host), &disk, &live_opening(&host), &scene.request());
         again.unwrap().run(LIVE_PACE, &Progress::default()).unwrap();
         assert!(shown(disk.as_ref()) == guest.expected(), "seed {seed}");
         drop(disk);
-        PLAIN.check_end(&host, &guest.expected(), "seed {seed}");
+        scene.check_end(&host, &guest.expected(), "seed {seed}");
     }
+}
+
+/// A machine whose program was killed when all was copied, and what its guest was told.
+fn cut_off(scene: Scene, seed: u64) -> (SimHost, Guest) {
+    let (host, first) = scene.build();
+    let (disk, mut guest) = (live_disk(&host).unwrap(), Guest::new(first, seed));
+    let job = LiveConsolidation::prepare(&arc(&host), &disk, &live_opening(&host), &scene.request()).unwrap();
+    let mut folding = job.begin(LIVE_PACE).unwrap();
+    while folding.step().unwrap().is_some() {
+        guest.act(&host, disk.as_ref()).unwrap();
+    }
+    folding.checkpoint().unwrap();
+    disk.flush().unwrap();
+    drop((folding, disk));
+    (host, guest)
+}
+
+/// Guests write although the fold could not go on: its journal is not believed by the next start, either.
+#[test]
+fn a_fold_that_cannot_go_on_under_its_guests_starts_again_later() {
+    let mut failed = 0;
+    for is_new in [false, true] {
+        let scene = Scene { is_new, ..PLAIN };
+        let prepare = |host: &SimHost, disk: &Arc<LiveDisk>| {
+            LiveConsolidation::prepare(&arc(host), disk, &live_opening(host), &scene.request()).unwrap()
+        };
+        for at in 0.. {
+            let (host, mut guest) = cut_off(scene, at);
+            let disk = live_disk(&host).unwrap();
+            let job = prepare(&host, &disk);
+            host.fail(Some(Fault { at: host.ios() + at, is_lasting: false, failure: Failure::Io }));
+            let begun = job.begin(LIVE_PACE);
+            host.fail(None);
+            if begun.is_ok() && at > 60 {
+                break;
+            }
+            let wrote = (0..4).try_for_each(|_| guest.act(&host, disk.as_ref())).and_then(|()| disk.flush());
+            // A head that could not be flushed is written by nobody.
+            if begun.is_ok() || wrote.is_err() {
+                continue;
+            }
+            failed += 1;
+            drop((begun, disk));
+            let disk = live_disk(&host).unwrap();
+            prepare(&host, &disk).run(LIVE_PACE, &Progress::default()).unwrap();
+            assert!(shown(disk.as_ref()) == guest.expected(), "I/O {at}");
+            drop(disk);
+            scene.check_end(&host, &guest.expected(), &format!("I/O {at} failed"));
+        }
+    }
+    assert!(failed > 2, "{failed}");
 }
 
 const IMPATIENT: LivePace =
