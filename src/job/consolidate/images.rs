@@ -117,13 +117,7 @@ impl Images {
         let place = if goes_on {
             open_draft(ending, &draft, new.format.unwrap_or_else(|| top.format()))?
         } else {
-            if ending.host.kind(&draft)?.is_some() {
-                ending.host.remove(&draft)?;
-            }
-            let made = make_draft(ending, (&draft, plan.size), new, (&top, lower.first()))?;
-            // One that was removed must not come back under its name once the journal speaks of this one.
-            ending.host.sync_folder(folder_of(&made.path))?;
-            made
+            make_draft(ending, (&draft, plan.size), new, (&top, lower.first()))?
         };
         let sides =
             Sides { run: View::new(run), target: place.image, below: View::new(lower), size: plan.size };
@@ -394,9 +388,6 @@ impl Setup<'_> {
         if is_begun {
             return open_draft(ending, &path, format);
         }
-        if is_there {
-            ending.host.remove(&path)?;
-        }
         make_draft(ending, (&path, self.plan.size), new, (top, parent))
     }
 }
@@ -406,13 +397,18 @@ fn open_draft(ending: &Ending, path: &Path, format: Format) -> Result<Layer> {
     open_layer(&ending.host, path, &opening)
 }
 
-/// Makes the image in the making, for what TOP shows: on `parent`, if there is one.
+/// Makes the image in the making, in place of one that is there, for what TOP shows: on `parent`, if there is one.
 fn make_draft(
     ending: &Ending,
     (path, size): (&Path, u64),
     new: &NewImage,
     (top, parent): (&Layer, Option<&Layer>),
 ) -> Result<Layer> {
+    if ending.host.kind(path)?.is_some() {
+        ending.host.remove(path)?;
+        // It must not come back under its name once the journal speaks of the one that is made now.
+        ending.host.sync_folder(folder_of(path))?;
+    }
     let file = ending.host.create(path)?;
     if let Some(likeness) = top.likeness() {
         likeness.at_work().give(file.as_ref());

@@ -41,11 +41,6 @@ pub(super) fn job_holds(name: &str, seed: u64) -> bool {
     Job::find(name).and_then(|job| job.crash(seed, 1000)).is_ok()
 }
 
-/// Whether failing I/Os find nothing wrong with a job.
-pub(super) fn job_survives(name: &str, seeds: std::ops::Range<u64>) -> bool {
-    Job::find(name).is_ok_and(|job| seeds.into_iter().all(|seed| job.errors(seed, 600).is_ok()))
-}
-
 pub(super) fn make(host: &SimHost, name: &str, parent: Option<&str>, byte: u8) -> Result<()> {
     let new = NewImage {
         format: Format::Qcow2,

@@ -54,6 +54,25 @@ pub(super) fn folds_what_another_process_wrote() -> Result<bool> {
     Ok(view(&host, &path("top"))? == expected)
 }
 
+/// The target fails, guests go on, and the program is killed: the second write is in no region that the first one noted.
+pub(super) fn believes_no_target_that_misses_writes() -> Result<bool> {
+    let host = machine()?;
+    let before = disk(&host)?;
+    let folding = copied(&host, &before)?;
+    host.break_file(&path("base"), true)?;
+    for at in [0, 4 * PACE.block_bytes] {
+        before.write(GuestOffset::new(at), &[9; 512])?;
+    }
+    before.chain().flush()?;
+    drop((folding, before));
+    host.break_file(&path("base"), false)?;
+    let expected = view(&host, &path("top"))?;
+    let after = disk(&host)?;
+    prepare(&host, &after)?.run(PACE, &Progress::default())?;
+    drop(after);
+    Ok(view(&host, &path("top"))? == expected)
+}
+
 /// A read has looked up its place in the target, and waits; meanwhile a guest zeroes that, and another block gets it.
 pub(super) fn reads_no_other_blocks_bytes() -> Result<bool> {
     let host = SimHost::new();
