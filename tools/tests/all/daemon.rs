@@ -78,6 +78,11 @@ impl Daemon {
         fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().count()
     }
 
+    /// How many descriptors it has.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     /// Tells it to stop; returns how it ended, and after which time.
     pub(crate) fn stop(mut self) -> (ExitStatus, Duration) {
         let began = Instant::now();

@@ -99,6 +99,23 @@ fn the_port_is_on_this_machine_and_its_token_is_nobodys_else() {
     );
 }
 
+#[test]
+fn who_crowds_the_port_takes_nothing_from_guests() {
+    let folder = disks();
+    let Seen { daemon, port, token } = serve(&folder);
+    let before = daemon.descriptors();
+    // As many as fit in the queue of the system besides.
+    let crowd: Vec<_> =
+        (0..120).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let mut guest = Hand::enter(&daemon, "other");
+    guest.request(0, 0, 512);
+    assert_eq!((guest.error(), guest.take(512)), (0, vec![1; 512]));
+    assert!(daemon.descriptors() < before + 40, "{} descriptors", daemon.descriptors());
+    drop(crowd);
+    let headers = format!("Host: localhost:{port}\r\nAuthorization: Bearer {token}\r\n");
+    assert_eq!(http(port, "GET", "/v1/disks", &headers, "").0, 200);
+}
+
 const TEXT: &str = "return document.body.innerText";
 
 #[test]

@@ -8,6 +8,7 @@ mod answer;
 mod events;
 mod gate;
 mod metrics;
+mod narrow;
 mod page;
 mod routes;
 mod web;
@@ -20,6 +21,7 @@ use deltachain::{
 };
 use futures_util::future;
 use gate::Gate;
+use narrow::Narrow;
 use std::{
     fs, io,
     os::unix::{
@@ -31,6 +33,8 @@ use std::{
     thread,
 };
 
+/// How many clients the port has at once.
+const WEB_CLIENTS: usize = 32;
 /// How many requests wait for disks at once; others wait for them.
 const WORKERS: usize = 4;
 
@@ -92,7 +96,7 @@ async fn control(listener: Option<UnixListener>, service: Arc<Service>) -> io::R
 
 async fn port(web: Option<Web>, service: Arc<Service>) -> io::Result<()> {
     let Some(web) = web else { return Ok(()) };
-    let listener = tokio::net::TcpListener::from_std(web.listener)?;
+    let listener = Narrow::new(tokio::net::TcpListener::from_std(web.listener)?, WEB_CLIENTS);
     axum::serve(listener, routes::router(service, Gate::web(web.address.port(), &web.token))).await
 }
 
