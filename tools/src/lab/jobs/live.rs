@@ -12,7 +12,10 @@ use deltachain::{
     chain::{Chain, Opening},
     disk::Disk,
     format::{self, Format},
-    io::{Access, File, Host, Kept, faulty::SimHost},
+    io::{
+        Access, File, Host, Kept,
+        faulty::{SimHost, Waits},
+    },
     job::{
         Progress,
         consolidate::{Consolidation, LiveConsolidation, LivePace, NewImage, Pace, Patience, Request},
@@ -20,11 +23,12 @@ use deltachain::{
     },
     store::Journal,
 };
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
 const LIVE_PACE: LivePace =
     LivePace { block_bytes: 4096, mark_bytes: 6000, share: 1.0, patience: Patience::Endless };
+const IMPATIENT: LivePace = LivePace { patience: Patience::Always(Duration::from_millis(20)), ..LIVE_PACE };
 const SECTOR: u64 = 512;
 const NOTES: &str = "/told";
 /// A note: what, the first sector, how many, the byte.
@@ -38,6 +42,8 @@ struct Live {
     keeps_target_name: bool,
     /// Whether it is folded into a new image.
     is_new: bool,
+    /// Whether the target hangs in a fold before.
+    hangs: bool,
     seed: u64,
 }
 
@@ -49,7 +55,8 @@ pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
     let keeps_target_name = random.chance(1, 4);
     let is_new = seed % 3 == 2;
     let keeps_target_name = keeps_target_name && !is_new;
-    Ok(Box::new(Live { world, target, keeps_target_name, is_new, seed }))
+    let hangs = seed % 7 == 3 && !is_new;
+    Ok(Box::new(Live { world, target, keeps_target_name, is_new, hangs, seed }))
 }
 
 /// A guest, and where it keeps its notes.
@@ -175,6 +182,21 @@ impl Live {
         if is_head { "top" } else { self.result() }
     }
 
+    /// A fold whose target hangs when all is copied: the guest goes on, and it is taken back once that is over.
+    fn hang(&self, host: &SimHost, disk: &Arc<LiveDisk>, guest: &mut Guest) -> base::Result<()> {
+        let job = LiveConsolidation::prepare(&arc(host), disk, &Self::opening(host), &self.request())?;
+        let mut folding = job.begin(IMPATIENT)?;
+        while folding.step()?.is_some() {
+            guest.act(disk.as_ref())?;
+        }
+        folding.checkpoint()?;
+        host.hold(&self.world.path(self.target), Waits::Changes)?;
+        let told = (0..3).try_for_each(|_| guest.act(disk.as_ref())).and_then(|()| disk.flush());
+        host.release();
+        told?;
+        folding.conclude()
+    }
+
     fn stands(host: &SimHost) -> Result<bool, String> {
         Journal::find(&arc(host), &path("top")).map(|found| found.is_some()).map_err(|e| e.to_string())
     }
@@ -211,6 +233,9 @@ impl Scene for Live {
         let mut guest = Guest::new(host, self.seed)?;
         let job = LiveConsolidation::prepare(&arc(host), &disk, &Self::opening(host), &self.request())?;
         guest.act(disk.as_ref())?;
+        if self.hangs {
+            self.hang(host, &disk, &mut guest)?;
+        }
         let mut folding = job.begin(LIVE_PACE)?;
         let mut fold = || {
             loop {
