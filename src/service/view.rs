@@ -143,6 +143,7 @@ impl From<&Job> for JobView {
         let rate = rate.unwrap_or(u64::MAX);
         let (manners, recently) = (job.progress.manners(), job.progress.recently());
         let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        let felt = recently.map(|now| now.felt).filter(|felt| felt.requests > 0);
         let (report, error) = match job.outcome() {
             Some(Outcome::Done(report)) => (Some(*report), None),
             Some(Outcome::Failed(error)) => (None, Some(ErrorView::from(error.as_ref()))),
@@ -165,8 +166,8 @@ impl From<&Job> for JobView {
                 rate_now: recently.map(|now| now.rate),
                 share: manners.share,
                 latency_target: manners.latency_target.map(ms),
-                guest_p50: recently.map(|now| ms(now.felt.p50)),
-                guest_p99: recently.map(|now| ms(now.felt.p99)),
+                guest_p50: felt.map(|felt| ms(felt.p50)),
+                guest_p99: felt.map(|felt| ms(felt.p99)),
             },
             plan: job.plan.clone(),
             report,

@@ -58,6 +58,9 @@ fn text(disks: &[DiskView], jobs: &[JobView]) -> String {
     figure(&mut out, "deltachain_job_transferred_bytes", "What the job has moved in this phase.", moved);
     figure(&mut out, "deltachain_job_size_bytes", "What it has to move.", each(|job| job.progress.size));
     figure(&mut out, "deltachain_job_rate_bytes", "Bytes a second so far.", each(|job| job.progress.rate));
+    let slowest = live().filter_map(|job| Some((of(job), (job.progress.guest_p99? / 1000.0).to_string())));
+    let help = "What all but one in a hundred of the guests' requests took, a moment ago.";
+    figure(&mut out, "deltachain_job_guest_p99_seconds", help, slowest);
     let over = jobs.iter().filter(|job| job.state == JobState::Concluded);
     let ends = over.map(|job| {
         let end = if job.error.is_some() { "failed" } else { "done" };
