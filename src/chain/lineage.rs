@@ -24,8 +24,8 @@ pub struct Standing {
 
 /// Returns how each layer stands, in the order of `layers`: the topmost first, the base last. Writes nothing.
 ///
-/// While a job on the topmost layer is under way, its journal binds the run's oldest layer to the target's new
-/// epoch: they stand on each other although the claim names the old one.
+/// While a job is under way whose run's top is one of `layers`, its journal binds the run's oldest layer to the target's
+/// new epoch: they stand on each other although the claim names the old one.
 pub fn lineage(ledger: &Ledger, layers: &[Layer]) -> Result<Vec<Standing>> {
     let mut standings: Vec<Standing> = Vec::with_capacity(layers.len());
     for (at, layer) in layers.iter().enumerate().rev() {
@@ -33,8 +33,8 @@ pub fn lineage(ledger: &Ledger, layers: &[Layer]) -> Result<Vec<Standing>> {
         let standing = match (standings.last(), layers.get(at + 1)) {
             (Some(below), Some(parent)) => {
                 let standing = Standing::on(layer, known.clone(), &below.known, None);
-                match standing.refusal().filter(|refusal| is_bound(ledger, layers, (layer, parent), refusal))
-                {
+                let tops = layers.get(..=at).unwrap_or_default();
+                match standing.refusal().filter(|refusal| is_bound(ledger, tops, (layer, parent), refusal)) {
                     Some(_) => Standing::accepted(known, Lineage::Kept, below.known.trust),
                     None => standing,
                 }
@@ -82,19 +82,14 @@ impl Standing {
     }
 }
 
-/// Returns whether a job on the topmost layer is why `child` and `parent` do not name the same epoch.
+/// Returns whether a job on one of `tops` is why `child` and `parent` do not name the same epoch.
 ///
 /// A journal that cannot be read binds nothing.
-fn is_bound(ledger: &Ledger, layers: &[Layer], pair: (&Layer, &Layer), refusal: &Refusal) -> bool {
-    let (Differs::Epoch { claimed, found }, Some(top)) = (refusal.differs, layers.first()) else {
-        return false;
-    };
+fn is_bound(ledger: &Ledger, tops: &[Layer], pair: (&Layer, &Layer), refusal: &Refusal) -> bool {
+    let Differs::Epoch { claimed, found } = refusal.differs else { return false };
     let (child, parent) = pair;
-    ledger
-        .journal(&top.path)
-        .ok()
-        .flatten()
-        .is_some_and(|journal| journal.binds(&child.path, &parent.path, claimed, found).unwrap_or(false))
+    let mut journals = tops.iter().filter_map(|top| ledger.journal(&top.path).ok().flatten());
+    journals.any(|journal| journal.binds(&child.path, &parent.path, claimed, found).unwrap_or(false))
 }
 
 /// Returns the first refusal from the base up, as an error for a person.

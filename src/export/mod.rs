@@ -63,6 +63,17 @@ pub struct Stretch {
     pub flags: u64,
 }
 
+impl Stretch {
+    /// Appends it, unless it is empty, joined to the last one if that says the same.
+    pub fn append_to(self, out: &mut Vec<Self>) {
+        match out.last_mut() {
+            Some(last) if last.flags == self.flags => last.bytes += self.bytes,
+            _ if self.bytes == 0 => {}
+            _ => out.push(self),
+        }
+    }
+}
+
 /// Something that can be told of each byte of a disk.
 pub trait Context: Send + Sync {
     /// Returns the name that clients ask for, with its namespace (`qemu:dirty-bitmap:NAME`).

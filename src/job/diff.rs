@@ -5,7 +5,9 @@
 use super::Progress;
 use crate::{
     base::{GuestOffset, GuestRange, Result, units::index},
-    chain::{Both, Pair, View},
+    chain::{Both, Chain, Pair, Run, View},
+    disk::Disk,
+    format::Below,
 };
 use rayon::prelude::*;
 
@@ -46,12 +48,74 @@ pub fn differences(
     found: &mut dyn FnMut(Difference) -> bool,
 ) -> Result<()> {
     let pair = Pair::new(a, b)?;
+    let runs = |stride| {
+        let mut runs = Vec::new();
+        pair.runs(stride, &mut runs)?;
+        let kind = |run: &Both| if run.right.is_zero() { Kind::Zero } else { Kind::Data };
+        Ok(runs.iter().filter(|run| !run.is_same).map(|run| (run.range(), kind(run))).collect())
+    };
     let size = a.size().max(b.size());
-    progress.begin("compare", size);
+    walk(&Search { size, granularity_bytes, sides: (a, b), runs: &runs }, progress, found)
+}
+
+/// The same between layer `depth` of a disk that guests may be writing and what they see now: of what they write
+/// meanwhile, some counts. Only what the layers above hold is looked at.
+pub fn differences_from_layer(
+    chain: &Chain,
+    depth: usize,
+    granularity_bytes: u64,
+    progress: &Progress,
+    found: &mut dyn FnMut(Difference) -> bool,
+) -> Result<()> {
+    let (then, now) = (chain.view(depth), Now(chain));
+    let runs = |stride: GuestRange| {
+        let mut runs = Vec::new();
+        let inside = stride.clip(GuestOffset::new(0).range(chain.size()));
+        chain.runs(inside, &mut runs)?;
+        runs.retain(|run| run.layer.is_some_and(|layer| layer < depth));
+        let kind = |run: &Run| if run.is_zero() { Kind::Zero } else { Kind::Data };
+        // Where the disk has shrunk since, it shows nothing.
+        let past = GuestRange::between(stride.start.max(inside.end()), stride.end());
+        let past = Some((past, Kind::Zero)).filter(|(range, _)| !range.is_empty());
+        Ok(runs.iter().map(|run| (run.range, kind(run))).chain(past).collect())
+    };
+    let size = then.size().max(chain.size());
+    walk(&Search { size, granularity_bytes, sides: (&then, &now), runs: &runs }, progress, found)
+}
+
+/// What guests see, zeros past its end.
+struct Now<'a>(&'a Chain);
+
+impl Below for Now<'_> {
+    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        let inside = at.range(buf.len() as u64).clip(GuestOffset::new(0).range(self.0.size()));
+        let (there, past) = buf.split_at_mut(index(inside.bytes));
+        past.fill(0);
+        if there.is_empty() { Ok(()) } else { self.0.read(at, there) }
+    }
+
+    fn is_zero(&self, _range: GuestRange) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Runs that may differ, in order, and what the second side shows there.
+type Runs = Vec<(GuestRange, Kind)>;
+
+/// Where differences are looked for.
+struct Search<'a> {
+    size: u64,
+    granularity_bytes: u64,
+    sides: (&'a dyn Below, &'a dyn Below),
+    runs: &'a dyn Fn(GuestRange) -> Result<Runs>,
+}
+
+fn walk(search: &Search<'_>, progress: &Progress, found: &mut dyn FnMut(Difference) -> bool) -> Result<()> {
+    progress.begin("compare", search.size);
     let mut pending: Option<Difference> = None;
-    for stride in GuestOffset::new(0).range(size).pieces(STRIDE_BYTES) {
+    for stride in GuestOffset::new(0).range(search.size).pieces(STRIDE_BYTES) {
         progress.checkpoint()?;
-        for next in stride_differences(&pair, (a, b), stride, granularity_bytes, progress)? {
+        for next in stride_differences(search, stride, progress)? {
             match &mut pending {
                 Some(last) if last.kind == next.kind && last.range.end() == next.range.start => {
                     last.range.bytes += next.range.bytes;
@@ -107,17 +171,15 @@ pub fn first_difference(a: &View, b: &View, progress: &Progress) -> Result<Optio
 }
 
 fn stride_differences(
-    pair: &Pair<'_>,
-    views: (&View, &View),
+    search: &Search<'_>,
     stride: GuestRange,
-    granularity: u64,
     progress: &Progress,
 ) -> Result<Vec<Difference>> {
-    let mut runs = Vec::new();
-    pair.runs(stride, &mut runs)?;
+    let granularity = search.granularity_bytes;
+    let (runs, sides) = ((search.runs)(stride)?, search.sides);
     let pieces = pieces(&runs, stride, granularity);
     let parts: Vec<Vec<Difference>> =
-        pieces.par_iter().map(|piece| piece_differences(views, piece, granularity)).collect::<Result<_>>()?;
+        pieces.par_iter().map(|piece| piece_differences(sides, piece, granularity)).collect::<Result<_>>()?;
     let read = pieces.iter().map(|piece| piece.range.bytes).sum();
     progress.moved(read);
     progress.passed(stride.bytes.saturating_sub(read));
@@ -131,20 +193,23 @@ struct Piece {
 }
 
 /// Returns what has to be read: the runs that may differ, widened to whole granules, each once.
-fn pieces(runs: &[Both], stride: GuestRange, granularity: u64) -> Vec<Piece> {
+fn pieces(runs: &[(GuestRange, Kind)], stride: GuestRange, granularity: u64) -> Vec<Piece> {
     let mut out: Vec<Piece> = Vec::new();
     let mut at = stride.start;
-    for run in runs.iter().filter(|run| !run.is_same) {
-        let wide = run.range().outer(granularity).clip(stride);
+    for (range, kind) in runs {
+        let (wide, kind) = (range.outer(granularity).clip(stride), *kind);
         let rest = GuestRange::between(wide.start.max(at), wide.end());
-        let kind = if run.right.is_zero() { Kind::Zero } else { Kind::Data };
         out.extend(rest.pieces(PIECE_BYTES).map(|range| Piece { range, kind }));
         at = at.max(wide.end());
     }
     out
 }
 
-fn piece_differences(views: (&View, &View), piece: &Piece, granularity: u64) -> Result<Vec<Difference>> {
+fn piece_differences(
+    views: (&dyn Below, &dyn Below),
+    piece: &Piece,
+    granularity: u64,
+) -> Result<Vec<Difference>> {
     let (left, right) = (read(views.0, piece.range)?, read(views.1, piece.range)?);
     if left == right {
         return Ok(Vec::new());
@@ -158,7 +223,7 @@ fn piece_differences(views: (&View, &View), piece: &Piece, granularity: u64) -> 
     Ok(differing.collect())
 }
 
-fn read(view: &View, range: GuestRange) -> Result<Vec<u8>> {
+fn read(view: &dyn Below, range: GuestRange) -> Result<Vec<u8>> {
     let mut bytes = vec![0; index(range.bytes)];
     view.read(range.start, &mut bytes)?;
     Ok(bytes)

@@ -5,6 +5,8 @@
 
 mod live;
 
+mod revert;
+
 pub use live::{Disk, Heads, LiveTaken, forget_intended, snapshot_live};
 
 use crate::{
@@ -146,7 +148,7 @@ pub struct Plan {
 /// A revert that is planned: nothing is written yet.
 #[derive(Debug)]
 pub struct Revert {
-    chain: Chain,
+    chain: Arc<Chain>,
     depth: usize,
     plan: Plan,
     ledger: Option<Ledger>,
@@ -158,14 +160,22 @@ impl Revert {
     /// `Invalid` if it is not below the head; `Busy` if the head is in use or another image lies on it.
     pub fn prepare(host: &Arc<dyn Host>, top: &Path, layer: &Path, opening: &Opening) -> Result<Self> {
         let chain = Chain::open(host, top, &Opening { access: Access::Write, ..opening.clone() })?;
-        let head = chain.head()?;
-        refuse_children(host, head)?;
         let wanted = host.canonical(layer)?;
-        let found = chain.layers().iter().skip(1).position(|l| l.path == wanted).map(|at| at + 1);
+        let found = chain.layers().iter().position(|l| l.path == wanted).filter(|at| *at > 0);
         let Some(depth) = found else {
             let what = format!("{} is not one of the layers below it", wanted.display());
-            return Err(Error::invalid(what).path(&head.path));
+            return Err(Error::invalid(what).path(&chain.head()?.path));
         };
+        Self::of(host, Arc::new(chain), depth, opening)
+    }
+
+    /// The same for a chain that is open for writing, and its layer at `depth`.
+    pub fn of(host: &Arc<dyn Host>, chain: Arc<Chain>, depth: usize, opening: &Opening) -> Result<Self> {
+        let head = chain.head()?;
+        refuse_children(host, head)?;
+        let wanted = chain.layers().get(depth).filter(|_| depth > 0).map(|layer| layer.path.clone());
+        let wanted = wanted
+            .ok_or_else(|| Error::invalid("is the head, which is what is given up").path(&head.path))?;
         let head_bytes = head.image.files().iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
         let plan = Plan {
             head: head.path.clone(),
@@ -184,15 +194,27 @@ impl Revert {
 
     /// Does it: an empty child of the layer takes the head's name in one step.
     pub fn run(self, host: &Arc<dyn Host>, options: &[(String, String)]) -> Result<Plan> {
+        self.replace(host, options)?;
+        self.forget()?;
+        Ok(self.plan)
+    }
+
+    /// Returns the layers that stay.
+    fn lower(&self) -> &[Layer] {
+        self.chain.layers().get(self.depth..).unwrap_or_default()
+    }
+
+    fn replace(&self, host: &Arc<dyn Host>, options: &[(String, String)]) -> Result<()> {
         let head = self.chain.head()?;
-        let layers = self.chain.layers().get(self.depth..).unwrap_or_default();
         let likeness = head.likeness();
         let child = Child { target: &head.path, options, how: Publish::Replace, likeness };
-        child.publish(host, layers, || frozen_by(self.ledger.as_ref(), layers))?;
-        if let Some(ledger) = &self.ledger {
-            ledger.forget_replaced(&head.path, head.image.as_ref())?;
-        }
-        Ok(self.plan)
+        child.publish(host, self.lower(), || frozen_by(self.ledger.as_ref(), self.lower())).map(drop)
+    }
+
+    /// What was noted of the old head is not said of the new one.
+    fn forget(&self) -> Result<()> {
+        let head = self.chain.head()?;
+        self.ledger.as_ref().map_or(Ok(()), |ledger| ledger.forget_replaced(&head.path, head.image.as_ref()))
     }
 }
 

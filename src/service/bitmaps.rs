@@ -36,10 +36,7 @@ impl Context for Dirty {
             let nth = piece.start.bytes() / granule;
             let byte = self.bits.bytes().get(index(nth / 8)).copied().unwrap_or_default();
             let flags = u64::from(byte >> (nth % 8) & 1);
-            match out.last_mut() {
-                Some(last) if last.flags == flags => last.bytes += piece.bytes,
-                _ => out.push(Stretch { bytes: piece.bytes, flags }),
-            }
+            Stretch { bytes: piece.bytes, flags }.append_to(out);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 use crate::{
     base::{Error, ErrorKind, HostOffset, Result, name::FileName, units::index},
     format::Format,
-    io::{Access, File, Host},
+    io::{Access, File, Host, Witness},
     job::snapshot::Taken,
     store::{Draft, Publish},
 };
@@ -39,6 +39,13 @@ pub struct Named {
     pub is_read_only: bool,
 }
 
+/// Layers below a head that are folded: from the one down to the other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Below {
+    pub(super) top: FileName,
+    pub(super) into: FileName,
+}
+
 /// What is known of a disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Known {
@@ -60,6 +67,9 @@ pub(super) struct Known {
     before: Option<FileName>,
     /// Whether that job was given up: what is left of it goes as soon as nobody uses the disk.
     pub(super) is_cancelled: bool,
+    /// What a job folds that has not done so yet, where that is below the head.
+    #[serde(default)]
+    pub(super) below: Option<Below>,
 }
 
 impl Known {
@@ -75,6 +85,7 @@ impl Known {
             job: None,
             before: None,
             is_cancelled: false,
+            below: None,
         }
     }
 
@@ -131,6 +142,34 @@ impl Known {
         self.becomes = changes_name.then(|| FileName(result.to_path_buf()));
         (self.job, self.is_cancelled) = (Some(job), false);
     }
+
+    /// Takes note of a job on layers below the head, which stays.
+    pub(super) fn begin_below(&mut self, job: u64, below: Below) {
+        self.begin(job, &self.head.0.clone());
+        self.below = Some(below);
+    }
+}
+
+/// How a frozen layer is found again, and known to show what it showed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// The epoch of its record, as text.
+    pub(super) epoch: String,
+    /// What the files below it looked like that have no record of their own.
+    pub(super) unrecorded: Vec<Witness>,
+}
+
+/// A point in time that a backup was taken at.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Point {
+    /// Since which earlier point it tells what changed.
+    pub(super) since: Option<String>,
+    /// When it was taken, in milliseconds since 1970.
+    pub(super) taken_ms: u64,
+    /// Whether its exports are there.
+    pub(super) is_open: bool,
+    /// The frozen layer of each disk.
+    pub(super) marks: BTreeMap<String, Mark>,
 }
 
 /// A head of a snapshot that was not recorded when this was written.
@@ -166,10 +205,18 @@ pub(super) struct Written {
     pub(super) disks: BTreeMap<String, Known>,
     /// Heads that were about to be made.
     pub(super) intended: Vec<Intended>,
+    /// Points in time that backups were taken at, by ID.
+    #[serde(default)]
+    pub(super) points: BTreeMap<String, Point>,
 }
 
 impl Written {
-    /// Returns a new job's number.
+    /// Returns the number that comes next.
+    pub(super) const fn next_number(&self) -> u64 {
+        self.last_job + 1
+    }
+
+    /// Returns a new number, of a job or of a backup.
     pub(super) fn number(&mut self) -> u64 {
         self.last_job += 1;
         self.last_job
@@ -184,6 +231,20 @@ impl Written {
         if let Some(known) = self.disks.get_mut(name) {
             known.reopens = false;
         }
+    }
+
+    /// A backup has ended. Points go whose layers are gone: `epochs` has those of disks that are served.
+    pub(super) fn end_point(&mut self, id: &str, epochs: &[(String, Option<Vec<String>>)]) {
+        if let Some(point) = self.points.get_mut(id) {
+            point.is_open = false;
+        }
+        for point in self.points.values_mut().filter(|point| !point.is_open) {
+            for (disk, now) in epochs {
+                let Some(now) = now else { continue };
+                point.marks.retain(|name, mark| name != disk || now.contains(&mark.epoch));
+            }
+        }
+        self.points.retain(|_, point| !point.marks.is_empty());
     }
 
     /// Changes what is known of a disk.
@@ -210,7 +271,13 @@ struct Kept {
 impl Book {
     /// Opens the book in `folder`, which is made if need be; a book of nowhere without one.
     pub(super) fn open(host: &Arc<dyn Host>, folder: Option<&Path>) -> Result<Self> {
-        let empty = Written { version: VERSION, last_job: 0, disks: BTreeMap::new(), intended: Vec::new() };
+        let empty = Written {
+            version: VERSION,
+            last_job: 0,
+            disks: BTreeMap::new(),
+            intended: Vec::new(),
+            points: BTreeMap::new(),
+        };
         let Some(folder) = folder else { return Ok(Self { kept: None, now: empty }) };
         if host.kind(folder)?.is_none() {
             host.make_folder(folder)?;

@@ -21,6 +21,12 @@ pub enum Happened {
     Refused,
     /// A disk has a new head.
     Snapshot,
+    /// A disk started again from one of its layers.
+    Reverted,
+    /// A point in time of a disk is exported for a backup.
+    Backup,
+    /// It is exported no more.
+    BackupEnded,
     /// A job went over to another state.
     Job,
 }

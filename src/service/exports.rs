@@ -16,7 +16,9 @@ impl Exports for Service {
             Entry::Open(held) => Some((name.clone(), describe(&held.disk))),
             Entry::Refused(..) => None,
         });
-        open.collect()
+        let open: Vec<_> = open.collect();
+        drop(disks);
+        open.into_iter().chain(self.list_backups()).collect()
     }
 
     fn open(&self, name: &str) -> Result<Export> {
@@ -26,6 +28,9 @@ impl Exports for Service {
             disks.first_key_value().filter(|_| disks.len() == 1).map(|(name, _)| name.clone())
         };
         let name = if name.is_empty() { only().unwrap_or_default() } else { name.to_owned() };
+        if let Some(export) = self.backup_export(&name) {
+            return export;
+        }
         let held = self.held(&name)?;
         Ok(Export {
             description: describe(&held.disk),

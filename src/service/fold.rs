@@ -11,6 +11,7 @@ use crate::{
         Manners,
         consolidate::{Folding, LiveConsolidation, LivePace, LiveReport, Plan, Request},
     },
+    store::Journal,
 };
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -85,6 +86,13 @@ impl Service {
         self.refuse_stopping()?;
         let held = self.held(name)?;
         held.refuse_job(name)?;
+        self.refuse_backup(name)?;
+        if let Some(below) = book.written().disks.get(name).and_then(|known| known.below.as_ref())
+            && Journal::find(&self.settings.host, &below.top.0)?.is_some()
+        {
+            let what = "a fold of older layers was given up: detach and attach it again";
+            return Err(Error::busy(format!("disk '{name}': {what}")));
+        }
         let fold = self.prepare(&held, &asked.request)?;
         let number = book.change(|written| {
             let number = written.number();
@@ -179,6 +187,9 @@ impl Service {
             written.with(&job.disk, |known| {
                 known.set_head(&head.path, head.format());
                 known.is_cancelled = !is_done && job.is_given_up();
+                if is_done {
+                    known.below = None;
+                }
             });
         })
     }

@@ -10,24 +10,29 @@
 //! writes an image that is not the head of its disk by the book; a disk that cannot be served says why. What stops the
 //! service leaves each job's journal as it is, so that the next start goes on from its mark.
 //!
-//! Locks, in this order: book, disks, jobs, what one disk or job keeps. Whoever changes which disks there are, or which
+//! Locks, in this order: book, backups, disks, jobs, what one disk or job keeps. Whoever changes which disks there are, or which
 //! jobs, holds the book all the while.
 #![forbid(unsafe_code)]
 
+mod backup;
 mod bitmaps;
 mod book;
+mod changed;
 mod event;
 mod exports;
 mod fold;
 mod job;
+mod layers;
 mod snapshot;
 mod start;
 mod view;
 
+pub use backup::{BackupEnded, BackupPart, BackupView};
 pub use book::Named;
 pub use event::{Event, Happened};
 pub use fold::{FoldRequest, Speed};
 pub use job::{Job, JobState};
+pub use layers::{DiffOf, DiffRange};
 pub use snapshot::SnapshotOf;
 pub use view::{ClientView, DiskView, ErrorView, JobView, LayerView, Moving};
 
@@ -42,6 +47,7 @@ use crate::{
         live::LiveDisk,
     },
 };
+use backup::Backup;
 use book::Book;
 use event::Events;
 use parking_lot::Mutex;
@@ -90,6 +96,7 @@ pub struct Service {
     book: Mutex<Book>,
     disks: Mutex<BTreeMap<String, Entry>>,
     jobs: Mutex<BTreeMap<u64, Arc<Job>>>,
+    backups: Mutex<BTreeMap<String, Arc<Backup>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     events: Events,
     is_stopping: AtomicBool,
@@ -167,6 +174,7 @@ impl Service {
             book: Mutex::new(book),
             disks: Mutex::default(),
             jobs: Mutex::default(),
+            backups: Mutex::default(),
             threads: Mutex::default(),
             events: Events::default(),
             is_stopping: AtomicBool::new(false),
@@ -195,7 +203,12 @@ impl Service {
         if let Some(Entry::Open(_)) = self.disks.lock().get(&named.name) {
             return Err(Error::new(ErrorKind::Exists, format!("a disk is called '{}' already", named.name)));
         }
-        self.open_one(&mut book, named, true)
+        if self.backup_export(&named.name).is_some() {
+            return Err(Error::new(ErrorKind::Exists, format!("a backup exports '{}'", named.name)));
+        }
+        self.open_one(&mut book, named, true)?;
+        self.reopen_backups(&book);
+        Ok(())
     }
 
     /// Stops to serve a disk: it is flushed and closed. One that is not served is forgotten, whatever the book says.
@@ -219,6 +232,7 @@ impl Service {
             return Ok(());
         };
         held.refuse_job(name)?;
+        self.refuse_backup(name)?;
         // Nobody new comes in from here on.
         self.disks.lock().remove(name);
         let closed = Self::wait_alone(name, &held, forces)
@@ -263,12 +277,12 @@ impl Service {
 
     /// Closes a disk; what a job left that was given up goes with it, if nobody else holds the disk.
     fn clear_cancelled(&self, held: Arc<Held>) {
-        let head = held.disk.chain().head().map(|head| head.path.clone());
         let is_last = Arc::strong_count(&held.disk) == 1;
-        let was_cancelled = held.job.lock().as_ref().is_some_and(|job| job.is_given_up());
+        let cancelled =
+            held.job.lock().as_ref().filter(|job| job.is_given_up()).map(|job| job.plan.top.clone());
         drop(held);
-        if let (Ok(head), true, true) = (head, is_last, was_cancelled)
-            && let Err(error) = self.clear(&head)
+        if let (Some(top), true) = (cancelled, is_last)
+            && let Err(error) = self.clear(&top)
         {
             // The next start tries again.
             tracing::warn!(%error, "what a job left stays");
@@ -313,6 +327,7 @@ impl Service {
                 drop(thread.join());
             }
         }
+        self.backups.lock().clear();
         let disks = std::mem::take(&mut *self.disks.lock());
         // Each is flushed, whatever becomes of the others.
         for (name, entry) in disks {

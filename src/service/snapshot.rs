@@ -58,7 +58,11 @@ impl Service {
         for one in asked {
             self.held(&one.disk)?.settle()?;
         }
-        let mut book = self.book.lock();
+        self.snapshot_by(&mut self.book.lock(), asked)
+    }
+
+    /// The same by the open book, where what a job left of the disks is settled.
+    pub(super) fn snapshot_by(&self, book: &mut Book, asked: &[SnapshotOf]) -> Result<LiveTaken> {
         self.refuse_stopping()?;
         if !book.is_kept() {
             let what = "there is no state folder that would keep the new head's name over a restart";
@@ -71,7 +75,7 @@ impl Service {
             return Err(Error::invalid("a snapshot is of one disk or more, each once"));
         }
         let before = book.written().clone();
-        let mut recording = Recording { book: &mut book, before, names: &names };
+        let mut recording = Recording { book, before, names: &names };
         let taken = snapshot_live(&self.settings.host, &disks, &self.settings.opening, &mut recording)?;
         for name in &names {
             self.events.say(Happened::Snapshot, name, None);
@@ -88,17 +92,17 @@ impl Service {
             return Err(Error::policy("is served for reading only").path(&head.path));
         }
         let folder = head.path.parent().unwrap_or(Path::new("/"));
-        let new = asked.new.clone().unwrap_or_else(|| fresh_name(&asked.disk));
+        let new = asked.new.clone().unwrap_or_else(|| fresh_name(&asked.disk, ""));
         Ok(Disk { disk: Arc::clone(&held.disk), new: folder.join(new), options: Vec::new() })
     }
 }
 
-/// Returns a name for a new head: the disk's, as far as it can be one of a file, and the time.
-fn fresh_name(disk: &str) -> PathBuf {
+/// Returns a name for a new head: the disk's, as far as it can be one of a file, the time, and `more`.
+pub(super) fn fresh_name(disk: &str, more: &str) -> PathBuf {
     let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let ns = i128::try_from(clock::since_epoch().as_nanos()).unwrap_or_default();
     let digits: String = clock::utc(ns).chars().filter(char::is_ascii_digit).collect();
     let (day, time) = digits.split_at(digits.len().min(8));
     let name: String = disk.chars().map(plain).collect();
-    format!("{}-{day}-{time}.qcow2", name.trim_start_matches('.')).into()
+    format!("{}-{day}-{time}{more}.qcow2", name.trim_start_matches('.')).into()
 }

@@ -19,7 +19,7 @@ use crate::{
         live::LiveDisk,
         snapshot::{Taken, forget_intended},
     },
-    store::{FoldMode, Journal, Ledger},
+    store::{FoldMode, Journal},
 };
 use parking_lot::Mutex;
 use std::{
@@ -56,6 +56,7 @@ impl Service {
                 self.events.say(Happened::Refused, &disk.name, None);
             }
         }
+        self.reopen_backups(&book);
         Ok(())
     }
 
@@ -66,14 +67,19 @@ impl Service {
             return Ok(());
         }
         let (host, opening) = (&self.settings.host, &self.settings.opening);
-        let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
-        forget_intended(host, &ledger, opening, &taken)?;
+        forget_intended(host, &self.ledger(), opening, &taken)?;
         book.change(|written| written.intended.clear())
     }
 
     /// Opens a disk, has its job go on, and lets guests in.
     pub(super) fn open_one(self: &Arc<Self>, book: &mut Book, named: &Named, reopens: bool) -> Result<()> {
-        let known = book.agree(self.settings.host.as_ref(), named, reopens)?;
+        let mut known = book.agree(self.settings.host.as_ref(), named, reopens)?;
+        if let Some(below) = &known.below
+            && self.end_below(&below.top.0)?
+        {
+            known.below = None;
+        }
+        let folds_again = known.below.is_some() && self.settings.resumes;
         let Opened { held, mut known, folding } = self.open_disk(known)?;
         let number = book.change(|written| {
             known.job = folding.as_ref().map(|_| known.job.unwrap_or_else(|| written.number()));
@@ -87,7 +93,25 @@ impl Service {
         }
         self.disks.lock().insert(named.name.clone(), Entry::Open(held));
         self.events.say(Happened::Attached, &named.name, None);
+        if folds_again {
+            // The disk is served all the same; the end of the next backup asks for it again.
+            let again = self.fold_points(book, &named.name);
+            drop(
+                again.inspect_err(|error| tracing::warn!(%error, disk = named.name, "points are not folded")),
+            );
+        }
         Ok(())
+    }
+
+    /// Ends what was cut off of a fold of layers below a head, one way or the other; returns whether it is done.
+    fn end_below(&self, top: &Path) -> Result<bool> {
+        let Some(journal) = Journal::find(&self.settings.host, top)? else { return Ok(false) };
+        if has_landed(self.settings.host.as_ref(), &journal)? {
+            drop(journal);
+            return self.end_landed(top, None).map(|_| true);
+        }
+        drop(journal);
+        self.clear(top).map(|()| false)
     }
 
     fn open_disk(&self, mut known: Known) -> Result<Opened> {

@@ -1,5 +1,7 @@
 //! A service on real files: what a guest wrote is there, whatever becomes of jobs and of the service itself.
 
+mod backup;
+
 use super::*;
 use crate::{
     base::GuestOffset,

@@ -102,6 +102,11 @@ pub fn absolute(path: &Path) -> Result<String, Failure> {
     Ok(name::text(&path).into_owned())
 }
 
+/// Returns a layer as the daemon is to be told: by its name alone, or by its whole path.
+pub fn layer(path: &Path) -> Result<String, Failure> {
+    if path.components().count() == 1 { Ok(name::text(path).into_owned()) } else { absolute(path) }
+}
+
 /// Returns a text in an answer.
 pub fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()

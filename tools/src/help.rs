@@ -22,7 +22,7 @@ const NAMES: &str = "In JSON a file's name that is not UTF-8 is `file:` and the 
                      digit or one of /._-~ as %XX.";
 
 /// Lines that can be typed, by command.
-const EXAMPLES: [(&str, &[&str]); 23] = [
+const EXAMPLES: [(&str, &[&str]); 24] = [
     ("info", &["dchain info --backing-chain vm.qcow2", "dchain info --output json vm.qcow2 | jq .format"]),
     ("map", &["dchain map vm.qcow2"]),
     ("compare", &["dchain compare -f raw vm.raw -F qcow2 vm.qcow2"]),
@@ -46,7 +46,10 @@ const EXAMPLES: [(&str, &[&str]); 23] = [
             "dchain snapshot --disk vm=tuesday.qcow2 --disk data",
         ],
     ),
-    ("revert", &["dchain revert -n tuesday.qcow2 monday.qcow2"]),
+    (
+        "revert",
+        &["dchain revert -n tuesday.qcow2 monday.qcow2", "dchain revert --disk vm --yes monday.qcow2"],
+    ),
     ("rebase", &["dchain rebase -b golden.qcow2 -F qcow2 vm.qcow2"]),
     (
         "consolidate",
@@ -62,7 +65,22 @@ const EXAMPLES: [(&str, &[&str]); 23] = [
     ("id", &["dchain id show vm.qcow2", "dchain id seal --chain base.qcow2"]),
     ("tree", &["dchain tree /srv/vm", "dchain tree --output svg /srv/vm > vm.svg"]),
     ("lint", &["dchain lint /srv/vm"]),
-    ("diff", &["dchain diff monday.qcow2 tuesday.qcow2"]),
+    (
+        "diff",
+        &[
+            "dchain diff monday.qcow2 tuesday.qcow2",
+            "dchain diff --disk vm",
+            "dchain diff --disk vm monday.qcow2",
+        ],
+    ),
+    (
+        "backup",
+        &[
+            "dchain backup begin --disk vm --disk data",
+            "dchain backup begin --disk vm --disk data --since b1",
+            "dchain backup end b2",
+        ],
+    ),
     ("disk", &["dchain disk list", "dchain disk attach vm=/srv/vm/tuesday.qcow2"]),
     ("job", &["dchain job wait --progress 3", "dchain job speed 3 100M"]),
 ];

@@ -31,7 +31,7 @@ fn translate(
     let mut runs = Vec::new();
     disk.status(range, &mut runs)?;
     for run in &runs {
-        push(out, Stretch { bytes: run.range.bytes, flags: flags(run) });
+        Stretch { bytes: run.range.bytes, flags: flags(run) }.append_to(out);
     }
     Ok(())
 }
@@ -64,14 +64,6 @@ pub(super) fn contexts(export: &Export) -> Vec<Arc<dyn Context>> {
     all
 }
 
-/// Appends a stretch, joined to the last one if that says the same.
-fn push(out: &mut Vec<Stretch>, next: Stretch) {
-    match out.last_mut() {
-        Some(last) if last.flags == next.flags => last.bytes += next.bytes,
-        _ => out.push(next),
-    }
-}
-
 /// Returns what a context says of `range` from its start on: all of it, unless there are many stretches; at least
 /// the first one, whole within the range.
 pub(super) fn gather(context: &dyn Context, range: GuestRange, is_one: bool) -> Result<Vec<Stretch>> {
@@ -83,7 +75,9 @@ pub(super) fn gather(context: &dyn Context, range: GuestRange, is_one: bool) -> 
         let piece = GuestRange::between(at, at.plus(step).min(range.end()));
         part.clear();
         context.describe(piece, &mut part)?;
-        part.iter().filter(|stretch| stretch.bytes > 0).for_each(|stretch| push(&mut found, *stretch));
+        for stretch in &part {
+            stretch.append_to(&mut found);
+        }
         step = if part.len() < FEW { step.saturating_mul(4) } else { STEP_BYTES };
         at = piece.end();
     }

@@ -14,6 +14,7 @@ use super::{
     images::Images,
     live::{LivePace, LiveReport, Pacing},
     noting::Noting,
+    over::{Shown, wait_for_the_last},
     plan::{self, NewImage, Plan, Verify},
     run::{Bound, Report, bind, resolve},
     work::Work,
@@ -33,18 +34,10 @@ use crate::{
     store::{FoldMode, Held, Journal, Position},
 };
 use crossbeam_channel::Sender;
-use std::{
-    fmt,
-    path::PathBuf,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 /// No work list has this digest: that of a disk in use is found anew by whoever goes on.
 const LIVE: [u8; 32] = [0; 32];
-
-/// How long the requests that still use the old chain may take after the swap.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Bytes after which the host begins to write the target back, so that a mark waits for little.
 const WRITE_BACK_BYTES: u64 = 16 << 20;
@@ -85,7 +78,7 @@ pub fn is_live(journal: &Journal) -> bool {
 #[derive(Debug)]
 pub struct Folding {
     ending: Ending,
-    disk: Arc<LiveDisk>,
+    shown: Shown,
     report: LiveReport,
     pace: LivePace,
     stage: Stage,
@@ -152,22 +145,21 @@ impl Mirroring {
 
 impl Folding {
     /// Takes the second leg on for a plan whose layers nobody else uses.
-    pub(super) fn begin(ending: Ending, disk: Arc<LiveDisk>, making: Making, pace: LivePace) -> Result<Self> {
+    pub(super) fn begin(ending: Ending, shown: Shown, making: Making, pace: LivePace) -> Result<Self> {
         let mut stands = Journal::resume(&ending.host, &making.plan.top)?;
         let region_bytes = pace.grain(making.plan.size).region_bytes;
-        let head = Arc::clone(&disk.chain().head()?.image);
-        let noting = Noting::new(region_bytes, head, ending.ledger.clone());
+        let noting = Noting::new(region_bytes, shown.written()?, ending.ledger.clone());
         let images = match &making.new {
-            Some(new) => Self::open_new(&ending, &disk, &making, new, (stands.as_mut(), pace))?,
-            None => Self::open_own(&disk, &making)?,
+            Some(new) => Self::open_new(&ending, &shown.disk, &making, new, (stands.as_mut(), pace))?,
+            None => Self::open_own(&shown, &making)?,
         };
         let Making { plan, depth, held, .. } = making;
-        let moving = disk.chain();
+        let moving = shown.disk.chain();
         let report = LiveReport { report: Report::new(plan), mirrored_bytes: 0, pause: Duration::ZERO };
         let (at, buffers) = (GuestOffset::new(0), Buffers::default());
         let mirroring = Mirroring { depth, held, images, moving, noting, list: None, leg: None, at, buffers };
         let stage = Stage::Mirroring(Box::new(mirroring));
-        let mut folding = Self { ending, disk, report, pace, stage, teller: None };
+        let mut folding = Self { ending, shown, report, pace, stage, teller: None };
         match folding.bind(stands) {
             Ok(()) => Ok(folding),
             Err(error) => {
@@ -179,14 +171,14 @@ impl Folding {
     }
 
     /// Opens the target, a layer of the chain, for writing.
-    fn open_own(disk: &LiveDisk, making: &Making) -> Result<Images> {
-        let mut layers = disk.chain().layers().to_vec();
+    fn open_own(shown: &Shown, making: &Making) -> Result<Images> {
+        let mut layers = shown.disk.chain().layers().to_vec();
         if let Some(target) = layers.get_mut(making.depth) {
             *target = again(target, true)?;
         }
         let draft = (making.plan.mode == FoldMode::EmptyTop).then(|| making.draft.clone());
         let images = Images::live(&layers, making.depth, &making.plan, draft)?;
-        disk.swap(Chain::of_moving(layers));
+        shown.swap(Chain::of_moving(layers));
         Ok(images)
     }
 
@@ -237,7 +229,7 @@ impl Folding {
     /// whatever failed before, no write has gone to the target.
     fn bind(&mut self, stands: Option<Journal>) -> Result<()> {
         let (size, pace) = (self.plan().size, self.pace);
-        let head = self.disk.chain();
+        let head = self.shown.disk.chain();
         let stands = match stands {
             Some(journal) if self.is_on(&journal)? && goes_on_from(&journal, head.head()?, (size, pace))? => {
                 match self.go_on(journal)? {
@@ -252,7 +244,7 @@ impl Folding {
         let mirroring = self.mirroring()?;
         let leg = mirroring.new_leg(&Noted::default(), size, pace)?;
         mirroring.leg = Some(Arc::clone(&leg));
-        self.disk.take_leg(&leg);
+        self.shown.disk.take_leg(&leg);
         Ok(())
     }
 
@@ -274,7 +266,7 @@ impl Folding {
     fn go_on(&mut self, journal: Journal) -> Result<Option<Journal>> {
         let noted = Noted { mark: journal.position().mark, regions: journal.intent().regions.clone() };
         self.make_ready(journal)?;
-        let (size, pace, disk) = (self.plan().size, self.pace, Arc::clone(&self.disk));
+        let (size, pace, disk) = (self.plan().size, self.pace, Arc::clone(&self.shown.disk));
         let mirroring = self.mirroring()?;
         let leg = mirroring.new_leg(&noted, size, pace)?;
         // Before the first write: one to a part that is done, taken for one that is still to come, would be lost with
@@ -301,7 +293,11 @@ impl Folding {
 
     fn new_journal(&self, stands: Option<Journal>) -> Result<Journal> {
         let Stage::Mirroring(mirroring) = &self.stage else { return Err(gone_over()) };
-        let head_epoch = mirroring.images.mark_live_head(&self.ending)?;
+        let head_epoch = match self.shown.over {
+            // It is frozen: what lies on it knows it by the epoch that it has.
+            Some(_) => mirroring.images.mark_head(&self.ending)?,
+            None => mirroring.images.mark_live_head(&self.ending)?,
+        };
         let plan = self.plan();
         let (list_bytes, bitmaps) = (plan.copy_bytes + plan.zero_bytes, mirroring.held.clone());
         let bound = Bound { head_epoch, list_digest: LIVE, list_bytes, view_id: None, bitmaps };
@@ -464,11 +460,12 @@ impl Folding {
     pub fn end(&mut self) -> Result<LiveReport> {
         self.go_over()?;
         let Stage::Ending(journal) = &self.stage else { return Err(gone_over()) };
-        let chain = self.disk.chain();
+        let chain = self.shown.disk.chain();
         self.ending.settle(journal, Some(chain.head()?))?;
-        if let Some(Teller(tell)) = &mut self.teller {
+        if let Some(Teller(tell)) = self.teller.as_mut().filter(|_| self.shown.over.is_none()) {
             tell(chain.head()?)?;
         }
+        self.shown.freeze(&self.ending.ledger, journal.fold().mode)?;
         let mut left_alone = Vec::new();
         for number in 0..journal.fold().removed.len() {
             left_alone.extend(self.ending.remove(journal, number)?);
@@ -498,13 +495,14 @@ impl Folding {
             let opening = self.ending.opening.clone().with_access(Access::Write).with_format(None);
             layers.insert(0, open_layer(&self.ending.host, &plan.top, &opening)?);
             // Writes that were under way end in the target: only after the first swap has it all, and can be read only.
-            pause = self.disk.swap_keeping(Chain::of(layers.clone(), true), &images.sides.target).pause;
+            pause = self.shown.disk.swap_keeping(Chain::of(layers.clone(), true), &images.sides.target).pause;
             layers.get_mut(1).into_iter().for_each(leave_alone);
         }
         let journal = noting.kept.lock().journal.take().ok_or_else(|| Error::invalid("the job is over"))?;
         self.report.mirrored_bytes = mirroring.leg()?.mirrored_bytes();
-        self.report.pause = pause.max(self.disk.swap(Chain::of(layers, true)).pause);
-        self.disk.forget_before();
+        let before = self.shown.in_use();
+        self.report.pause = pause.max(self.shown.swap(Chain::of(layers, true)).pause);
+        self.shown.disk.forget_before();
         if plan.mode == FoldMode::NewImage {
             // It shows what the disk showed, and nobody relies on that: where it fails, it is as after a power cut.
             drop(images.let_top_go(&self.ending));
@@ -513,6 +511,7 @@ impl Folding {
         // With it go the images that only the fold still held.
         self.stage = Stage::Ending(Box::new(journal));
         wait_for_the_last(&gone);
+        before.iter().for_each(wait_for_the_last);
         Ok(())
     }
 
@@ -528,7 +527,7 @@ impl Folding {
         }
         let mut layers = mirroring.moving.layers().to_vec();
         if self.report.report.plan.mode == FoldMode::NewImage {
-            self.disk.swap(Chain::of(layers, true));
+            self.shown.disk.swap(Chain::of(layers, true));
             // Nothing needs either of them; where they stay, `--abandon` takes them away, or the next job does.
             if let (Some(draft), Some(journal)) =
                 (&mirroring.images.draft, mirroring.noting.kept.lock().journal.take())
@@ -539,10 +538,10 @@ impl Folding {
             return Ok(());
         }
         // Writes that were under way end in the target; nothing passes its mirror after this.
-        self.disk.swap(Chain::of_moving(layers.clone()));
+        self.shown.swap(Chain::of_moving(layers.clone()));
         layers.get_mut(mirroring.depth).into_iter().for_each(leave_alone);
         self.stage = Stage::Over;
-        self.disk.swap(Chain::of(layers, true));
+        self.shown.swap(Chain::of(layers, true));
         Ok(())
     }
 }
@@ -557,12 +556,4 @@ fn goes_on_from(journal: &Journal, head: &Layer, (size, pace): (u64, LivePace)) 
 
 fn gone_over() -> Error {
     Error::invalid("guests do not write to both places any more")
-}
-
-/// Waits for the requests that began before the swap, as long as that is worth it.
-fn wait_for_the_last(chain: &Weak<Chain>) {
-    let watch = Stopwatch::start();
-    while chain.strong_count() > 0 && watch.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }

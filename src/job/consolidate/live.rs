@@ -14,6 +14,7 @@ use super::{
     ending::{Ending, refuse_foreign},
     folding::{Folding, Making},
     noting::{Noting, forget_before},
+    over::Shown,
     plan::{self, NewImage, Plan, Request},
     run::{Report, resolve},
 };
@@ -173,7 +174,7 @@ pub struct LiveReport {
 #[derive(Debug)]
 pub struct LiveConsolidation {
     ending: Ending,
-    disk: Arc<LiveDisk>,
+    pub(super) shown: Shown,
     plan: Plan,
     depth: usize,
     held: Vec<Held>,
@@ -219,7 +220,8 @@ impl LiveConsolidation {
         // Nobody but this job has named it: it can only be where the result is to be.
         let is_near = |draft: &PathBuf| plan::folder_of(draft) == plan::folder_of(&plan.result);
         let draft = draft.filter(is_near);
-        Ok(Self { ending, disk: Arc::clone(disk), plan, depth, held, draft, new: request.new })
+        let shown = Shown { disk: Arc::clone(disk), over: None };
+        Ok(Self { ending, shown, plan, depth, held, draft, new: request.new })
     }
 
     /// Returns what is going to be done.
@@ -238,18 +240,17 @@ impl LiveConsolidation {
     /// Takes the second leg on: from here on guests' writes reach both. Where that fails, the journal of an earlier life
     /// of the job says that nothing is done, since it does not know what guests write from here on.
     pub fn begin(self, pace: LivePace) -> Result<Folding> {
-        if self.disk.is_folding() {
+        if self.shown.disk.is_folding() {
             return Err(Error::busy("is being consolidated already").path(&self.plan.top));
         }
         let (host, top) = (Arc::clone(&self.ending.host), self.plan.top.clone());
-        let head = Arc::clone(&self.disk.chain().head()?.image);
         let region_bytes = pace.grain(self.plan.size).region_bytes;
-        let noting = Noting::new(region_bytes, head, self.ending.ledger.clone());
+        let noting = Noting::new(region_bytes, self.shown.written()?, self.ending.ledger.clone());
         self.try_to_begin(pace).or_else(|error| forget_before(&host, &top, &noting).and(Err(error)))
     }
 
     fn try_to_begin(self, pace: LivePace) -> Result<Folding> {
-        let Self { ending, disk, plan, depth, held, draft, new } = self;
+        let Self { ending, shown, plan, depth, held, draft, new } = self;
         // Of a new image that is in the making, a part is there.
         let is_begun = new.is_some() && draft.is_some();
         let draft = draft.unwrap_or_else(|| plan::draft_name(&plan.result));
@@ -258,13 +259,13 @@ impl LiveConsolidation {
             let place = plan.target.as_ref().unwrap_or(&plan.result);
             return Err(Error::new(ErrorKind::NoSpace, what).path(place));
         }
-        let before = disk.chain();
+        let before = shown.disk.chain();
         plan::check_again(&ending.host, &before, (depth, plan.mode), ending.ignores_unread)?;
         if new.is_none() {
             claim(before.layers().get(1..=depth).unwrap_or_default())?;
         }
         drop(before);
-        Folding::begin(ending, disk, Making { plan, depth, held, draft, new }, pace)
+        Folding::begin(ending, shown, Making { plan, depth, held, draft, new }, pace)
     }
 }
 

@@ -24,6 +24,7 @@ mod images;
 mod live;
 mod machine;
 mod noting;
+mod over;
 mod plan;
 mod proof;
 mod run;

@@ -18,8 +18,8 @@ use std::{path::Path, sync::Arc};
 pub(super) struct Noting {
     pub(super) kept: Arc<Mutex<Kept>>,
     region_bytes: u64,
-    /// TOP, whose epoch the journal names.
-    head: Arc<dyn Image>,
+    /// TOP, whose epoch the journal names, if guests write it; one that is frozen is never written past its target.
+    head: Option<Arc<dyn Image>>,
     ledger: Ledger,
 }
 
@@ -43,7 +43,7 @@ impl Kept {
 }
 
 impl Noting {
-    pub(super) fn new(region_bytes: u64, head: Arc<dyn Image>, ledger: Ledger) -> Self {
+    pub(super) fn new(region_bytes: u64, head: Option<Arc<dyn Image>>, ledger: Ledger) -> Self {
         Self { kept: Arc::default(), region_bytes, head, ledger }
     }
 
@@ -54,10 +54,12 @@ impl Noting {
     /// Takes the head away from the journal: nobody goes on from the mark of one that names another epoch. One whose
     /// head bears no epoch is never gone on with.
     fn disown(&self, journal: &Journal) -> Result<()> {
-        if bears(self.head.as_ref(), journal.fold().head_epoch)? {
-            self.ledger.thaw(self.head.as_ref(), Epoch::fresh())?;
+        match &self.head {
+            Some(head) if bears(head.as_ref(), journal.fold().head_epoch)? => {
+                self.ledger.thaw(head.as_ref(), Epoch::fresh()).map(drop)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The commands, one file each: arguments -> library call -> print.
 
+pub mod backup;
 pub mod bitmap;
 pub mod check;
 pub mod compact;

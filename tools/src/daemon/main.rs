@@ -24,11 +24,11 @@ mod ready;
 mod settings;
 
 use activation::Given;
-use arguments::Arguments;
+use arguments::{Address, Arguments};
 use clap::Parser;
-use control::{Door, Web};
+use control::{Door, Places, Web};
 use deltachain::{
-    export::nbd::{Limits, Listener, Server},
+    export::nbd::{Limits, Listener, Server, Tls},
     service::Service,
 };
 use failure::{Exit, Failure};
@@ -68,6 +68,7 @@ fn serve(arguments: &Arguments, given: Given) -> Result<(), Failure> {
     // Before anything that a signal should end in order.
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let tls = settings::tls(arguments)?;
+    let is_secret = matches!(tls, Tls::Required(_));
     let door = door(arguments, given.control)?;
     let service = Service::start(settings::service(arguments)?, &arguments.disks)?;
     for (name, why) in service.refused() {
@@ -88,9 +89,10 @@ fn serve(arguments: &Arguments, given: Given) -> Result<(), Failure> {
     };
     let server = Server::start(listeners, Arc::clone(&service) as Arc<_>, limits, tls)?;
     let web = web(arguments)?;
-    let places: Vec<_> = places.into_iter().chain(web.iter().map(Web::to_string)).collect();
-    control::serve(door.as_ref(), web, &service)?;
-    ready::say(&places)?;
+    let said: Vec<_> = places.iter().map(Address::to_string).chain(web.iter().map(Web::to_string)).collect();
+    let places = Places { of: absolute(&places)?.into(), is_secret };
+    control::serve(door.as_ref(), web, &service, places)?;
+    ready::say(&said)?;
     signals.forever().next();
     ready::stopping();
     let is_done = server.stop(PATIENCE);
@@ -120,10 +122,17 @@ fn web(arguments: &Arguments) -> Result<Option<Web>, Failure> {
     Ok(Some(Web::open(address, &file)?))
 }
 
-/// Returns where a listener is, as it is written on the command line.
-fn place(listener: &Listener) -> String {
-    let path = || listener.path().unwrap_or_default();
-    listener
-        .address()
-        .map_or_else(|| format!("unix:{}", path().display()), |address| format!("tcp:{address}"))
+/// Returns where a listener is.
+fn place(listener: &Listener) -> Address {
+    let path = || Address::Unix(listener.path().unwrap_or_default().clone());
+    listener.address().map_or_else(path, Address::Tcp)
+}
+
+/// The same for clients, whose folder is another one.
+fn absolute(places: &[Address]) -> Result<Vec<Address>, Failure> {
+    let absolute = |place: &Address| match place {
+        Address::Unix(path) => Ok(Address::Unix(std::path::absolute(path)?)),
+        Address::Tcp(_) => Ok(place.clone()),
+    };
+    places.iter().map(absolute).collect()
 }

@@ -5,14 +5,17 @@
 //! hold the two together.
 
 mod answer;
+mod backup;
 mod events;
 mod gate;
+mod layers;
 mod metrics;
 mod narrow;
 mod page;
 mod routes;
 mod web;
 
+pub use backup::Places;
 pub use web::Web;
 
 use deltachain::{
@@ -73,13 +76,19 @@ impl Door {
     }
 }
 
-/// Serves the control socket and the port until the program ends.
-pub fn serve(door: Option<&Door>, web: Option<Web>, service: &Arc<Service>) -> Result<(), Error> {
+/// Serves the control socket and the port until the program ends; exports are at `places`.
+pub fn serve(
+    door: Option<&Door>,
+    web: Option<Web>,
+    service: &Arc<Service>,
+    places: Places,
+) -> Result<(), Error> {
     let failed = |e: io::Error| Error::io("serve the control socket", e);
     let listener = door.map(|door| door.listener.try_clone()).transpose().map_err(failed)?;
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().max_blocking_threads(WORKERS).build().map_err(failed)?;
-    let (own, others) = (Arc::clone(service), Arc::clone(service));
+    let own = (Arc::clone(service), places);
+    let others = own.clone();
     let work = move || {
         let both = async { future::join(control(listener, own), port(web, others)).await };
         runtime.block_on(both)
@@ -88,16 +97,19 @@ pub fn serve(door: Option<&Door>, web: Option<Web>, service: &Arc<Service>) -> R
     thread.spawn(move || drop(work())).map(drop).map_err(failed)
 }
 
-async fn control(listener: Option<UnixListener>, service: Arc<Service>) -> io::Result<()> {
+type Served = (Arc<Service>, Places);
+
+async fn control(listener: Option<UnixListener>, (service, places): Served) -> io::Result<()> {
     let Some(listener) = listener else { return Ok(()) };
     let listener = tokio::net::UnixListener::from_std(listener)?;
-    axum::serve(listener, routes::router(service, Gate::default())).await
+    axum::serve(listener, routes::router(service, places, Gate::default())).await
 }
 
-async fn port(web: Option<Web>, service: Arc<Service>) -> io::Result<()> {
+async fn port(web: Option<Web>, (service, places): Served) -> io::Result<()> {
     let Some(web) = web else { return Ok(()) };
     let listener = Narrow::new(tokio::net::TcpListener::from_std(web.listener)?, WEB_CLIENTS);
-    axum::serve(listener, routes::router(service, Gate::web(web.address.port(), &web.token))).await
+    let gate = Gate::web(web.address.port(), &web.token);
+    axum::serve(listener, routes::router(service, places, gate)).await
 }
 
 impl Drop for Door {

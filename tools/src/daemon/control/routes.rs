@@ -2,13 +2,14 @@
 
 use super::{
     answer::{Answer, Refusal, body, done, json},
+    backup::{self, Places},
     events, gate,
     gate::Gate,
-    metrics, page,
+    layers, metrics, page,
 };
 use crate::options;
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{Path, Query, State},
     http::StatusCode,
@@ -41,7 +42,12 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Service>>)> {
         ("post", "/v1/disks/{name}/attach", post(attach)),
         ("post", "/v1/disks/{name}/detach", post(detach)),
         ("post", "/v1/disks/{name}/consolidate", post(consolidate)),
+        ("get", "/v1/disks/{name}/diff", get(layers::diff)),
+        ("post", "/v1/disks/{name}/revert", post(layers::revert)),
         ("post", "/v1/snapshot", post(snapshot)),
+        ("get", "/v1/backups", get(backup::list)),
+        ("post", "/v1/backups", post(backup::begin)),
+        ("post", "/v1/backups/{id}/end", post(backup::end)),
         ("get", "/v1/jobs", get(jobs)),
         ("get", "/v1/cut-off", get(cut_off)),
         ("get", "/v1/jobs/{id}", get(job)),
@@ -57,11 +63,12 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Service>>)> {
 }
 
 /// Returns what answers the requests that `gate` lets through.
-pub fn router(service: Arc<Service>, gate: Gate) -> Router {
+pub fn router(service: Arc<Service>, places: Places, gate: Gate) -> Router {
     let routes = table().into_iter().fold(Router::new(), |router, (_, path, how)| router.route(path, how));
     let missing = || async { Refusal::unknown(StatusCode::NOT_FOUND, "nothing is there") };
     let wrong = || async { Refusal::unknown(StatusCode::METHOD_NOT_ALLOWED, "is not to be had in that way") };
     let routes = routes.fallback(missing).method_not_allowed_fallback(wrong);
+    let routes = routes.layer(Extension(places));
     routes.layer(middleware::from_fn_with_state(gate, gate::check)).with_state(service)
 }
 
