@@ -23,7 +23,7 @@ use deltachain::{
     },
     store::Journal,
 };
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
 const LIVE_PACE: LivePace =
@@ -233,8 +233,15 @@ impl Scene for Live {
         let mut guest = Guest::new(host, self.seed)?;
         let job = LiveConsolidation::prepare(&arc(host), &disk, &Self::opening(host), &self.request())?;
         guest.act(disk.as_ref())?;
-        if self.hangs {
-            self.hang(host, &disk, &mut guest)?;
+        if self.hangs
+            && let Err(error) = self.hang(host, &disk, &mut guest)
+        {
+            drop((job, disk));
+            // What hung has been let go, and lets go of the target in its own time.
+            while host.open(&self.world.path(self.target), Access::Write).is_err() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            return Err(error);
         }
         let mut folding = job.begin(LIVE_PACE)?;
         let mut fold = || {
