@@ -498,20 +498,20 @@ impl Folding {
             pause = self.shown.disk.swap_keeping(Chain::of(layers.clone(), true), &images.sides.target).pause;
             layers.get_mut(1).into_iter().for_each(leave_alone);
         }
-        let journal = noting.kept.lock().journal.take().ok_or_else(|| Error::invalid("the job is over"))?;
         self.report.mirrored_bytes = mirroring.leg()?.mirrored_bytes();
         let before = self.shown.in_use();
         self.report.pause = pause.max(self.shown.swap(Chain::of(layers, true)).pause);
         self.shown.disk.forget_before();
+        // Up to the swap guests' writes note their regions in it.
+        let journal = noting.kept.lock().journal.take().ok_or_else(|| Error::invalid("the job is over"))?;
         if plan.mode == FoldMode::NewImage {
             // It shows what the disk showed, and nobody relies on that: where it fails, it is as after a power cut.
             drop(images.let_top_go(&self.ending));
         }
-        let gone = Arc::downgrade(moving);
+        let last = Arc::clone(moving);
         // With it go the images that only the fold still held.
         self.stage = Stage::Ending(Box::new(journal));
-        wait_for_the_last(&gone);
-        before.iter().for_each(wait_for_the_last);
+        [Some(last), before].into_iter().flatten().for_each(wait_for_the_last);
         Ok(())
     }
 

@@ -13,10 +13,7 @@ use crate::{
     job::live::{LiveDisk, Swapped},
     store::{FoldMode, Ledger},
 };
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 /// How long the requests that still use the old chain may take after the swap.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -63,8 +60,8 @@ impl Shown {
     }
 
     /// Returns what guests' requests hold that began before the next change.
-    pub(super) fn in_use(&self) -> Option<Weak<Chain>> {
-        self.over.as_ref().map(|(disk, _)| Arc::downgrade(&disk.chain()))
+    pub(super) fn in_use(&self) -> Option<Arc<Chain>> {
+        self.over.as_ref().map(|(disk, _)| disk.chain())
     }
 }
 
@@ -89,10 +86,12 @@ impl LiveConsolidation {
     }
 }
 
-/// Waits for the requests that began before the swap, as long as that is worth it.
-pub(super) fn wait_for_the_last(chain: &Weak<Chain>) {
+/// Waits for the requests that began before the swap, as long as that is worth it, and closes the chain that they used.
+/// It is this thread that does: a count of none would be seen while the last request still closes the files.
+pub(super) fn wait_for_the_last(chain: Arc<Chain>) {
     let watch = Stopwatch::start();
-    while chain.strong_count() > 0 && watch.elapsed() < PATIENCE {
+    while Arc::strong_count(&chain) > 1 && watch.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(1));
     }
+    drop(chain);
 }
