@@ -3,6 +3,7 @@
 //! The command line names a disk's first head; snapshots and folds give it others. What stays true: the file on disk is
 //! what this process goes by, or what it went by before its last change.
 
+use super::Hooks;
 use crate::{
     base::{Error, ErrorKind, HostOffset, Result, name::FileName, units::index},
     format::Format,
@@ -12,7 +13,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -37,6 +38,8 @@ pub struct Named {
     pub format: Option<Format>,
     /// Whether it is only read.
     pub is_read_only: bool,
+    /// What its guest is asked around a snapshot.
+    pub hooks: Hooks,
 }
 
 /// Layers below a head that are folded: from the one down to the other.
@@ -70,6 +73,9 @@ pub(super) struct Known {
     /// What a job folds that has not done so yet, where that is below the head.
     #[serde(default)]
     pub(super) below: Option<Below>,
+    /// What its guest is asked around a snapshot.
+    #[serde(default)]
+    pub(super) hooks: Hooks,
 }
 
 impl Known {
@@ -86,6 +92,7 @@ impl Known {
             before: None,
             is_cancelled: false,
             below: None,
+            hooks: named.hooks.clone(),
         }
     }
 
@@ -205,6 +212,9 @@ pub(super) struct Written {
     pub(super) disks: BTreeMap<String, Known>,
     /// Heads that were about to be made.
     pub(super) intended: Vec<Intended>,
+    /// Disks whose guests may have been asked to hold still, and not to go on.
+    #[serde(default)]
+    pub(super) frozen: BTreeSet<String>,
     /// Points in time that backups were taken at, by ID.
     #[serde(default)]
     pub(super) points: BTreeMap<String, Point>,
@@ -276,6 +286,7 @@ impl Book {
             last_job: 0,
             disks: BTreeMap::new(),
             intended: Vec::new(),
+            frozen: BTreeSet::new(),
             points: BTreeMap::new(),
         };
         let Some(folder) = folder else { return Ok(Self { kept: None, now: empty }) };
@@ -345,7 +356,8 @@ impl Book {
         let format = named.format.map(|format| format.name().to_owned()).filter(|_| is_first);
         let format = format.or_else(|| known.format.clone());
         let reopens = known.reopens || reopens;
-        Ok(Known { format, is_read_only: named.is_read_only, reopens, ..known.clone() })
+        let hooks = named.hooks.clone();
+        Ok(Known { format, is_read_only: named.is_read_only, reopens, hooks, ..known.clone() })
     }
 
     /// Returns the disks that a start opens by itself.
@@ -355,6 +367,7 @@ impl Book {
             path: known.head.0.clone(),
             format: None,
             is_read_only: known.is_read_only,
+            hooks: known.hooks.clone(),
         };
         self.now.disks.iter().filter(|(_, known)| known.reopens).map(named).collect()
     }

@@ -144,6 +144,7 @@ impl Service {
                     path: held.disk.chain().head()?.path.clone(),
                     format: Some(format),
                     is_read_only: false,
+                    hooks: super::Hooks::default(),
                 };
                 let error = Arc::new(error.doing("went back, and cannot be opened"));
                 let refused = Error::new(error.kind(), error.to_string());

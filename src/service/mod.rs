@@ -21,6 +21,7 @@ mod changed;
 mod event;
 mod exports;
 mod fold;
+mod hooks;
 mod job;
 mod layers;
 mod snapshot;
@@ -31,6 +32,7 @@ pub use backup::{BackupEnded, BackupPart, BackupView};
 pub use book::Named;
 pub use event::{Event, Happened};
 pub use fold::{FoldRequest, Speed};
+pub use hooks::{AskNobody, Hooks, Phase, Quiesce};
 pub use job::{Job, JobState};
 pub use layers::{DiffOf, DiffRange};
 pub use snapshot::SnapshotOf;
@@ -57,7 +59,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread::JoinHandle,
     time::Duration,
@@ -87,6 +89,8 @@ pub struct Settings {
     pub resumes: bool,
     /// How much a job does at a time.
     pub pace: LivePace,
+    /// Who asks guests to hold still.
+    pub quiesce: Arc<dyn Quiesce>,
 }
 
 /// Disks that are held open, and the jobs on them.
@@ -100,6 +104,8 @@ pub struct Service {
     threads: Mutex<Vec<JoinHandle<()>>>,
     events: Events,
     is_stopping: AtomicBool,
+    /// Whether guests may hold still for a snapshot that is not over.
+    is_freezing: AtomicBool,
 }
 
 /// A disk that somebody asked for.
@@ -178,6 +184,7 @@ impl Service {
             threads: Mutex::default(),
             events: Events::default(),
             is_stopping: AtomicBool::new(false),
+            is_freezing: AtomicBool::new(false),
         });
         service.open_all(named)?;
         Ok(service)
@@ -300,7 +307,7 @@ impl Service {
     }
 
     fn refuse_stopping(&self) -> Result<()> {
-        if self.is_stopping.load(Relaxed) { Err(Error::busy("the daemon stops")) } else { Ok(()) }
+        if self.is_stopping.load(SeqCst) { Err(Error::busy("the daemon stops")) } else { Ok(()) }
     }
 
     /// Stops: running jobs stop at a mark from which the next start goes on, then every disk is flushed and closed.
@@ -309,7 +316,11 @@ impl Service {
     /// Takes `patience` and little more; `Busy` if a job was not done by then, and goes on as after a power cut.
     pub fn stop(&self, patience: Duration) -> Result<()> {
         let watch = Stopwatch::start();
-        self.is_stopping.store(true, Relaxed);
+        self.is_stopping.store(true, SeqCst);
+        // Whoever was asked to hold still is asked to go on: as long as that takes, which has a bound of its own.
+        while self.is_freezing.load(SeqCst) {
+            std::thread::sleep(GLANCE);
+        }
         let jobs: Vec<_> = self.jobs.lock().values().cloned().collect();
         for job in &jobs {
             job.progress.cancel();

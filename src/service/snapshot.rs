@@ -53,7 +53,8 @@ impl Heads for Recording<'_> {
 impl Service {
     /// Freezes what the disks show at one moment; from then on their guests write to new heads.
     ///
-    /// `Invalid` without a state folder: a restart would open the old heads. `Busy` while a job is on one of them.
+    /// `Invalid` without a state folder: a restart would open the old heads. `Busy` while a job is on one of them. A guest
+    /// that does not hold still as it is asked has no snapshot; all that were asked are asked to go on, whatever happens.
     pub fn snapshot(&self, asked: &[SnapshotOf]) -> Result<LiveTaken> {
         for one in asked {
             self.held(&one.disk)?.settle()?;
@@ -74,9 +75,11 @@ impl Service {
         if names.is_empty() || names.iter().enumerate().any(is_twice) {
             return Err(Error::invalid("a snapshot is of one disk or more, each once"));
         }
-        let before = book.written().clone();
-        let mut recording = Recording { book, before, names: &names };
-        let taken = snapshot_live(&self.settings.host, &disks, &self.settings.opening, &mut recording)?;
+        let taken = self.while_frozen(book, &names, |book| {
+            let before = book.written().clone();
+            let mut recording = Recording { book, before, names: &names };
+            snapshot_live(&self.settings.host, &disks, &self.settings.opening, &mut recording)
+        })?;
         for name in &names {
             self.events.say(Happened::Snapshot, name, None);
         }

@@ -44,6 +44,7 @@ struct Opened {
 impl Service {
     pub(super) fn open_all(self: &Arc<Self>, named: &[Named]) -> Result<()> {
         let mut book = self.book.lock();
+        self.thaw_left(&mut book)?;
         self.forget_intended(&mut book)?;
         let others = book.reopened().into_iter().filter(|one| !named.iter().any(|n| n.name == one.name));
         for (disk, reopens) in named.iter().map(|n| (n.clone(), false)).chain(others.map(|one| (one, true))) {

@@ -1,6 +1,7 @@
 //! A service on real files: what a guest wrote is there, whatever becomes of jobs and of the service itself.
 
 mod backup;
+mod hooks;
 
 use super::*;
 use crate::{
@@ -61,11 +62,18 @@ impl Scene {
             state: Some(self.path("state")),
             resumes: true,
             pace: PACE,
+            quiesce: Arc::new(AskNobody),
         }
     }
 
     fn named(&self, path: &str) -> Named {
-        Named { name: "vm".to_owned(), path: self.path(path), format: None, is_read_only: false }
+        Named {
+            name: "vm".to_owned(),
+            path: self.path(path),
+            format: None,
+            is_read_only: false,
+            hooks: Hooks::default(),
+        }
     }
 
     fn start(&self) -> Arc<Service> {

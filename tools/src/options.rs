@@ -12,7 +12,7 @@ use deltachain::{
     chain::{Opening, Policy},
     format::Format,
     io::{Access, EntryKind, Host, real::RealHost},
-    service::Named,
+    service::{Hooks, Named},
     store::Ledger,
 };
 use serde::Serialize;
@@ -137,7 +137,13 @@ pub fn disk(text: &str) -> Result<Named, String> {
     let rest = rest.replace(",,", "\0");
     let mut parts = rest.split(',').map(|part| part.replace('\0', ","));
     let path = parts.next().filter(|path| !path.is_empty()).ok_or("a disk is NAME=PATH")?;
-    let mut named = Named { name: name.to_owned(), path: path.into(), format: None, is_read_only: false };
+    let mut named = Named {
+        name: name.to_owned(),
+        path: path.into(),
+        format: None,
+        is_read_only: false,
+        hooks: Hooks::default(),
+    };
     for part in parts {
         match part.split_once('=') {
             Some(("format", format)) => named.format = Some(self::format(format)?),
@@ -213,7 +219,13 @@ mod tests {
 
     #[test]
     fn a_disk_is_named_with_all_that_belongs_to_it() {
-        let plain = Named { name: "a".into(), path: "x.raw".into(), format: None, is_read_only: false };
+        let plain = Named {
+            name: "a".into(),
+            path: "x.raw".into(),
+            format: None,
+            is_read_only: false,
+            hooks: Hooks::default(),
+        };
         assert_eq!(disk("a=x.raw").unwrap(), plain);
         let all = Named { path: "x,y=1".into(), format: Some(Format::Raw), is_read_only: true, ..plain };
         assert_eq!(disk("a=x,,y=1,format=raw,read-only").unwrap(), all);

@@ -10,7 +10,10 @@ use crate::{
 use clap::{Args, Subcommand};
 use deltachain::{format::Format, service::Named};
 use serde_json::{Value, json};
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
 
 /// The disks that dchaind serves
 #[derive(Args, Debug)]
@@ -40,6 +43,16 @@ enum Action {
         /// The disk, and the image on top of its chain; a comma in PATH is written twice
         #[arg(value_name = "NAME=PATH[,format=FMT][,read-only]", value_parser = options::disk)]
         disk: Named,
+        /// Before a snapshot or a backup, run PROGRAM, which has the guest hold still (it finds `DCHAIN_DISK` and
+        /// `DCHAIN_PHASE` in its environment); where it fails, there is no snapshot
+        #[arg(long, value_name = "PROGRAM")]
+        freeze: Option<PathBuf>,
+        /// Afterwards run PROGRAM, which has the guest go on, whatever became of the snapshot
+        #[arg(long, value_name = "PROGRAM")]
+        thaw: Option<PathBuf>,
+        /// Kill either program after so many seconds (30 if not given)
+        #[arg(long, value_name = "SECONDS")]
+        hook_timeout: Option<u64>,
     },
     /// Flush and close a disk that nobody uses; forget one that is not served
     Detach {
@@ -66,11 +79,17 @@ impl Arguments {
                 let disk = daemon.get(&format!("/v1/disks/{}", segment(name)))?;
                 answer.print(&disk, |out| show(&disk, out))?;
             }
-            Action::Attach { daemon, disk } => {
+            Action::Attach { daemon, disk, freeze, thaw, hook_timeout } => {
+                let program = |path: &Option<PathBuf>| {
+                    path.iter().map(|path| absolute(path)).collect::<Result<Vec<_>, _>>()
+                };
                 let body = json!({
                     "path": absolute(&disk.path)?,
                     "format": disk.format.map(Format::name),
                     "read-only": disk.is_read_only,
+                    "freeze": program(freeze)?,
+                    "thaw": program(thaw)?,
+                    "hook-timeout": hook_timeout,
                 });
                 let disk = daemon.post(&format!("/v1/disks/{}/attach", segment(&disk.name)), &body)?;
                 answer.print(&disk, |out| line(&disk, out))?;

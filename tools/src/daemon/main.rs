@@ -20,6 +20,7 @@ mod size;
 mod activation;
 mod arguments;
 mod control;
+mod hooks;
 mod ready;
 mod settings;
 

@@ -4,6 +4,7 @@ use crate::{
     activation::Given,
     arguments::{self, Address, Arguments, Switch, TlsMode},
     failure::Failure,
+    hooks::Programs,
     options, output,
 };
 use deltachain::{
@@ -11,7 +12,7 @@ use deltachain::{
     export::nbd::{Certificates, Tls},
     io::Access,
     job::consolidate::{LivePace, Patience},
-    service::{Named, Settings},
+    service::{Hooks, Named, Settings},
 };
 use serde::Deserialize;
 use std::{
@@ -19,6 +20,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -44,6 +46,11 @@ struct Disk {
     format: Option<String>,
     #[serde(default)]
     read_only: bool,
+    #[serde(default)]
+    freeze: Vec<String>,
+    #[serde(default)]
+    thaw: Vec<String>,
+    hook_timeout: Option<u64>,
 }
 
 impl Config {
@@ -66,7 +73,8 @@ pub fn complete(mut arguments: Arguments, given: &Given) -> Result<Arguments, Fa
             let format = format.map_err(|what| wrong(&file, &format!("disks.{name}.format: {what}")))?;
             if !arguments.disks.iter().any(|one| one.name == name) {
                 let (path, is_read_only) = (disk.path, disk.read_only);
-                arguments.disks.push(Named { name, path, format, is_read_only });
+                let hooks = Hooks { freeze: disk.freeze, thaw: disk.thaw, timeout: disk.hook_timeout };
+                arguments.disks.push(Named { name, path, format, is_read_only, hooks });
             }
         }
         let address = |text: &String| arguments::address(text);
@@ -116,7 +124,8 @@ pub fn service(arguments: &Arguments) -> Result<Settings, Failure> {
         seconds => Patience::WhereApart(Duration::from_secs(seconds)),
     };
     let pace = LivePace { patience, ..LivePace::USUAL };
-    Ok(Settings { host, opening, state, resumes: !arguments.no_resume, pace })
+    let (resumes, quiesce) = (!arguments.no_resume, Arc::new(Programs));
+    Ok(Settings { host, opening, state, resumes, pace, quiesce })
 }
 
 /// Returns whether clients of NBD speak TLS, and reads the certificates.
@@ -164,12 +173,15 @@ mod tests {
     #[test]
     fn the_file_names_disks_and_places_and_the_command_line_goes_before() {
         let text = "nbd = ['unix:/run/n']\ncontrol = 'unix:/run/c'\nstate = '/var/s'\n\
-                    [disks.a]\npath = '/a.raw'\n[disks.b]\npath = '/b'\nformat = 'raw'\nread-only = true\n";
+                    [disks.a]\npath = '/a.raw'\n[disks.b]\npath = '/b'\nformat = 'raw'\nread-only = true\n\
+                    freeze = ['fsfreeze', '-f']\nhook-timeout = 5\n";
         let all = with(text).unwrap();
         assert_eq!((all.nbd.len(), all.control.as_deref()), (1, Some(Path::new("/run/c"))));
         let paths: Vec<_> = all.disks.iter().map(|disk| disk.path.to_str().unwrap()).collect();
         assert_eq!(paths, ["/other.raw", "/b"]);
         assert!(all.disks[1].is_read_only && all.disks[1].format.is_some());
+        let hooks = &all.disks[1].hooks;
+        assert_eq!((hooks.freeze.len(), hooks.thaw.len(), hooks.timeout), (2, 0, Some(5)));
     }
 
     #[test]

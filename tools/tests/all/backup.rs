@@ -310,3 +310,51 @@ fn a_disk_in_use_tells_what_changed_and_goes_back_to_a_layer() {
     assert_eq!((shown[512 << 10], shown[2 << 20], shown[5 << 20]), (1, 0, 0));
     assert!(daemon.stop().0.success());
 }
+
+/// A program that notes what for it is run, and does that besides.
+fn hook(folder: &Scratch, name: &str, besides: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let text = format!(
+        "#!/bin/sh\necho $DCHAIN_PHASE $DCHAIN_DISK >> {}\n{besides}\n",
+        folder.file("log").display()
+    );
+    fs::write(folder.file(name), text).unwrap();
+    fs::set_permissions(folder.file(name), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn guests_are_frozen_and_thawed_by_programs_around_snapshots_and_backups() {
+    let folder = disks();
+    hook(&folder, "freeze", "test ! -e refuse || { echo it is busy; exit 3; }");
+    hook(&folder, "thaw", "");
+    hook(&folder, "hang", "sleep 60");
+    let path = |name: &str| folder.file(name).display().to_string();
+    let config = format!(
+        "[disks.a]\npath = 'a'\nfreeze = ['{}', 'now']\nthaw = ['{}']\nhook-timeout = 20\n",
+        path("freeze"),
+        path("thaw")
+    );
+    fs::write(folder.file("d.toml"), config).unwrap();
+    let start = || {
+        Daemon::start_with(&folder, &[], &["--control", "unix:c", "--state", "state", "--config", "d.toml"])
+    };
+    let log = || {
+        fs::read_to_string(folder.file("log")).map(|text| fs::remove_file(folder.file("log")).map(|()| text))
+    };
+    let daemon = start();
+    answer(&folder, "disk attach b=b,format=raw --freeze hang --thaw thaw --hook-timeout 1");
+    answer(&folder, "backup begin --disk a");
+    assert_eq!(log().unwrap().unwrap(), "freeze a\nthaw a\n");
+    fs::write(folder.file("refuse"), "").unwrap();
+    let refused = ask(&folder, "snapshot --disk a");
+    assert!(refused.code == Some(1) && refused.err.contains("it is busy"), "{}", refused.err);
+    assert_eq!(log().unwrap().unwrap(), "freeze a\nthaw a\n");
+    // A restart knows what it was told of the other disk.
+    assert!(daemon.stop().0.success());
+    let daemon = start();
+    let refused = ask(&folder, "snapshot --disk b");
+    assert!(refused.code == Some(1) && refused.err.contains("took more than 1 s"), "{}", refused.err);
+    assert_eq!(log().unwrap().unwrap(), "freeze b\nthaw b\n");
+    assert_eq!(answer(&folder, "disk show b")["layers"].as_array().unwrap().len(), 1);
+    assert!(daemon.stop().0.success());
+}

@@ -19,7 +19,7 @@ use axum::{
 use deltachain::{
     base::{Error, name},
     job::consolidate::{NewImage, Request},
-    service::{FoldRequest, JobView, Named, Service, SnapshotOf, Speed},
+    service::{FoldRequest, Hooks, JobView, Named, Service, SnapshotOf, Speed},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -91,13 +91,20 @@ struct Attach {
     format: Option<String>,
     #[serde(default)]
     read_only: bool,
+    #[serde(default)]
+    freeze: Vec<String>,
+    #[serde(default)]
+    thaw: Vec<String>,
+    /// Seconds.
+    hook_timeout: Option<u64>,
 }
 
 async fn attach(State(service): Held, Path(name): Path<String>, bytes: Bytes) -> Answer {
     let asked: Attach = body(&bytes)?;
     let path = absolute(&asked.path)?;
     let format = asked.format.as_deref().map(options::format).transpose().map_err(Refusal::senseless)?;
-    let named = Named { name, path, format, is_read_only: asked.read_only };
+    let hooks = Hooks { freeze: asked.freeze, thaw: asked.thaw, timeout: asked.hook_timeout };
+    let named = Named { name, path, format, is_read_only: asked.read_only, hooks };
     done(service, move |service| {
         service.attach(&named)?;
         service.view_disk(&named.name)
