@@ -3,7 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod guests;
+mod pace;
+
 pub mod nbd;
+#[cfg(feature = "vhost-user")]
+pub mod vhost_user;
 
 pub use guests::{Guest, Guests};
 

@@ -27,7 +27,10 @@ use crate::{
         clock::Stopwatch,
         units::{count, index},
     },
-    export::Guest,
+    export::{
+        Guest,
+        pace::{Pace, SHORT_BYTES},
+    },
 };
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -35,19 +38,12 @@ use std::{
     net::Shutdown,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread,
     time::Duration,
 };
 
-/// Reads and writes up to this size may be done by the leader.
-const SHORT_BYTES: u64 = 1 << 20;
-/// The leader does them itself as long as they take less than this on average, beyond what it takes to copy their
-/// bytes: waking another thread costs about as much.
-const SHORT_NS: u64 = 40_000;
-/// As many bytes are copied in a nanosecond at least.
-const BYTES_PER_NS: u64 = 2;
 /// Replies are sent when they are this many bytes together, or this many.
 const REPLIES_BYTES: usize = 256 << 10;
 const REPLIES_MAX: usize = 64;
@@ -70,9 +66,8 @@ pub(super) struct Connection {
     changed: Condvar,
     sending: Mutex<()>,
     is_stopping: AtomicBool,
-    /// How long short reads and writes take beyond copying, in nanoseconds: a moving average.
-    read_ns: AtomicU64,
-    write_ns: AtomicU64,
+    reads: Pace,
+    writes: Pace,
 }
 
 /// Where the lead is, and who is there to take it.
@@ -224,8 +219,8 @@ impl Connection {
             changed: Condvar::new(),
             sending: Mutex::new(()),
             is_stopping: AtomicBool::new(false),
-            read_ns: AtomicU64::new(0),
-            write_ns: AtomicU64::new(0),
+            reads: Pace::default(),
+            writes: Pace::default(),
         })
     }
 
@@ -337,8 +332,7 @@ impl Connection {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
             let Found::Task(task, to) = lead.admit(&request, own, self)? else { continue };
-            let average = self.average(&task).map(|(average, _)| average.load(Relaxed));
-            if average.is_some_and(|average| average < SHORT_NS) {
+            if self.pace(&task).is_some_and(|(pace, _)| pace.is_short()) {
                 match self.do_short(lead, &task, to, own) {
                     Ok(still) => lead = still,
                     Err(reply) => return self.send_one(&reply),
@@ -355,12 +349,12 @@ impl Connection {
         }
     }
 
-    /// Returns the average that a request belongs to, and its bytes; `None` if no leader does such a request.
-    fn average(&self, task: &Task) -> Option<(&AtomicU64, u64)> {
+    /// Returns the pace that a request belongs to, and its bytes; `None` if no leader does such a request.
+    fn pace(&self, task: &Task) -> Option<(&Pace, u64)> {
         match *task {
-            Task::Read { range, .. } if range.bytes <= SHORT_BYTES => Some((&self.read_ns, range.bytes)),
+            Task::Read { range, .. } if range.bytes <= SHORT_BYTES => Some((&self.reads, range.bytes)),
             Task::Write { range, is_durable: false } if range.bytes <= SHORT_BYTES => {
-                Some((&self.write_ns, range.bytes))
+                Some((&self.writes, range.bytes))
             }
             _ => None,
         }
@@ -433,8 +427,8 @@ impl Connection {
     fn perform(&self, task: &Task, payload: &[u8], to: To, reply: &mut Buffer) {
         let watch = Stopwatch::start();
         perform(&self.agreed, task, payload, to, reply);
-        if let Some((average, bytes)) = self.average(task) {
-            learn(average, bytes, watch);
+        if let Some((pace, bytes)) = self.pace(task) {
+            pace.learn(bytes, watch);
         }
     }
 
@@ -468,14 +462,6 @@ const fn held_bytes(task: &Task) -> u64 {
         Task::Read { range, .. } | Task::Write { range, .. } => range.bytes,
         _ => 0,
     }
-}
-
-/// Takes what an operation on so many bytes took into the average.
-fn learn(average: &AtomicU64, bytes: u64, watch: Stopwatch) {
-    let took = u64::try_from(watch.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let took = took.saturating_sub(bytes / BYTES_PER_NS).min(10 * SHORT_NS);
-    let before = average.load(Relaxed);
-    average.store(before - before / 8 + took / 8, Relaxed);
 }
 
 /// A thread that leaves, also one that fails.

@@ -14,7 +14,7 @@ mod relief;
 mod reply;
 mod request;
 mod server;
-mod socket;
+pub(super) mod socket;
 mod status;
 mod tls;
 mod wire;
@@ -24,4 +24,4 @@ pub use socket::Listener;
 pub use tls::{Certificates, Tls};
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

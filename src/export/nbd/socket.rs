@@ -140,7 +140,7 @@ fn refuse_deaf(socket: impl AsFd) -> Result<()> {
 }
 
 /// Whether `path` is a socket on which nobody listens; `Busy` if somebody does.
-fn is_left_behind(path: &Path) -> Result<bool> {
+pub(in crate::export) fn is_left_behind(path: &Path) -> Result<bool> {
     let failed = |e| Error::io("look at what is there", e).path(path);
     let kind = rustix::fs::lstat(path).map_err(|e| failed(e.into()))?.st_mode;
     if FileType::from_raw_mode(kind) != FileType::Socket {

@@ -25,17 +25,17 @@ use std::{
 };
 
 /// A disk in memory. Reads of its first sector wait until the test lets them go; its last sector cannot be written.
-pub(super) struct Plain {
+pub(in crate::export) struct Plain {
     bytes: Mutex<Vec<u8>>,
-    gate: Mutex<bool>,
+    pub(in crate::export) gate: Mutex<bool>,
     opened: Condvar,
     /// How many operations have come so far, and what it was at the last flush.
-    count: AtomicU64,
-    flushed: AtomicU64,
+    pub(in crate::export) count: AtomicU64,
+    pub(in crate::export) flushed: AtomicU64,
 }
 
 impl Plain {
-    fn new(size: usize) -> Arc<Self> {
+    pub(in crate::export) fn new(size: usize) -> Arc<Self> {
         Arc::new(Self {
             bytes: Mutex::new(vec![0; size]),
             gate: Mutex::new(false),
@@ -45,7 +45,7 @@ impl Plain {
         })
     }
 
-    fn open_gate(&self) {
+    pub(in crate::export) fn open_gate(&self) {
         *self.gate.lock() = true;
         self.opened.notify_all();
     }
@@ -126,7 +126,7 @@ impl Disk for Plain {
     }
 }
 
-struct One(Arc<Plain>);
+pub(in crate::export) struct One(pub(in crate::export) Arc<Plain>);
 
 impl Exports for One {
     fn list(&self) -> Vec<(String, String)> {

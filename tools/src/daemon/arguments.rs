@@ -17,6 +17,9 @@ pub struct Arguments {
     /// has opened
     #[arg(long, value_name = "PLACE", value_parser = address)]
     pub nbd: Vec<Address>,
+    /// Make a socket at PATH for the virtual machine that has the disk NAME, by vhost-user-blk (may be repeated)
+    #[arg(long, value_name = "NAME=PATH", value_parser = guest)]
+    pub vhost_user: Vec<Guest>,
     /// Where `dchain disk`, `dchain job` and others find the daemon: unix:PATH
     #[arg(long, value_name = "PLACE", value_parser = control)]
     pub control: Option<PathBuf>,
@@ -79,6 +82,21 @@ pub enum Switch {
     Off,
 }
 
+/// Where a virtual machine comes to its disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// The disk's name.
+    pub disk: String,
+    /// The socket.
+    pub path: PathBuf,
+}
+
+impl fmt::Display for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vhost-user:{}={}", self.disk, self.path.display())
+    }
+}
+
 /// Where clients come in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -126,6 +144,16 @@ pub fn control(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// Reads where a virtual machine comes in.
+pub fn guest(text: &str) -> Result<Guest, String> {
+    match text.split_once('=') {
+        Some((disk, path)) if !disk.is_empty() && !path.is_empty() => {
+            Ok(Guest { disk: disk.to_owned(), path: path.into() })
+        }
+        _ => Err("a disk and its socket are NAME=PATH".to_owned()),
+    }
+}
+
 /// Reads where clients come in.
 pub fn address(text: &str) -> Result<Address, String> {
     match text.split_once(':') {
@@ -159,6 +187,10 @@ mod tests {
         assert!(loopback("127.0.0.1:0").is_ok() && loopback("[::1]:80").is_ok());
         for wrong in ["0.0.0.0:80", "192.0.2.1:80", "[::]:80", "localhost:80", "127.0.0.1"] {
             assert!(loopback(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(guest("vm=/run/vm.sock").unwrap().to_string(), "vhost-user:vm=/run/vm.sock");
+        for wrong in ["/run/vm.sock", "vm=", "=/run/vm.sock"] {
+            assert!(guest(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -23,6 +23,7 @@ mod control;
 mod hooks;
 mod ready;
 mod settings;
+mod vhost_user;
 
 use activation::Given;
 use arguments::{Address, Arguments};
@@ -37,7 +38,7 @@ use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
-use std::{os::unix::net::UnixListener, process::ExitCode, sync::Arc, time::Duration};
+use std::{os::unix::net::UnixListener, process::ExitCode, sync::Arc, thread, time::Duration};
 
 /// How long clients may take to get their answers once the program is told to stop.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -90,13 +91,19 @@ fn serve(arguments: &Arguments, given: Given) -> Result<(), Failure> {
     };
     let server = Server::start(listeners, Arc::clone(&service) as Arc<_>, limits, tls)?;
     let web = web(arguments)?;
-    let said: Vec<_> = places.iter().map(Address::to_string).chain(web.iter().map(Web::to_string)).collect();
+    let guests = vhost_user::Guests::start(&arguments.vhost_user, &service)?;
+    let sockets = arguments.vhost_user.iter().map(ToString::to_string);
+    let said = places.iter().map(Address::to_string).chain(sockets);
+    let said: Vec<_> = said.chain(web.iter().map(Web::to_string)).collect();
     let places = Places { of: absolute(&places)?.into(), is_secret };
     control::serve(door.as_ref(), web, &service, places)?;
     ready::say(&said)?;
     signals.forever().next();
     ready::stopping();
-    let is_done = server.stop(PATIENCE);
+    let is_done = thread::scope(|scope| {
+        let clients = scope.spawn(|| server.stop(PATIENCE));
+        guests.stop(PATIENCE) & clients.join().unwrap_or(false)
+    });
     service.stop(PATIENCE)?;
     if !is_done {
         output::note("dchaind: some clients did not take their answers in time");

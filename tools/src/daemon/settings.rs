@@ -2,7 +2,7 @@
 
 use crate::{
     activation::Given,
-    arguments::{self, Address, Arguments, Switch, TlsMode},
+    arguments::{self, Address, Arguments, Guest, Switch, TlsMode},
     failure::Failure,
     hooks::Programs,
     options, output,
@@ -51,6 +51,7 @@ struct Disk {
     #[serde(default)]
     thaw: Vec<String>,
     hook_timeout: Option<u64>,
+    vhost_user: Option<PathBuf>,
 }
 
 impl Config {
@@ -71,6 +72,9 @@ pub fn complete(mut arguments: Arguments, given: &Given) -> Result<Arguments, Fa
         for (name, disk) in config.disks {
             let format = disk.format.as_deref().map(options::format).transpose();
             let format = format.map_err(|what| wrong(&file, &format!("disks.{name}.format: {what}")))?;
+            if let Some(path) = disk.vhost_user {
+                arguments.vhost_user.push(Guest { disk: name.clone(), path });
+            }
             if !arguments.disks.iter().any(|one| one.name == name) {
                 let (path, is_read_only) = (disk.path, disk.read_only);
                 let hooks = Hooks { freeze: disk.freeze, thaw: disk.thaw, timeout: disk.hook_timeout };
@@ -98,8 +102,8 @@ pub fn complete(mut arguments: Arguments, given: &Given) -> Result<Arguments, Fa
     if is_idle {
         return Err(Failure::usage("no --disk to serve, and no --control to attach one"));
     }
-    if arguments.nbd.is_empty() && given.nbd.is_empty() {
-        return Err(Failure::usage("no --nbd that clients could come to"));
+    if arguments.nbd.is_empty() && given.nbd.is_empty() && arguments.vhost_user.is_empty() {
+        return Err(Failure::usage("no --nbd and no --vhost-user that clients could come to"));
     }
     refuse_twice(&arguments.nbd)?;
     Ok(arguments)
@@ -174,7 +178,8 @@ mod tests {
     fn the_file_names_disks_and_places_and_the_command_line_goes_before() {
         let text = "nbd = ['unix:/run/n']\ncontrol = 'unix:/run/c'\nstate = '/var/s'\n\
                     [disks.a]\npath = '/a.raw'\n[disks.b]\npath = '/b'\nformat = 'raw'\nread-only = true\n\
-                    freeze = ['fsfreeze', '-f']\nhook-timeout = 5\n";
+                    freeze = ['fsfreeze', '-f']\nhook-timeout = 5\n\
+                    vhost-user = '/run/b'\n";
         let all = with(text).unwrap();
         assert_eq!((all.nbd.len(), all.control.as_deref()), (1, Some(Path::new("/run/c"))));
         let paths: Vec<_> = all.disks.iter().map(|disk| disk.path.to_str().unwrap()).collect();
@@ -182,6 +187,7 @@ mod tests {
         assert!(all.disks[1].is_read_only && all.disks[1].format.is_some());
         let hooks = &all.disks[1].hooks;
         assert_eq!((hooks.freeze.len(), hooks.thaw.len(), hooks.timeout), (2, 0, Some(5)));
+        assert_eq!(all.vhost_user, [Guest { disk: "b".to_owned(), path: "/run/b".into() }]);
     }
 
     #[test]

@@ -23,6 +23,8 @@ use std::{
 pub enum Wire {
     /// qemu is a client of NBD.
     Nbd,
+    /// The disk's queues lie in the guest's memory.
+    VhostUser,
 }
 
 /// What takes part.

@@ -7,7 +7,11 @@ use dchain_lab::{
     kill::{self, Job},
     mirror, mutants,
 };
-use std::{env, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    path::{self, PathBuf},
+    process::ExitCode,
+};
 
 /// Looks for data that a power cut, a failing disk or a forgotten flush would lose.
 #[derive(Parser)]
@@ -219,10 +223,11 @@ fn serve_guest(guest: &Guest) -> Result<String, String> {
     let programs = guest::Programs {
         dchain: own.with_file_name("dchain"),
         dchaind: own.with_file_name("dchaind"),
-        kernel: guest.kernel.clone(),
+        kernel: path::absolute(&guest.kernel).map_err(|e| e.to_string())?,
     };
-    let tally = guest::search(guest::Wire::Nbd, guest.rounds, &programs)?;
-    Ok(format!("NBD: {tally}"))
+    let nbd = guest::search(guest::Wire::Nbd, guest.rounds, &programs)?;
+    let vhost_user = guest::search(guest::Wire::VhostUser, guest.rounds, &programs)?;
+    Ok(format!("over NBD: {nbd}\nover vhost-user-blk: {vhost_user}"))
 }
 
 /// Takes guards away; returns whether each was noticed.

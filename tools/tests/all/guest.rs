@@ -22,3 +22,8 @@ fn survives(wire: Wire) {
 fn con_1_a_guest_s_ext4_over_nbd_is_whole_after_twenty_snapshots_and_folds() {
     survives(Wire::Nbd);
 }
+
+#[test]
+fn con_1_a_guest_s_ext4_over_vhost_user_is_whole_after_twenty_snapshots_and_folds() {
+    survives(Wire::VhostUser);
+}

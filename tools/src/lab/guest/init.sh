@@ -9,7 +9,11 @@ mount -t tmpfs none /tmp
 echo 1 > /proc/sys/kernel/printk
 stty -echo < /dev/ttyS0
 say() { echo "guest: $*" > /dev/ttyS0; }
-fail() { say "wrong $*"; poweroff -f; }
+fail() {
+    dmesg | tail -n 8 | while read -r line; do say "kernel: $line"; done
+    say "wrong $*"
+    poweroff -f
+}
 
 # Which of the modules needs which differs by version: twice is enough for any order of the first two.
 for module in virtio virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do
@@ -25,17 +29,16 @@ mkdir -p /disk /tmp/sums
 # Freed blocks are discarded at once: requests that are neither reads nor writes.
 mount -t ext4 -o discard /dev/vda /disk || fail "mount"
 
-sum() { sha256sum "$1" | cut -d ' ' -f 1; }
-
 # New files, and files in the place of others, of 4 to 132 KiB; in one of four cases one goes.
 writer() {
     n=0
     while [ ! -e /tmp/stop ]; do
         name="w$1-$((n * 7 % 50))"
         dd if=/dev/urandom of="/tmp/data$1" bs=4k count=$((n * 5 % 33 + 1)) 2> /dev/null
-        sum=$(sum "/tmp/data$1")
+        sum=$(sha256sum "/tmp/data$1")
+        sum=${sum%% *}
         dd if="/tmp/data$1" of="/disk/$name" bs=16k conv=fsync 2> /dev/null || fail "write $name"
-        echo "$sum" > "/tmp/sums/$name"
+        echo "$sum  /disk/$name" > "/tmp/sums/$name"
         say "wrote $name $sum"
         if [ $((n % 4)) = 3 ]; then
             name="w$1-$((n * 3 % 50))"
@@ -63,8 +66,9 @@ changer() {
         n=$((n + 1))
     done
     sync
-    sum=$(sum /tmp/twin)
-    echo "$sum" > /tmp/sums/changed
+    sum=$(sha256sum /tmp/twin)
+    sum=${sum%% *}
+    echo "$sum  /disk/changed" > /tmp/sums/changed
     say "wrote changed $sum"
 }
 
@@ -79,10 +83,9 @@ touch /tmp/stop
 wait
 sync
 echo 3 > /proc/sys/vm/drop_caches
-for known in /tmp/sums/*; do
-    name=${known##*/}
-    [ "$(sum "/disk/$name")" = "$(cat "$known")" ] || fail "read $name"
-done
+cat /tmp/sums/* > /tmp/all
+wrong=$(sha256sum -c /tmp/all 2> /dev/null | grep -v ': OK$')
+[ -z "$wrong" ] || fail "read $wrong"
 fstrim /disk || fail "fstrim"
 umount /disk || fail "umount"
 dmesg | grep -iE 'i/o error|ext4-fs (error|warning)|blocked for|timed? ?out' | while read -r line; do

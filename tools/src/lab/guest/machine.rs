@@ -30,7 +30,7 @@ const MODULES: [&str; 6] = [
 /// How long the guest may take for anything.
 const PATIENCE: Duration = Duration::from_secs(100);
 /// How many of its last lines an error shows.
-const LINES: usize = 12;
+const LINES: usize = 16;
 
 /// Files by name, each with the hash that it has to have.
 pub(super) type Files = BTreeMap<String, String>;
@@ -143,9 +143,7 @@ impl Machine {
         while !is_enough(&self.heard) {
             let left = PATIENCE.saturating_sub(watch.elapsed());
             let Ok(line) = self.lines.recv_timeout(left) else {
-                let last = self.said.len().saturating_sub(LINES);
-                let said = self.said.get(last..).unwrap_or_default().join("\n");
-                return Err(format!("the guest says nothing more; the last that it said:\n{said}"));
+                return Err(format!("the guest says nothing more; {}", self.last_said()));
             };
             self.hear(line)?;
         }
@@ -155,7 +153,12 @@ impl Machine {
     fn hear(&mut self, line: String) -> Told<()> {
         let heard = self.heard.hear(&line);
         self.said.push(line);
-        heard
+        heard.map_err(|wrong| format!("{wrong}; {}", self.last_said()))
+    }
+
+    fn last_said(&self) -> String {
+        let last = self.said.len().saturating_sub(LINES);
+        format!("the last that it said:\n{}", self.said.get(last..).unwrap_or_default().join("\n"))
     }
 }
 

@@ -41,6 +41,7 @@ impl Served {
         command.current_dir(folder).args(["--disk", "vm=head-0", "--control", "unix:c", "--state", "state"]);
         command.args(match wire {
             Wire::Nbd => ["--nbd", "unix:s"],
+            Wire::VhostUser => ["--vhost-user", "vm=s"],
         });
         let mut daemon = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(told)?;
         let out = daemon.stdout.take();
@@ -58,6 +59,11 @@ impl Served {
                 let place = format!("driver=nbd,export=vm,server.type=unix,server.path={}", socket.display());
                 let block = format!("{place},node-name=disk,discard=unmap,cache.direct=on");
                 ["-blockdev".to_owned(), block, "-device".to_owned(), "virtio-blk-pci,drive=disk".to_owned()]
+            }
+            Wire::VhostUser => {
+                let place = format!("socket,id=wire,path={}", socket.display());
+                let device = "vhost-user-blk-pci,chardev=wire,num-queues=2";
+                ["-chardev".to_owned(), place, "-device".to_owned(), device.to_owned()]
             }
         };
         arguments.into()
