@@ -379,9 +379,13 @@ impl Ledger {
         let is_doubted = matches!(found.known().trust, Trust::Doubted(_));
         let misleads =
             |note: &Note| note.seen.as_ref().is_some_and(|seen| Some(seen.epoch) == epoch || !is_doubted);
-        if Guard::WitnessWithdrawn.trips(found.note.as_ref().is_some_and(misleads)) {
-            // A witness that speaks against the epoch before stays until the new one stands.
+        // A witness that speaks against the epoch before stays until the new one stands.
+        let is_misleading = found.note.as_ref().is_some_and(misleads);
+        if Guard::WitnessWithdrawn.trips(is_misleading) {
             self.withdraw(&found)?;
+        } else if !is_misleading && found.layer().0.frozen.is_some() {
+            // One that is gone may come back with the power: whoever withdrew it may have been killed meanwhile.
+            note::settle(self.host.as_ref(), &found.folders, &found.header)?;
         }
         let encoded = layer.encode();
         let bytes = (!layer.is_empty()).then_some(encoded.as_slice());

@@ -90,12 +90,13 @@ fn make_durable_folder(host: &dyn Host, folder: &Path) -> Result<()> {
 pub(super) fn settle(host: &dyn Host, path: &Path) -> Result<()> {
     match host.open(path, Access::ReadShared) {
         Ok(file) => file.flush()?,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        // That it is gone may not be durable, either.
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     path.ancestors().skip(1).take(3).filter(|folder| !folder.as_os_str().is_empty()).try_for_each(|folder| {
         match host.sync_folder(folder) {
-            Err(error) if is_closed(&error) => Ok(()),
+            Err(error) if is_closed(&error) || error.kind() == ErrorKind::NotFound => Ok(()),
             synced => synced,
         }
     })

@@ -165,7 +165,7 @@ fn no_power_cut_leaves_an_id_or_an_epoch_on_other_bytes() {
 fn a_forgotten_barrier_is_noticed() {
     // Of a thaw, the one that makes the new epoch durable; of a refreeze, that of the guest's bytes.
     for (has_place, step) in [(true, "thaw"), (false, "thaw"), (true, "refreeze"), (false, "refreeze")] {
-        let found = (0..4).any(|barrier| !cut_everywhere(has_place, Some((step, barrier))).1.is_empty());
+        let found = (0..8).any(|barrier| !cut_everywhere(has_place, Some((step, barrier))).1.is_empty());
         assert!(found, "{step} with has_place {has_place}");
     }
 }
