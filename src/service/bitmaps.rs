@@ -1,10 +1,13 @@
-//! The dirty bitmaps of a disk that does not change, as clients of NBD can ask for them.
+//! The dirty bitmaps of a disk, as clients of NBD can ask for them: of one that does not change as they are stored, of one in
+//! use as they record.
 
 use crate::{
-    base::{GuestRange, Result, units::index},
+    base::{Error, GuestRange, Result, units::index},
     chain::Chain,
     export::{Context, Stretch},
-    format::Bits,
+    format::{Bits, Image},
+    io::Witness,
+    job::live::{LiveDisk, Recorder},
 };
 use std::sync::Arc;
 
@@ -25,19 +28,66 @@ pub(super) fn contexts(chain: &Chain) -> Result<Vec<Arc<dyn Context>>> {
     Ok(contexts)
 }
 
+/// The same of a disk in use.
+struct Recording {
+    name: String,
+    recorder: Arc<Recorder>,
+}
+
+/// Returns the bitmaps that record what guests change.
+pub(super) fn live_contexts(disk: &LiveDisk) -> Vec<Arc<dyn Context>> {
+    let context = |recorder: &Arc<Recorder>| {
+        let name = format!("qemu:dirty-bitmap:{}", recorder.name());
+        Arc::new(Recording { name, recorder: Arc::clone(recorder) }) as Arc<dyn Context>
+    };
+    disk.recorders().iter().map(context).collect()
+}
+
+/// Makes the stored bitmaps sound that have recorded all that was written: nobody writes the disk any more, and it is
+/// durable. `then` is the header's file when they were read: what bitmaps of other layers say is not known here.
+pub(super) fn keep(disk: &LiveDisk, then: &Witness) -> Result<()> {
+    let chain = disk.chain();
+    let image = chain.head()?.image.as_ref();
+    if disk.recorders().is_empty() || !disk.is_changed() || !header(image)?.same_file(then) {
+        return Ok(());
+    }
+    disk.recorders().iter().try_for_each(|recorder| recorder.store(image))
+}
+
+/// Returns what the file with an image's header looks like.
+pub(super) fn header(image: &dyn Image) -> Result<Witness> {
+    let file = image.files().into_iter().next().ok_or_else(|| Error::invalid("has no file"))?;
+    file.witness()
+}
+
 impl Context for Dirty {
     fn name(&self) -> &str {
         &self.name
     }
 
     fn describe(&self, range: GuestRange, out: &mut Vec<Stretch>) -> Result<()> {
-        let granule = self.bits.granularity_bytes();
-        for piece in range.pieces(granule) {
-            let nth = piece.start.bytes() / granule;
-            let byte = self.bits.bytes().get(index(nth / 8)).copied().unwrap_or_default();
-            let flags = u64::from(byte >> (nth % 8) & 1);
-            Stretch { bytes: piece.bytes, flags }.append_to(out);
-        }
+        describe(&self.bits, range, out);
         Ok(())
+    }
+}
+
+impl Context for Recording {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn describe(&self, range: GuestRange, out: &mut Vec<Stretch>) -> Result<()> {
+        describe(&self.recorder.bits(), range, out);
+        Ok(())
+    }
+}
+
+fn describe(bits: &Bits, range: GuestRange, out: &mut Vec<Stretch>) {
+    let granule = bits.granularity_bytes();
+    for piece in range.pieces(granule) {
+        let nth = piece.start.bytes() / granule;
+        let byte = bits.bytes().get(index(nth / 8)).copied().unwrap_or_default();
+        let flags = u64::from(byte >> (nth % 8) & 1);
+        Stretch { bytes: piece.bytes, flags }.append_to(out);
     }
 }

@@ -133,6 +133,9 @@ impl Service {
         if !forces {
             Self::wait_alone(name, &held, false)?;
         }
+        for recorder in held.disk.recorders() {
+            recorder.mark_all();
+        }
         let format = revert.format();
         let done = revert.run_live(&self.settings.host, &held.disk, &held.opening);
         let plan = match done {

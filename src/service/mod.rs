@@ -43,7 +43,7 @@ use crate::{
     chain::Opening,
     disk::Disk,
     export::{Context, Guests},
-    io::Host,
+    io::{Host, Witness},
     job::{
         consolidate::{Folding, LivePace},
         live::LiveDisk,
@@ -120,6 +120,8 @@ enum Entry {
 /// An open disk.
 struct Held {
     disk: Arc<LiveDisk>,
+    /// The header of the head that it had when it was opened.
+    opened_as: Witness,
     /// How its layers are opened.
     opening: Opening,
     is_read_only: bool,
@@ -152,6 +154,13 @@ impl Held {
                 Err(Error::busy(what))
             }
             None => Ok(()),
+        }
+    }
+
+    /// Makes its bitmaps sound, now that nobody writes it; those that cannot be so stay marked as in use.
+    fn keep_bitmaps(&self, name: &str) {
+        if let Err(error) = bitmaps::keep(&self.disk, &self.opened_as) {
+            tracing::warn!(%error, disk = name, "bitmaps stay marked as in use");
         }
     }
 
@@ -244,6 +253,7 @@ impl Service {
         self.disks.lock().remove(name);
         let closed = Self::wait_alone(name, &held, forces)
             .and_then(|()| held.disk.flush())
+            .map(|()| held.keep_bitmaps(name))
             .and_then(|()| book.change(|written| written.detach(name)));
         if let Err(error) = closed {
             self.disks.lock().insert(name.to_owned(), Entry::Open(held));
@@ -347,6 +357,9 @@ impl Service {
                 let is_settled = held.settle().is_ok();
                 tracing::debug!(disk = name, is_settled, "closed");
                 let flushed = held.disk.flush().map_err(|error| error.doing(format!("disk '{name}'")));
+                if flushed.is_ok() && stopped.is_ok() {
+                    held.keep_bitmaps(&name);
+                }
                 stopped = stopped.and(flushed);
                 self.clear_cancelled(held);
             }

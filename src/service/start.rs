@@ -16,7 +16,7 @@ use crate::{
             Abandonment, Consolidation, Folding, LiveConsolidation, NewImage, Pace, Request, has_landed,
             is_live,
         },
-        live::LiveDisk,
+        live::{LiveDisk, Recorder},
         snapshot::{Taken, forget_intended},
     },
     store::{FoldMode, Journal},
@@ -142,7 +142,9 @@ impl Service {
         let found = chain.head()?;
         let (path, format) = (found.path.clone(), found.format());
         let opening = opening.with_format(None);
-        let disk = Arc::new(LiveDisk::new(chain));
+        let recorders = if is_read_only { Vec::new() } else { Recorder::of(found.image.as_ref())? };
+        let opened_as = bitmaps::header(found.image.as_ref())?;
+        let disk = Arc::new(LiveDisk::new(chain).recording(recorders));
         // What `--new` makes of a disk that nobody uses shows what the disk showed then: guests do not disturb it.
         let goes_on =
             journal.is_some_and(|journal| journal.fold().mode != FoldMode::NewImage || is_live(&journal));
@@ -150,10 +152,10 @@ impl Service {
         if folding.is_none() {
             known.set_head(&path, format);
         }
-        // What a writer dirties is not in the bitmap until it is closed.
-        let contexts = if is_read_only { bitmaps::contexts(&disk.chain())? } else { Vec::new() };
+        let contexts =
+            if is_read_only { bitmaps::contexts(&disk.chain())? } else { bitmaps::live_contexts(&disk) };
         let (job, guests, stuck) = (Mutex::new(None), Arc::default(), Mutex::default());
-        let held = Arc::new(Held { disk, opening, is_read_only, contexts, guests, job, stuck });
+        let held = Arc::new(Held { disk, opened_as, opening, is_read_only, contexts, guests, job, stuck });
         Ok(Opened { held, known, folding })
     }
 

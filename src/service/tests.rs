@@ -1,6 +1,7 @@
 //! A service on real files: what a guest wrote is there, whatever becomes of jobs and of the service itself.
 
 mod backup;
+mod bitmaps;
 mod hooks;
 
 use super::*;

@@ -1,6 +1,9 @@
 //! A disk in use.
 
-use super::leg::{Change, Leg};
+use super::{
+    leg::{Change, Leg},
+    recorder::Recorder,
+};
 use crate::{
     base::{Claims, GuestOffset, GuestRange, Result, clock::Stopwatch},
     chain::Chain,
@@ -35,6 +38,7 @@ pub struct LiveDisk {
     /// Writes that overlap take turns.
     turns: Claims,
     is_changed: AtomicBool,
+    recorders: Vec<Arc<Recorder>>,
 }
 
 /// Where requests go.
@@ -58,7 +62,24 @@ impl LiveDisk {
     pub fn new(chain: Chain) -> Self {
         let size = chain.size();
         let legs = Legs { current: Arc::new(chain), fold: None, before: Vec::new() };
-        Self { size, legs: RwLock::new(legs), turns: Claims::default(), is_changed: AtomicBool::new(false) }
+        Self {
+            size,
+            legs: RwLock::new(legs),
+            turns: Claims::default(),
+            is_changed: AtomicBool::new(false),
+            recorders: Vec::new(),
+        }
+    }
+
+    /// Has dirty bitmaps go on recording what guests change.
+    #[must_use]
+    pub fn recording(self, recorders: Vec<Arc<Recorder>>) -> Self {
+        Self { recorders, ..self }
+    }
+
+    /// Returns the dirty bitmaps that record.
+    pub fn recorders(&self) -> &[Arc<Recorder>] {
+        &self.recorders
     }
 
     /// Returns the chain that guests see now.
@@ -168,6 +189,9 @@ impl LiveDisk {
         }
         if !self.is_changed.load(Relaxed) {
             self.is_changed.store(true, Relaxed);
+        }
+        for recorder in &self.recorders {
+            recorder.mark(range);
         }
         let legs = self.legs.read();
         if let Some(leg) = &legs.fold {

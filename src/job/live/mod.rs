@@ -13,10 +13,12 @@ mod hands;
 mod latency;
 mod leg;
 pub mod mirror;
+mod recorder;
 
 pub use disk::{LiveDisk, Swapped};
 pub use latency::{Felt, Latencies, Throttle};
 pub use leg::{Advance, Buffers, Leg, Notes};
+pub use recorder::Recorder;
 
 #[cfg(test)]
 mod tests;

@@ -156,6 +156,16 @@ fn a_dirty_bitmap_is_told_as_qemu_tells_it() {
     let daemon = Daemon::start(&folder, &["vm=top,read-only"]);
     assert_eq!(folder.run("nbdinfo", &format!("{map} {}", daemon.uri("vm"))), theirs);
     assert!(theirs.matches("dirty").count() == 2, "{theirs}");
+    drop(daemon);
+    // It goes on recording while guests write, and qemu believes it afterwards.
+    let daemon = Daemon::start(&folder, &["vm=top"]);
+    folder.qemu_io("raw", &daemon.uri("vm"), &["write -q -P 8 3M 4k"]);
+    let ours = folder.run("nbdinfo", &format!("{map} {}", daemon.uri("vm")));
+    assert!(ours.matches("dirty").count() == 3, "{ours}");
+    assert!(daemon.stop().0.success());
+    let qemu = QemuNbd::start_with(&folder, "top", &["-B", "changes"]);
+    assert_eq!(folder.run("nbdinfo", &format!("{map} {}", qemu.1)), ours);
+    folder.qemu_img("check -q top");
 }
 
 #[test]
