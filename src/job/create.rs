@@ -10,10 +10,11 @@ use crate::{
     store::{Draft, Publish},
 };
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// What is to be made.
@@ -78,6 +79,7 @@ pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Openi
 pub(super) struct Target {
     path: PathBuf,
     place: Place,
+    parts: MadeParts,
 }
 
 #[derive(Debug)]
@@ -94,7 +96,8 @@ impl Target {
             Some(EntryKind::Device) => Place::Device(host.open(path, Access::Write)?),
             Some(_) => return Err(Error::new(ErrorKind::Exists, "is there already").path(path)),
         };
-        Ok(Self { path: path.to_path_buf(), place })
+        let parts = MadeParts { host: Arc::clone(host), paths: Mutex::default() };
+        Ok(Self { path: path.to_path_buf(), place, parts })
     }
 
     fn file(&self) -> Arc<dyn File> {
@@ -122,8 +125,8 @@ impl Target {
         (format, creation): (Format, &Creation),
         budget: &Budget,
     ) -> Result<Arc<dyn Image>> {
-        let (host, budget) = (host.as_ref(), budget.clone());
-        let parts = NewParts { host, folder: self.folder(host)?, budget };
+        let folder = self.folder(host.as_ref())?;
+        let parts = NewParts { made: &self.parts, folder, budget: budget.clone(), open: Mutex::default() };
         // The draft's own name means nothing to anybody.
         format::create(format, self.file(), creation, &parts).map_err(|e| self.named(e))
     }
@@ -142,27 +145,77 @@ impl Target {
     pub(super) fn publish(self, image: Arc<dyn Image>) -> Result<()> {
         image.flush().map_err(|e| self.named(e))?;
         drop(image);
-        match self.place {
+        self.parts.sync_folders()?;
+        let file = self.file();
+        let done = match self.place {
             Place::Draft(draft) => draft.publish_flushed(&self.path, Publish::New),
             Place::Device(_) => Ok(()),
+        };
+        // It may have its name, and not durably.
+        let is_named = || Ok::<_, Error>(self.parts.host.witness(&self.path)?.same_file(&file.witness()?));
+        if done.is_ok() || is_named().unwrap_or(true) {
+            self.parts.keep();
+        }
+        done
+    }
+}
+
+/// The further files of a new image, which go again with it unless they are kept.
+#[derive(Debug)]
+struct MadeParts {
+    host: Arc<dyn Host>,
+    paths: Mutex<Vec<PathBuf>>,
+}
+
+impl MadeParts {
+    /// Makes a file; `Exists`, and nothing touched, if anything has the name.
+    fn make(&self, path: PathBuf) -> Result<Arc<dyn File>> {
+        let taken = |error: Error| match error.kind() {
+            ErrorKind::Exists => Error::new(ErrorKind::Exists, "is there already").path(&path),
+            _ => error,
+        };
+        let file = self.host.create(&path).map_err(taken)?;
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+        Ok(file)
+    }
+
+    fn sync_folders(&self) -> Result<()> {
+        let paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.iter().filter_map(|path| path.parent()).try_for_each(|folder| self.host.sync_folder(folder))
+    }
+
+    fn keep(&self) {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Drop for MadeParts {
+    fn drop(&mut self) {
+        for path in self.paths.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            // The failure that led here is what the caller hears of.
+            let _ = self.host.remove(path);
         }
     }
 }
 
-/// Makes, or takes, the further files that the options of a new image name.
+/// Makes the further files that the options of a new image name.
 struct NewParts<'a> {
-    host: &'a dyn Host,
+    made: &'a MadeParts,
     folder: PathBuf,
     budget: Budget,
+    /// Those that were made, by name: an image asks for its own again when it is opened.
+    open: Mutex<BTreeMap<Vec<u8>, Arc<dyn File>>>,
 }
 
 impl Parts for NewParts<'_> {
     fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
-        let path = self.folder.join(Path::new(OsStr::from_bytes(name)));
-        match self.host.kind(&path)? {
-            None => self.host.create(&path),
-            Some(_) => self.host.open(&path, Access::Write),
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.get(name) {
+            return Ok(Arc::clone(file));
         }
+        let file = self.made.make(self.folder.join(Path::new(OsStr::from_bytes(name))))?;
+        open.insert(name.to_vec(), Arc::clone(&file));
+        Ok(file)
     }
 
     fn budget(&self) -> Budget {

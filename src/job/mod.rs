@@ -14,6 +14,7 @@ pub mod diff;
 pub mod lint;
 pub mod live;
 pub mod measure;
+pub mod overwrite;
 mod own;
 mod progress;
 pub mod rebase;

@@ -218,16 +218,20 @@ impl Revert {
     }
 }
 
-/// Refuses an image that others in its folder lie on, or that a job which was cut off names.
+/// Refuses an image that others in its folder lie on or keep their bytes in, or that a job which was cut off names.
 pub(super) fn refuse_children(host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
     refuse_cut_off(&Ledger::new(Arc::clone(host), None), &layer.path)?;
     let folder = layer.path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let family = Family::scan(host.as_ref(), &[folder])?;
     let file = host.witness(&layer.path)?;
-    match family.children_of(&file).next().filter(|_| Guard::Children.trips(true)) {
-        Some(child) => {
-            let what = format!("{} lies on it", child.path.display());
-            Err(Error::busy(what).subject(&child.path).path(&layer.path))
+    if let Some(child) = family.children_of(&file).next().filter(|_| Guard::Children.trips(true)) {
+        let what = format!("{} lies on it", child.path.display());
+        return Err(Error::busy(what).subject(&child.path).path(&layer.path));
+    }
+    match family.users_of(&file, &layer.path).next() {
+        Some(user) => {
+            let what = format!("{} keeps its bytes in it", user.path.display());
+            Err(Error::busy(what).subject(&user.path).path(&layer.path))
         }
         None => Ok(()),
     }

@@ -61,6 +61,11 @@ impl Failure {
         Self { exit: Exit::Usage, what: what.into(), hint: None }
     }
 
+    /// Reports that a person who was asked said no.
+    pub fn declined() -> Self {
+        Self { exit: Exit::Failed, what: "not done".to_owned(), hint: None }
+    }
+
     /// Reports an error of a command that looks for something inside a file: what helps with files that are missing or
     /// in the way would not help there.
     pub fn inside(error: &Error) -> Self {

@@ -32,7 +32,7 @@ impl Planned {
     /// Shows the plan and returns whether to go on.
     ///
     /// With `--dry-run` the plan is the answer. Otherwise it goes to stderr, and if it is destructive a person at
-    /// the terminal is asked; in a script `--yes` is wanted.
+    /// the terminal is asked, who fails the command by saying no; in a script `--yes` is wanted.
     pub fn agree<T: Serialize>(
         &self,
         answer: &Answer,
@@ -53,7 +53,11 @@ impl Planned {
             Grade::Harmless => Ok(true),
             Grade::Destructive if self.yes => Ok(true),
             Grade::Destructive if io::stdin().is_terminal() && io::stderr().is_terminal() => {
-                ask().map_err(Failure::from)
+                if ask()? {
+                    Ok(true)
+                } else {
+                    Err(Failure::declined())
+                }
             }
             Grade::Destructive => {
                 let what = "this cannot be taken back, and there is no terminal to ask on";

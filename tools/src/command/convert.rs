@@ -10,14 +10,13 @@ use crate::{
 };
 use clap::Args;
 use deltachain::{
-    base::Error,
-    chain::{Chain, open_layer},
-    disk::Disk,
+    chain::Chain,
     format::Format,
     io::{Access, Host},
     job::{
-        convert::{Converted, Filling, convert, fill},
+        convert::{Converted, convert},
         copy::{self, Conversion, Proved, Share},
+        overwrite::{self, Overwrite},
     },
 };
 use std::{
@@ -64,9 +63,12 @@ struct Layers {
     /// Keep the layers: DST is the folder that the new ones go to
     #[arg(long, conflicts_with_all = ["no_create", "force_share"])]
     chain: bool,
-    /// With --chain: only say what would be done
+    /// With --chain or --no-create: only say what would be done
     #[arg(short = 'n', long)]
     dry_run: bool,
+    /// With --no-create: do not ask before what DST holds is given up
+    #[arg(long, requires = "no_create")]
+    yes: bool,
 }
 
 impl Arguments {
@@ -79,8 +81,8 @@ impl Arguments {
         let (Some(source), Some(target)) = (&self.source, &self.target) else {
             return Err(Failure::usage("SRC and DST are wanted").hint("dchain convert --help"));
         };
-        if self.layers.dry_run && !self.layers.chain {
-            let what = "-n is --dry-run in every command, and goes with --chain here: nothing was done";
+        if self.layers.dry_run && !self.layers.chain && !self.no_create {
+            let what = "-n is --dry-run in every command, and goes with --chain and --no-create here: nothing was done";
             return Err(
                 Failure::usage(what).hint("--no-create writes into DST as it is, as -n of qemu-img does")
             );
@@ -90,13 +92,17 @@ impl Arguments {
             return self.keep_layers(&host, (source, target), answer);
         }
         let chain = Chain::open(&host, source, &self.reading.opening(&host)?)?;
-        let done =
-            if self.no_create { self.fill(&host, &chain, target) } else { self.make(&host, &chain, target) };
+        let done = if self.no_create {
+            self.fill(&host, (&chain, target), answer)
+        } else {
+            self.make(&host, &chain, target).map(Some)
+        };
         // Without --chain nothing is kept to go on from.
         let done = done.map_err(|failure| match failure.exit {
             Exit::Resumable => failure.hint("the same command begins again from the start"),
             _ => failure,
         })?;
+        let Some(done) = done else { return Ok(Exit::Done) };
         answer.print(&done, |out| {
             let (size, written) = (size::show(done.size), size::show(done.written_bytes));
             writeln!(out, "{}: {}, {size}, of which {written} written", target.display(), done.format)
@@ -136,22 +142,43 @@ impl Arguments {
         self.watching.run(|progress| convert(host, &chain.view(0), target, new, progress))
     }
 
-    fn fill(&self, host: &Arc<dyn Host>, chain: &Chain, target: &Path) -> Result<Converted, Failure> {
+    /// Returns what was done, if it was to be done.
+    fn fill(
+        &self,
+        host: &Arc<dyn Host>,
+        (chain, target): (&Chain, &Path),
+        answer: &Answer,
+    ) -> Result<Option<Converted>, Failure> {
         let opening = self.reading.source.references.opening(host.as_ref(), Access::Write)?;
-        let layer = open_layer(host, target, &opening.with_format(Some(self.target_format)))?;
-        if layer.image.parent().is_some() {
-            return Err(Error::unsupported("has a parent: only a flat image can be filled")
-                .path(target)
-                .into());
+        let overwrite = Overwrite::prepare(host, chain, (target, self.target_format), &opening)?;
+        let plan = overwrite.plan();
+        let is_lost = plan.given_up_bytes > 0 || plan.is_frozen;
+        let grade = if is_lost { Grade::Destructive } else { Grade::Harmless };
+        let planned = Planned { dry_run: self.layers.dry_run, yes: self.layers.yes };
+        if !planned.agree(answer, plan, &lines(plan), grade)? {
+            return Ok(None);
         }
-        let filling = Filling { is_blank: false, is_packed: self.compress };
-        let image = layer.image.as_ref();
-        let filled = |progress: &_| {
-            let filled = fill(&chain.view(0), image, filling, progress);
-            filled.and_then(|written_bytes| image.flush().map(|()| written_bytes))
-        };
-        let written_bytes = self.watching.run(|progress| filled(progress).map_err(|e| e.path(target)))?;
-        let (format, size) = (self.target_format, layer.size());
-        Ok(Converted { image: target.to_path_buf(), format, size: size.max(chain.size()), written_bytes })
+        self.watching.run(|progress| overwrite.run(chain, self.compress, progress)).map(Some)
     }
+}
+
+/// What becomes of an image that is written as it is.
+fn lines(plan: &overwrite::Plan) -> Vec<String> {
+    let name = plan.image.display();
+    let (size, given_up) = (size::show(plan.size), size::show(plan.given_up_bytes));
+    let mut lines = vec![match plan.given_up_bytes {
+        0 => format!("{name}: {}, {size}, holds nothing and is written", plan.format),
+        _ => {
+            format!("{name}: {}, {size}, is overwritten: the {given_up} that it holds are lost", plan.format)
+        }
+    }];
+    if plan.is_frozen {
+        lines.push(
+            "it was frozen as the parent of others: those that are elsewhere are no longer what they were"
+                .into(),
+        );
+    }
+    let stale = |name: &String| format!("the bitmap '{name}' is marked as in use: it records nothing here");
+    lines.extend(plan.bitmaps_stale.iter().map(stale));
+    lines
 }

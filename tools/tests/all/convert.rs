@@ -6,7 +6,9 @@ use super::{
 };
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 use tempfile::{TempDir, tempdir};
 
@@ -78,8 +80,81 @@ fn an_image_that_is_there_is_filled_only_when_asked() {
     qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -P 9 0 5M", "old.qcow2"]);
     let run = dchain(at, &["convert", "-O", "qcow2", "top.qcow2", "old.qcow2"]);
     assert_eq!((run.code, run.err.contains("old.qcow2: is there already")), (Some(1), true), "{}", run.err);
-    done(at, &["convert", "-O", "qcow2", "--no-create", "top.qcow2", "old.qcow2"]);
+    let filling = ["convert", "-O", "qcow2", "--no-create", "top.qcow2", "old.qcow2"];
+    let run = dchain(at, &filling);
+    assert_eq!((run.code, run.err.contains("5 MiB that it holds are lost")), (Some(64), true), "{}", run.err);
+    let plan = done(at, &[&filling[..], &["-n", "--output", "json"]].concat()).json();
+    assert_eq!(plan["given-up-bytes"], 5 << 20);
+    // A person who says no has not had it done.
+    let shell = format!("{} {}", env!("CARGO_BIN_EXE_dchain"), filling.join(" "));
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &shell, "/dev/null"]).current_dir(at).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut person = terminal.spawn().unwrap();
+    person.stdin.take().unwrap().write_all(b"n\n").unwrap();
+    let declined = person.wait_with_output().unwrap();
+    let shown = String::from_utf8_lossy(&declined.stdout);
+    assert_eq!((declined.status.code(), shown.contains("dchain: not done")), (Some(1), true), "{shown}");
+    done(at, &[&filling[..], &["--yes"]].concat());
     check(at, "qcow2", "old.qcow2");
+}
+
+#[test]
+fn what_others_need_and_what_is_something_else_is_never_filled() {
+    let folder = chain();
+    let at = folder.path();
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "new.qcow2", "5M"]);
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "far.qcow2", "5M"]);
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "parent.qcow2", "5M"]);
+    done(at, &["snapshot", "parent.qcow2", "child.qcow2"]);
+    let cases = [
+        ("qcow2", "parent.qcow2", 69, "child.qcow2 lies on it"),
+        ("raw", "data.raw", 69, "far.qcow2 keeps its bytes in it"),
+        ("raw", "base.raw", 69, "is what this command reads"),
+        ("raw", "new.qcow2", 64, "is a qcow2 image"),
+        ("qcow2", "data.raw", 64, "is a raw image"),
+    ];
+    for (format, target, code, why) in cases {
+        let before = fs::read(at.join(target)).unwrap();
+        let run = dchain(at, &["convert", "-O", format, "--no-create", "--yes", "top.qcow2", target]);
+        assert_eq!((run.code, run.err.contains(why)), (Some(code), true), "{target}: {}", run.err);
+        assert!(fs::read(at.join(target)).unwrap() == before, "{target}");
+    }
+    // Where nothing is lost, nothing is asked.
+    done(at, &["bitmap", "--add", "new.qcow2", "b"]);
+    let run = done(at, &["convert", "-O", "qcow2", "--no-create", "top.qcow2", "new.qcow2"]);
+    assert!(run.err.contains("'b' is marked as in use"), "{}", run.err);
+    check(at, "qcow2", "new.qcow2");
+}
+
+#[test]
+fn a_data_file_that_is_there_stays_as_it_is_and_one_that_was_made_goes_with_a_failure() {
+    let folder = chain();
+    let at = folder.path();
+    fs::write(at.join("precious"), b"precious").unwrap();
+    std::os::unix::fs::symlink("elsewhere", at.join("link")).unwrap();
+    for data in ["precious", "link"] {
+        let option = format!("data_file={data}");
+        for command in [
+            &["create", "-f", "qcow2", "-o", &option, "new.qcow2", "1M"][..],
+            &["convert", "-O", "qcow2", "-o", &option, "top.qcow2", "new.qcow2"],
+            &["snapshot", "-o", &option, "top.qcow2", "new.qcow2"],
+        ] {
+            let run = dchain(at, command);
+            assert!(run.code == Some(1) || command[0] == "snapshot" && run.code == Some(77), "{}", run.err);
+            assert!(
+                run.code == Some(77) || run.err.contains(&format!("{data}: is there already")),
+                "{}",
+                run.err
+            );
+        }
+    }
+    assert_eq!(fs::read(at.join("precious")).unwrap(), b"precious");
+    assert!(!at.join("elsewhere").exists() && !at.join("new.qcow2").exists());
+    // Its own name for its data: that file was made, and goes.
+    let run = dchain(at, &["create", "-f", "qcow2", "-o", "data_file=new.qcow2", "new.qcow2", "1M"]);
+    assert_eq!((run.code, at.join("new.qcow2").exists()), (Some(1), false), "{}", run.err);
+    done(at, &["create", "-f", "qcow2", "-o", "data_file=data", "new.qcow2", "1M"]);
+    assert_eq!(fs::metadata(at.join("data")).unwrap().len(), 1 << 20);
 }
 
 #[test]
