@@ -90,6 +90,10 @@ guards! {
     KnownTables,
     /// An entry that points past the file's end is corrupt, not zeros.
     PastEnd,
+    /// What changed is not told since a point below which another program wrote.
+    PointBelow,
+    /// The layers that an open backup reads are not changed.
+    BackupReads,
     /// A bitmap that records is said to be stale before the first write.
     StaleBitmaps,
     /// Nothing is written once tables could not be.

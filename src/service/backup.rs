@@ -18,7 +18,7 @@ use super::{
     view::ErrorView,
 };
 use crate::{
-    base::{Error, ErrorKind, Result, clock, clock::Stopwatch, name::FileName, seed},
+    base::{Error, ErrorKind, Guard, Result, clock, clock::Stopwatch, name::FileName, seed},
     chain::{Chain, Layer},
     disk::Disk,
     export::{Context, Export},
@@ -363,7 +363,7 @@ impl Service {
 
     /// Refuses what would change the layers that an open backup reads.
     pub(super) fn refuse_backup(&self, disk: &str) -> Result<()> {
-        match self.backup_of(disk) {
+        match self.backup_of(disk).filter(|_| Guard::BackupReads.trips(true)) {
             Some(id) => Err(Error::busy(format!("disk '{disk}': backup {} is of it", short(&id)))),
             None => Ok(()),
         }

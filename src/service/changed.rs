@@ -6,7 +6,7 @@
 
 use super::book::Mark;
 use crate::{
-    base::{GuestOffset, GuestRange, Result},
+    base::{Guard, GuestOffset, GuestRange, Result},
     chain::{Layer, Standing, lineage},
     disk::Disk,
     export::{Context, Stretch},
@@ -83,7 +83,8 @@ pub(super) fn since(ledger: &Ledger, layers: &[Layer], mark: &Mark) -> Result<Si
     // What no record speaks for looks as it did then.
     let is_known =
         |now: &Witness| mark.unrecorded.iter().any(|then| then.same_file(now) && then.same_state(now));
-    if standings.iter().any(is_doubted) || !unrecorded(&standings).iter().all(is_known) {
+    let is_other = standings.iter().any(is_doubted) || !unrecorded(&standings).iter().all(is_known);
+    if Guard::PointBelow.trips(is_other) {
         let why = "another program wrote to its layer, or to one below it";
         return Ok(Since::Ever(Some(why.to_owned())));
     }

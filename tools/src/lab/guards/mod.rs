@@ -3,6 +3,7 @@
 //! A scene returns whether the guard did its work; without the guard it says no, fails or panics. All of it is for
 //! builds with debug assertions: others have no way to take a guard away.
 
+mod backups;
 mod chains;
 mod images;
 mod live;
@@ -73,6 +74,8 @@ fn play(guard: Guard) -> Result<bool> {
         Guard::SharedCluster | Guard::SharedTable => Ok(images::history_holds("qcow2-snapshot")),
         Guard::ZeroOverParent => Ok(images::history_holds("qcow2-parent")),
         Guard::UncoveredParent => Ok(images::history_holds("qcow2-resize")),
+        Guard::PointBelow => backups::tells_no_increment_over_a_strangers_write(),
+        Guard::BackupReads => backups::folds_nothing_under_a_backup(),
         Guard::StaleBitmaps => Ok(images::history_holds("qcow2-bitmap")),
         Guard::Poison => Ok(images::errors_are_survived("qcow2-512")),
         Guard::KnownTables => images::refuses_to_give_the_header_away(),
