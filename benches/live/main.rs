@@ -4,6 +4,8 @@
 //! a fresh server each time, and is judged by the ratio of the medians; absolute figures only say which machine it
 //! was. Server and fio share the machine's cores.
 //!
+//! Folds and snapshots (`folds.rs`) are measured under fio, too, against qemu-storage-daemon's jobs.
+//!
 //! Needs qemu-utils, nbdkit and fio; 25 GB of disk, and memory for the data to stay cached. Options, after `--`:
 //!
 //! - `--only PATTERN`: rows whose name contains it · `--list`: their names · `--runs N` (default 3)
@@ -15,7 +17,9 @@
 #[path = "../offline/data.rs"]
 #[allow(dead_code, reason = "some of it is for the offline bench alone")]
 mod data;
+mod folds;
 mod load;
+mod qmp;
 mod rows;
 mod server;
 
@@ -67,21 +71,32 @@ fn main() -> ExitCode {
 }
 
 fn bench(options: &Options) -> Result<(), String> {
-    let rows: Vec<_> = ROWS.iter().filter(|row| row.name.contains(&options.only)).collect();
+    let is_wanted = |name: &str| name.contains(&options.only);
+    let rows: Vec<_> = ROWS.iter().filter(|row| is_wanted(row.name)).collect();
+    let folds: Vec<_> = folds::ROWS.iter().filter(|row| is_wanted(row.name)).collect();
+    let pauses = Some(folds::PAUSE_ROW).filter(|name| is_wanted(name));
     if options.list {
-        for row in &rows {
-            println!("{}", row.name);
-        }
+        let names = rows.iter().map(|row| row.name).chain(folds.iter().map(|row| row.name)).chain(pauses);
+        names.for_each(|name| println!("{name}"));
         return Ok(());
     }
     let mut data = data::Data::new(&data_folder(options.scale), options.scale)?;
     let mut lines = vec![HEAD.map(str::to_owned)];
+    let mut add = |all: Vec<[String; 7]>| {
+        for line in &all {
+            eprintln!("{}", line.join(" | "));
+        }
+        lines.extend(all);
+    };
     for row in rows {
         data.make(row.pieces)?;
-        for line in run(row, &data, options)? {
-            eprintln!("{}", line.join(" | "));
-            lines.push(line);
-        }
+        add(run(row, &data, options)?);
+    }
+    for row in folds {
+        add(row.run(&mut data, options.runs)?);
+    }
+    if pauses.is_some() {
+        add(folds::pauses(&mut data)?);
     }
     print!("{}", table(&lines, options.markdown));
     Ok(())
