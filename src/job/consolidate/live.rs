@@ -41,7 +41,8 @@ pub struct LivePace {
     pub block_bytes: u64,
     /// Bytes between two marks: what a crash makes copied again, at most.
     pub mark_bytes: u64,
-    /// The part of the time, above 0 and at most 1, that the copier keeps for itself while guests write.
+    /// The part of the target's time, above 0 and at most 1, that the copier keeps for itself while guests write; more
+    /// than half only where a goal for their latency is set.
     pub share: f64,
     /// How long the target may take for something before it counts as failed.
     pub patience: Patience,
@@ -134,11 +135,12 @@ impl Pacing {
         let share = manners.share.unwrap_or(self.pace.share).clamp(0.01, 1.0);
         self.moved += bytes;
         self.listen(leg, progress, share);
-        let rest = |part: f64| own.mul_f64((1.0 - part) / part).min(PAUSE_MAX);
+        let rest = |fair: f64, part: f64| own.mul_f64((fair - part).max(0.0) / part).min(PAUSE_MAX);
         let guest = leg.take_guest_time();
         match manners.latency_target {
-            Some(_) => rest(self.part.max(share)),
-            None => rest(share).min(guest),
+            Some(_) => rest(1.0, self.part.max(share)),
+            // Guests write to the target one at a time: the copier has half of it as it is.
+            None => rest(0.5, share).min(guest),
         }
     }
 

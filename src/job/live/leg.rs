@@ -131,6 +131,9 @@ pub struct Leg {
     /// How long a write waits for what is in its way on a target that may hang.
     patience: Option<Duration>,
     mirror: Mutex<Mirror>,
+    /// One guest at a time writes to a target that does not hang: the host lets one writer into a file, and the copier
+    /// would be one of as many as guests have requests in flight.
+    turnstile: Mutex<()>,
     /// A write has ended, or the copier's hand is empty.
     turned: Condvar,
     notes: Mutex<Box<dyn Notes>>,
@@ -161,6 +164,7 @@ impl Leg {
             hands: patience.map(Hands::new),
             patience,
             mirror: Mutex::new(mirror),
+            turnstile: Mutex::new(()),
             turned: Condvar::new(),
             notes: Mutex::new(notes),
             wanted: Mutex::default(),
@@ -232,6 +236,7 @@ impl Leg {
     fn change_target(&self, range: GuestRange, parts: Vec<GuestRange>, change: Change<'_>) -> Result<()> {
         self.mirrored_bytes.fetch_add(parts.iter().map(|part| part.bytes).sum(), Relaxed);
         if self.hands.is_none() || parts.is_empty() {
+            let _turn = (!parts.is_empty()).then(|| self.turnstile.lock());
             return parts.into_iter().try_for_each(|part| change.on_target(&self.target, range, part));
         }
         // The guest's own bytes may be gone when a late write begins.
