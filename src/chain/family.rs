@@ -2,7 +2,7 @@
 //!
 //! Children elsewhere cannot be seen from a parent: whoever asks says where it was looked.
 
-use super::link::join;
+use super::link::{is_plain, join};
 use crate::{
     base::{Error, ErrorKind, Result},
     format::{self, Format, ParentName},
@@ -167,12 +167,11 @@ pub(super) fn member(host: &dyn Host, path: &Path) -> Result<Member> {
 
 fn find(host: &dyn Host, child: &Path, name: ParentName) -> Link {
     let folder = child.parent().unwrap_or(Path::new("/"));
-    let is_plain = !name.name.contains(&0)
-        && !name.name.split(|b| *b == b'/').next().unwrap_or_default().contains(&b':');
     let path = join(folder, Path::new(OsStr::from_bytes(&name.name)));
-    let place = Some(path).filter(|_| is_plain).and_then(|p| host.canonical(&p).ok());
+    let place = Some(path).filter(|_| is_plain(&name.name)).and_then(|p| host.canonical(&p).ok());
     // A name that is not followed still says which file must stay as it is.
-    let named = || host.canonical(&join(folder, &qemu_file(&name.name)?)).ok();
+    let literal = || PathBuf::from(OsStr::from_bytes(&name.name));
+    let named = || host.canonical(&join(folder, &qemu_file(&name.name).unwrap_or_else(literal))).ok();
     let witness = place.clone().or_else(named).and_then(|p| host.witness(&p).ok());
     Link { name, place, witness }
 }

@@ -20,10 +20,10 @@ mod view;
 
 pub use family::{Family, Link, Member};
 pub use lineage::{Standing, check_lineage, freeze, join, lineage, refuse_cut_off};
-pub use link::relative_name;
+pub use link::{header_name, is_plain, relative_name};
 pub use open::{Opening, check_layer, open_layer};
 pub use pair::{Both, Pair};
-pub use policy::{Policy, UNSTATED};
+pub use policy::{COLON, Policy, UNSTATED};
 pub use view::{Run, View};
 
 use crate::{
@@ -36,7 +36,6 @@ use crate::{
     io::{Host, Kept, Likeness},
 };
 use std::{
-    os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -76,8 +75,7 @@ impl Layer {
 
     /// Returns how the header of a child in `folder` (absolute, without links) names this layer as its parent.
     pub fn name_in(&self, folder: &Path) -> ParentName {
-        let name = relative_name(folder, &self.path).into_os_string().into_vec();
-        ParentName { name, format: Some(self.format().name().to_owned()) }
+        ParentName { name: header_name(folder, &self.path), format: Some(self.format().name().to_owned()) }
     }
 }
 

@@ -4,7 +4,7 @@
 //! regular file in the folder of the image that names it, or below; or in a folder that the caller allows. What
 //! counts is where the opened file really is, not how its name reads, so that a link cannot lead out.
 
-use super::link::join;
+use super::link::{is_plain, join};
 use crate::{
     base::{Budget, Error, ErrorKind, Guard, Result},
     format::Parts,
@@ -22,6 +22,9 @@ const DEPTH_MAX: usize = 1024;
 
 /// Ends the refusal of an image whose own format would have to be stated.
 pub const UNSTATED: &str = "its own format was only recognised, not stated";
+
+/// What a name is that QEMU takes for a protocol, and nobody follows here.
+pub const COLON: &str = "something that is not a plain file name";
 
 /// Which references inside images are followed.
 #[derive(Clone, Debug)]
@@ -91,13 +94,12 @@ impl Referrer<'_> {
 
     /// Returns the name as a path, unless it asks for anything but a file.
     fn checked_name<'n>(&self, name: &'n [u8]) -> Result<&'n Path> {
-        let before_slash = name.split(|b| *b == b'/').next().unwrap_or_default();
         let wrong = if name.is_empty() {
             "an empty name"
         } else if name.contains(&0) {
             "a name with a NUL byte"
-        } else if before_slash.contains(&b':') {
-            "something that is not a plain file name"
+        } else if !is_plain(name) {
+            COLON
         } else {
             return Ok(Path::new(OsStr::from_bytes(name)));
         };

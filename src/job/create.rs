@@ -3,7 +3,7 @@
 use super::rebase::NewParent;
 use crate::{
     base::{Budget, Error, ErrorKind, Result, units::SECTOR_BYTES},
-    chain::{Chain, Layer, Opening, freeze, join},
+    chain::{Chain, Layer, Opening, freeze, is_plain, join},
     disk::Disk,
     format::{self, Creation, Format, Image, ParentName, Parts},
     io::{Access, EntryKind, File, Host},
@@ -92,7 +92,11 @@ impl Target {
     /// Takes the name; `Exists` if a file has it.
     pub(super) fn new(host: &Arc<dyn Host>, path: &Path) -> Result<Self> {
         let place = match host.kind(path)? {
-            None => Place::Draft(Draft::new(host, path)?),
+            None => {
+                // What is left of an earlier run only takes space: it is in nobody's way if it cannot be removed.
+                let _ = Draft::sweep(host.as_ref(), path);
+                Place::Draft(Draft::new(host, path)?)
+            }
             Some(EntryKind::Device) => Place::Device(host.open(path, Access::Write)?),
             Some(_) => return Err(Error::new(ErrorKind::Exists, "is there already").path(path)),
         };
@@ -209,6 +213,13 @@ struct NewParts<'a> {
 
 impl Parts for NewParts<'_> {
     fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
+        // It is refused when it is read.
+        if !is_plain(name) {
+            let name = String::from_utf8_lossy(name);
+            return Err(Error::invalid(format!(
+                "'{name}' reads as a protocol, not as a file: write ./{name}"
+            )));
+        }
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = open.get(name) {
             return Ok(Arc::clone(file));

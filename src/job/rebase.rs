@@ -7,14 +7,19 @@
 use super::Progress;
 use crate::{
     base::{Error, ErrorKind, GuestOffset, GuestRange, Result, units::index},
-    chain::{Both, Chain, Layer, Opening, Pair, Run, View, freeze, join, refuse_cut_off},
+    chain::{
+        Both, Chain, Layer, Opening, Pair, Run, View, check_lineage, freeze, is_plain, join, lineage,
+        open_layer, refuse_cut_off,
+    },
     disk::Disk,
     format::{Below, Format, ParentName},
-    io::{Access, File, Host, Kept},
+    io::{Access, EntryKind, File, Host, Kept},
     map::State,
     store::Ledger,
 };
 use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -88,7 +93,12 @@ impl Rebase {
         opening: &Opening,
         parent: Option<&NewParent>,
     ) -> Result<Self> {
-        let chain = Chain::open(host, image, opening)?;
+        let chain = match (Chain::open(host, image, opening), parent) {
+            (Err(e), Some(parent)) if e.kind() == ErrorKind::Policy => {
+                respelled(host, image, opening, parent)?.ok_or(e)?
+            }
+            (opened, _) => opened?,
+        };
         let head = chain.head()?.clone();
         if let Some(ledger) = &opening.ledger {
             refuse_cut_off(ledger, &head.path)?;
@@ -236,6 +246,32 @@ impl Below for Leaving<'_> {
     fn is_zero(&self, _range: GuestRange) -> Result<bool> {
         Ok(false)
     }
+}
+
+/// Returns the image on `parent` if its header means just that one by a name that is read as a protocol, such as
+/// `a:b`: nothing but the spelling is to change.
+fn respelled(
+    host: &Arc<dyn Host>,
+    image: &Path,
+    opening: &Opening,
+    parent: &NewParent,
+) -> Result<Option<Chain>> {
+    let head = open_layer(host, image, opening)?;
+    let Some(name) = head.image.parent().map(|parent| parent.name).filter(|name| !is_plain(name)) else {
+        return Ok(None);
+    };
+    let place = head.path.with_file_name("").join(OsStr::from_bytes(&name));
+    if host.kind(&place)? != Some(EntryKind::File)
+        || !host.witness(&place)?.same_file(&host.witness(&parent.path)?)
+    {
+        return Ok(None);
+    }
+    let below = open_new(host, &head, opening, parent)?;
+    let layers: Vec<Layer> = std::iter::once(&head).chain(below.layers()).cloned().collect();
+    if let Some(ledger) = &opening.ledger {
+        check_lineage(&layers, &lineage(ledger, &layers)?)?;
+    }
+    Ok(Some(Chain::of(layers, true)))
 }
 
 fn open_new(host: &Arc<dyn Host>, head: &Layer, opening: &Opening, parent: &NewParent) -> Result<Chain> {

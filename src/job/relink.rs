@@ -224,7 +224,9 @@ impl Search<'_> {
     /// Looks up what the caller said of that name.
     fn by_word(&self, name: &ParentName) -> Result<Option<Chain>> {
         let called = Path::new(std::ffi::OsStr::from_bytes(&name.name));
-        let is_meant = |old: &Path| old == called || Some(old.as_os_str()) == called.file_name();
+        let bare = |name: &'_ Path| name.strip_prefix(".").unwrap_or(name).to_path_buf();
+        let is_meant =
+            |old: &Path| bare(old) == bare(called) || Some(bare(old).as_os_str()) == called.file_name();
         let Some((_, new)) = self.request.map.iter().find(|(old, _)| is_meant(old)) else { return Ok(None) };
         let file = self.host.witness(new)?;
         let outside = || Error::invalid("is not among the images looked at").path(new);

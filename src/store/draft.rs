@@ -2,7 +2,7 @@
 
 use crate::{
     base::{ErrorKind, Result, seed},
-    io::{Access, File, Host},
+    io::{Access, EntryKind, File, Host},
 };
 use std::{
     ffi::OsString,
@@ -33,7 +33,9 @@ pub enum Publish {
 impl Draft {
     /// Creates the temporary file, open for writing, in the folder of `target`.
     pub fn new(host: &Arc<dyn Host>, target: &Path) -> Result<Self> {
-        let temporary = Self::temporary_name(target);
+        let mut name = Self::start_of_passing(target);
+        name.push(random());
+        let temporary = target.with_file_name(name);
         let file = host.create(&temporary)?;
         Ok(Self { host: Arc::clone(host), temporary, file, is_over: false })
     }
@@ -56,14 +58,15 @@ impl Draft {
         name.starts_with('.') && name.contains(".dchain-draft-")
     }
 
-    /// Removes the temporary files for `target` that an interrupted program left behind: nobody has them open.
+    /// Removes the files of [`Draft::new`] for `target` that an interrupted program left behind: nobody has them open.
+    /// What was noted stays: a job may go on with it.
     pub fn sweep(host: &dyn Host, target: &Path) -> Result<()> {
-        let start = Self::start_of_name(target);
+        let start = Self::start_of_passing(target);
         let folder =
             target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         for entry in host.list(folder)? {
             let name = entry.path.file_name().unwrap_or_default();
-            if !name.as_bytes().starts_with(start.as_bytes()) {
+            if entry.kind != EntryKind::File || !name.as_bytes().starts_with(start.as_bytes()) {
                 continue;
             }
             match host.open(&entry.path, Access::Write) {
@@ -79,8 +82,15 @@ impl Draft {
     /// Returns a fresh temporary name for `target`.
     pub fn temporary_name(target: &Path) -> PathBuf {
         let mut name = Self::start_of_name(target);
-        name.push(format!("{:016x}", seed::fresh() >> 64));
+        name.push(random());
         target.with_file_name(name)
+    }
+
+    /// How the names of those start that nobody goes on with.
+    fn start_of_passing(target: &Path) -> OsString {
+        let mut name = Self::start_of_name(target);
+        name.push("t");
+        name
     }
 
     fn start_of_name(target: &Path) -> OsString {
@@ -123,6 +133,10 @@ impl Draft {
         self.is_over = true;
         self.host.sync_folder(target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
     }
+}
+
+fn random() -> String {
+    format!("{:016x}", seed::fresh() >> 64)
 }
 
 impl Drop for Draft {

@@ -26,6 +26,7 @@ mod trust;
 pub use draft::{Draft, Publish};
 pub use journal::{Fold, FoldMode, Held, HeldState, Intent, Journal, Position, Removed};
 pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before, noted_format};
+pub use place::NO_PLACE;
 pub use record::{Claim, Epoch, LayerRecord, Record};
 pub use transfer::{Left, Part, Transfer};
 pub use trust::{Child, Differs, Doubt, Evidence, Lineage, Refusal, Seen, Trust, accept, trust};

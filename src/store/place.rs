@@ -14,6 +14,9 @@ use std::{
 
 const BUFFER_BYTES: usize = 256 << 10;
 
+/// How it is said that what is known of an image can be kept in no folder.
+pub const NO_PLACE: &str = "notes can be kept nowhere";
+
 /// Writes the content of a file.
 pub(super) type Content<'a> = dyn Fn(&mut dyn Write) -> Result<()> + 'a;
 
@@ -42,7 +45,9 @@ pub(super) fn replace_in_first(
             Err(error) => return Err(error),
         }
     }
-    Err(refused.unwrap_or_else(|| Error::invalid("no folder to keep notes in")))
+    let tried: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let nowhere = format!("{NO_PLACE}, tried {}", tried.join(" and "));
+    Err(refused.unwrap_or_else(|| Error::invalid("no folder to keep notes in")).doing(nowhere))
 }
 
 /// Returns whether a name stands for a file in its own folder, whatever is put before it.
@@ -54,7 +59,9 @@ pub(super) fn is_plain(name: &Path) -> bool {
 
 /// Returns whether the failure says that this place is closed to us, not that something is wrong with it.
 pub(super) fn is_closed(error: &Error) -> bool {
-    let closed = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+    // `HOME=/dev/null` is usual for users that are services.
+    let closed =
+        [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::NotADirectory];
     error.os().is_some_and(|os| closed.contains(&os.kind()))
 }
 

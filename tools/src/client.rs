@@ -32,6 +32,11 @@ impl Daemon {
         said.unwrap_or_else(|| PathBuf::from(SOCKET))
     }
 
+    /// Returns whether it was said on the command line where the daemon is.
+    pub const fn is_named(&self) -> bool {
+        self.socket.is_some()
+    }
+
     /// Asks for something.
     pub fn get(&self, path: &str) -> Result<Value, Failure> {
         self.ask("GET", path, "")

@@ -3,8 +3,8 @@
 use crate::output::printable;
 use deltachain::{
     base::{Error, ErrorKind},
-    chain::UNSTATED,
-    store::{Journal, Transfer},
+    chain::{COLON, UNSTATED},
+    store::{Journal, NO_PLACE, Transfer},
 };
 use std::{fmt, io, os::unix::ffi::OsStrExt, path::Path, process::ExitCode};
 
@@ -95,6 +95,15 @@ impl Failure {
         Self { exit: exit_for(error.kind()), what, hint: hint_for(error) }
     }
 
+    /// Of a command that keeps nothing to go on from.
+    #[must_use]
+    pub fn begins_again(self) -> Self {
+        match self.exit {
+            Exit::Resumable => self.exit(Exit::Failed).hint("the same command begins again from the start"),
+            _ => self,
+        }
+    }
+
     /// Adds what helps.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -154,14 +163,26 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Policy, None) if error.what().ends_with(UNSTATED) => {
             Some("-f qcow2 states it: references into allowed folders are followed then".to_owned())
         }
+        (ErrorKind::Policy, None) if error.what().contains(COLON) => Some(format!(
+            "if a file of that name is meant: dchain rebase -b ./NAME -F FMT {file}, or dchain relink {file}"
+        )),
         (ErrorKind::Policy, Some(unread)) if error.file() == Some(unread) => {
             Some("--ignore-unread goes on, if it does not".to_owned())
         }
         (ErrorKind::Corrupt | ErrorKind::Unsupported, _) if error.file().is_some_and(Journal::is_name) => {
             Some(format!("dchain consolidate --abandon {file} removes it"))
         }
+        (_, _) if error.what().contains(NO_PLACE) => {
+            Some("XDG_STATE_HOME names a folder that can be written".to_owned())
+        }
         (ErrorKind::Corrupt, _) if error.file().is_some_and(Transfer::is_name) => {
             Some(format!("rm {file} forgets it, and the copy begins anew"))
+        }
+        (ErrorKind::Corrupt, _) if error.what().contains("not a qcow2 image") => {
+            Some("if it is a raw image, -f raw states it (-F raw of a parent)".to_owned())
+        }
+        (ErrorKind::Corrupt, _) if error.what().contains("comes back to") => {
+            Some("one of these names the wrong parent: dchain tree FOLDER shows who names whom".to_owned())
         }
         (ErrorKind::Corrupt, _) => Some(format!("dchain check {file} lists what is wrong")),
         // The file is there: what is missing is something that it refers to.
@@ -169,9 +190,6 @@ fn hint_for(error: &Error) -> Option<String> {
             "dchain relink {file} FOLDER finds a lost parent in the image's folder and in FOLDER by what is recorded of \
              it, or by name with --map OLD=NEW"
         )),
-        (ErrorKind::Busy, Some(own)) if error.file() == Some(own) => {
-            Some("remove its other name, or make that a copy".to_owned())
-        }
         // Mostly the error has named it, and said what it has to do with it.
         (ErrorKind::Busy, Some(child)) => {
             let is_named = error.what().contains(&child.display().to_string());

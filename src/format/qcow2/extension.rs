@@ -87,9 +87,6 @@ pub fn read_list(area: &[u8], from: usize) -> Result<Vec<Extension>> {
     let mut list: Vec<Extension> = Vec::new();
     let mut at = from;
     while let Some(head) = area.get(at..).and_then(ExtensionHead::parse_start) {
-        if head.kind == END {
-            break;
-        }
         let start = at + ExtensionHead::SIZE;
         let end = start + units::index(u64::from(head.bytes));
         let Some(bytes) = area.get(start..end) else {
@@ -99,6 +96,10 @@ pub fn read_list(area: &[u8], from: usize) -> Result<Vec<Extension>> {
                 area.len()
             )));
         };
+        // QEMU looks at the mark's length as well, though it has no bytes.
+        if head.kind == END {
+            break;
+        }
         list.push(Extension { kind: head.kind, bytes: bytes.to_vec() });
         at = end.next_multiple_of(8);
     }

@@ -499,10 +499,10 @@ fn list_ends(start: &[u8], from: u32, area_bytes: u64) -> bool {
     }
     let mut at = u64::from(from);
     while let Some(head) = start.get(units::index(at)..).and_then(extension::ExtensionHead::parse_start) {
-        if head.kind == extension::END {
-            return true;
-        }
         at += 8 + u64::from(head.bytes).next_multiple_of(8);
+        if head.kind == extension::END {
+            return at <= units::count(start.len());
+        }
     }
     false
 }

@@ -38,9 +38,12 @@ impl RealHost {
     /// How many files may be open for reading at once unless stated otherwise.
     pub const DESCRIPTORS: usize = 256;
 
-    /// Returns the machine, with at most [`RealHost::DESCRIPTORS`] files open for reading.
+    /// Returns the machine, with at most [`RealHost::DESCRIPTORS`] files open for reading, and no more than half of those
+    /// that the process may have open: the rest is for files that are written, for folders and sockets.
     pub fn new() -> Self {
-        Self::with_descriptors(Self::DESCRIPTORS)
+        let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let half = allowed.and_then(|allowed| usize::try_from(allowed / 2).ok()).unwrap_or(usize::MAX);
+        Self::with_descriptors(Self::DESCRIPTORS.min(half))
     }
 
     /// Returns the machine, with at most `limit` (at least 1) descriptors of files that are only read; those

@@ -5,7 +5,7 @@
 use super::{plan::folder_of, run::resolve};
 use crate::{
     base::{Error, ErrorKind, Guard, Result},
-    chain::{Family, Layer, Member, Opening, Policy, open_layer, relative_name},
+    chain::{Family, Layer, Member, Opening, Policy, header_name, open_layer},
     format::{self, Format, Image, ParentName},
     io::{Access, File, Host, Witness},
     store::{Claim, FoldMode, Journal, Ledger},
@@ -136,8 +136,8 @@ impl Ending {
             layer.image.parent().filter(|p| Path::new(OsStr::from_bytes(&p.name)).is_absolute())
             && journal.fold().mode == FoldMode::TopName
         {
-            let name = relative_name(folder_of(&layer.path), Path::new(OsStr::from_bytes(&parent.name)));
-            self.name_parent(layer.image.as_ref(), name.as_os_str().as_bytes())?;
+            let name = header_name(folder_of(&layer.path), Path::new(OsStr::from_bytes(&parent.name)));
+            self.name_parent(layer.image.as_ref(), &name)?;
         }
         let has_children = self.has_children(layer)?;
         match journal.fold().head_epoch.filter(|_| has_children) {
@@ -209,9 +209,7 @@ impl Ending {
         let child = family.children_of(&file).find(|child| !is_folded(child));
         match child.filter(|_| Guard::Orphans.trips(true)) {
             Some(child) => {
-                let is_old_top = child.witness.same_file(&journal.fold().head);
-                let why = if is_old_top { ", being another name of the old top" } else { "" };
-                let what = format!("{} lies on it by now{why}: it is not removed", child.path.display());
+                let what = format!("{} lies on it by now: it is not removed", child.path.display());
                 Err(Error::busy(what).subject(&child.path).path(path))
             }
             None => Ok(()),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     base::{Error, Guard, GuestOffset, Result},
-    chain::{Chain, Layer, View, open_layer, relative_name},
+    chain::{Chain, Layer, View, header_name, open_layer},
     format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
     map::RangeSet,
@@ -258,9 +258,9 @@ impl Images {
         if ending.host.kind(draft)?.is_some() {
             ending.host.remove(draft)?;
         }
-        let name = relative_name(folder_of(&self.top.path), &self.target).into_os_string();
+        let name = header_name(folder_of(&self.top.path), &self.target);
         let format = self.sides.target.format().name().to_owned();
-        let parent = ParentName { name: name.as_bytes().to_vec(), format: Some(format) };
+        let parent = ParentName { name, format: Some(format) };
         let options = kept_options(self.top.image.as_ref())?;
         let creation = Creation { size: self.sides.size, parent: Some(parent.clone()), options };
         let file = ending.host.create(draft)?;

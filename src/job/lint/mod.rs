@@ -12,7 +12,7 @@ pub use costs::{Foldable, Rate};
 
 use crate::{
     base::{ErrorKind, Result},
-    chain::{Family, Layer, Member, Opening, Standing, open_layer},
+    chain::{Family, Layer, Member, Opening, Standing, is_plain, open_layer},
     io::{Access, Host, is_marked_read_only},
     store::{Draft, FOLDER, Journal, Known, Ledger, Trust},
 };
@@ -287,8 +287,10 @@ impl Look<'_> {
             }
         }
         if link.name.format.is_none() {
-            let what =
-                format!("names the parent '{name}' without stating its format: it is not opened without -F");
+            let what = format!(
+                "names the parent '{name}' without stating its format: qemu guesses, `dchain relink --map` \
+                         states it"
+            );
             self.find(Kind::UnstatedFormat, &member.path, Vec::new(), what);
         }
     }
@@ -391,9 +393,4 @@ impl Look<'_> {
             );
         }
     }
-}
-
-/// Returns whether a name in a header is that of a file, and not QEMU's way to say something else.
-fn is_plain(name: &[u8]) -> bool {
-    !name.contains(&0) && !name.split(|b| *b == b'/').next().unwrap_or_default().contains(&b':')
 }

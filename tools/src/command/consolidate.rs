@@ -55,7 +55,7 @@ pub struct Arguments {
     #[command(flatten)]
     options: FormatOptions,
     /// The result keeps the target's name; TOP's name goes
-    #[arg(long)]
+    #[arg(long, conflicts_with = "new")]
     keep_target_name: bool,
     /// How the result is proved
     #[arg(long, value_enum, default_value = "tree")]
@@ -101,11 +101,27 @@ struct Live {
     daemon: Daemon,
 }
 
+impl Live {
+    /// Whether anything is said about a disk in use.
+    fn is_any(&self) -> bool {
+        let is_timed = self.share.is_some() || self.latency_target.is_some() || self.deadline.is_some();
+        self.detach || is_timed || self.daemon.is_named()
+    }
+}
+
 impl Arguments {
     /// Plans, asks, folds.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        if self.new.is_none() && !self.options.pairs().is_empty() {
+            return Err(Failure::usage("-o says how the image of --new is made").hint("--new IMAGE"));
+        }
         if let Some(disk) = &self.live.disk {
             return self.fold_live(disk, answer);
+        }
+        // Not left to clap: what is required and conflicts with TOP is not asked for.
+        if self.live.is_any() {
+            let what = "--detach, --share, --latency-target, --deadline and --socket are for a disk in use";
+            return Err(Failure::usage(what).hint("--disk NAME"));
         }
         let host = options::host();
         let opening = self.source.opening(&host, Access::Read)?;

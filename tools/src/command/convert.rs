@@ -87,6 +87,7 @@ impl Arguments {
                 Failure::usage(what).hint("--no-create writes into DST as it is, as -n of qemu-img does")
             );
         }
+        self.refuse_packed()?;
         let host = options::host();
         if self.layers.chain {
             return self.keep_layers(&host, (source, target), answer);
@@ -98,16 +99,34 @@ impl Arguments {
             self.make(&host, &chain, target).map(Some)
         };
         // Without --chain nothing is kept to go on from.
-        let done = done.map_err(|failure| match failure.exit {
-            Exit::Resumable => failure.hint("the same command begins again from the start"),
-            _ => failure,
-        })?;
-        let Some(done) = done else { return Ok(Exit::Done) };
+        let Some(done) = done.map_err(Failure::begins_again)? else { return Ok(Exit::Done) };
         answer.print(&done, |out| {
             let (size, written) = (size::show(done.size), size::show(done.written_bytes));
             writeln!(out, "{}: {}, {size}, of which {written} written", target.display(), done.format)
         })?;
         Ok(Exit::Done)
+    }
+
+    /// Refuses what compressed clusters cannot be in.
+    fn refuse_packed(&self) -> Result<(), Failure> {
+        if !self.compress {
+            return Ok(());
+        }
+        if self.target_format == Format::Raw {
+            return Err(Failure::usage("a raw image cannot be compressed").hint("-O qcow2"));
+        }
+        let of_own = |(key, value): &(String, String)| match key.as_str() {
+            "data_file" => true,
+            "preallocation" => value != "off",
+            _ => false,
+        };
+        match self.options.pairs().into_iter().find(of_own) {
+            Some((key, _)) => {
+                let what = format!("-c: compressed clusters go without {key}");
+                Err(Failure::usage(what).hint(format!("leave -c or -o {key} out")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn keep_layers(

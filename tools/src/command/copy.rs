@@ -12,14 +12,21 @@ use clap::{Args, ValueEnum};
 use deltachain::{
     base::{Error, ErrorKind, name},
     chain::{Chain, Opening},
-    io::{Access, Host},
+    disk::Disk,
+    io::{Access, EntryKind, Host},
     job::{
+        Progress,
         convert::convert,
         copy::{Copy, Placed, Plan, Removal, Request, Share, refuse_difference},
+        diff::first_difference,
     },
 };
 use serde_json::json;
-use std::{borrow::Cow, path::PathBuf, sync::Arc};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// What may be linked instead of copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -38,7 +45,8 @@ enum Shared {
 ///
 /// What other layers stand on gets its content ID there, so that later copies link to it: a layer whose blocks the
 /// host shares is not read for that, and has none unless its source has. A copy that was cut off goes on when the same
-/// command is given again; one that is whole, and was changed on neither side, moves nothing then.
+/// command is given again (--share flatten begins anew); one that is whole, and was changed on neither side, moves
+/// nothing then.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// What may be linked instead of copied
@@ -119,6 +127,9 @@ impl Arguments {
                 "it is another file, or one of both was changed since it was copied: choose another folder; a parent \
                  that shows the same is linked if it has its content ID there (dchain id seal)",
             ),
+            (ErrorKind::NotFound, Shared::ChildOnly) if error.what().starts_with("nothing in ") => {
+                failure.hint("--share allow copies the parent, too")
+            }
             _ => failure,
         }
     }
@@ -146,6 +157,13 @@ impl Arguments {
         let head = chain.head()?;
         let own = head.path.file_name().ok_or_else(|| Error::invalid("has no name").path(&self.top))?;
         let target = self.store.join(own);
+        if self.watching.run(|progress| is_flat_copy(host, &chain, &target, opening, progress))? {
+            let there = json!({ "head": name::text(&target), "is-there": true });
+            answer.print(&there, |out| {
+                writeln!(out, "{}: there already, nothing was moved; verified: bytes", target.display())
+            })?;
+            return Ok(Exit::Done);
+        }
         let lines = [format!("{} becomes one image: {}", self.top.display(), target.display())];
         if self.planned.agree(answer, &json!({ "head": name::text(&target) }), &lines, Grade::Harmless)? {
             let new = (head.format(), &[][..], false);
@@ -156,7 +174,8 @@ impl Arguments {
                     refuse_difference(&chain.view(0), &flat, progress)?;
                 }
                 Ok(done)
-            })?;
+            });
+            let done = done.map_err(Failure::begins_again)?;
             answer.print(&done, |out| {
                 let verified = if self.verify { "verified: bytes" } else { "not verified" };
                 let copied = size::show(done.written_bytes);
@@ -165,6 +184,28 @@ impl Arguments {
         }
         Ok(Exit::Done)
     }
+}
+
+/// Returns whether `target` is one image, and shows what `chain` shows: an earlier run was whole.
+fn is_flat_copy(
+    host: &Arc<dyn Host>,
+    chain: &Chain,
+    target: &Path,
+    opening: &Opening,
+    progress: &Progress,
+) -> Result<bool, Error> {
+    let head = chain.head()?;
+    if host.kind(target)? != Some(EntryKind::File) || host.canonical(target)? == head.path {
+        return Ok(false);
+    }
+    // What is another image is found to be in the way.
+    let Ok(flat) = Chain::open(host, target, &opening.clone().with_format(Some(head.format()))) else {
+        return Ok(false);
+    };
+    if flat.layers().len() != 1 || flat.size() != chain.size() {
+        return Ok(false);
+    }
+    Ok(first_difference(&chain.view(0), &flat.view(0), progress)?.is_none())
 }
 
 fn texts(files: &[PathBuf]) -> Vec<Cow<'_, str>> {

@@ -54,6 +54,9 @@ impl Arguments {
             options::list_format_options(answer, format)?;
             return Ok(Exit::Done);
         }
+        if format == Format::Raw && self.backing.is_some() {
+            return Err(Failure::usage("a raw image cannot have a parent").hint("-f qcow2 makes a delta"));
+        }
         let Some(image) = &self.image else {
             return Err(Failure::usage("which IMAGE is to be made?").hint("dchain create --help"));
         };

@@ -208,7 +208,7 @@ fn progress_is_told_in_json_lines_and_a_stopped_conversion_leaves_nothing() {
         std::thread::sleep(std::time::Duration::from_millis(250));
     }
     let run = super::dchain::Run::from(child.wait_with_output().unwrap());
-    assert_eq!(run.code, Some(75), "{}", run.err);
+    assert_eq!(run.code, Some(1), "{}", run.err);
     assert!(run.err.contains("convert ") && run.err.contains(" MiB), "), "a line on SIGUSR1: {}", run.err);
     assert!(!fs::read_dir(at).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("slow")));
 }

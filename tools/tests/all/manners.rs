@@ -274,3 +274,125 @@ fn control_characters_of_names_reach_no_terminal() {
     is_shown(&missing);
     assert_eq!(missing.err.lines().count(), 1, "{}", missing.err);
 }
+
+#[test]
+fn a_colon_in_a_name_is_no_protocol() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    done(at, &["create", "-f", "qcow2", "vm-19:30.qcow2", "1M"]);
+    qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -q -P 7 0 64k", "./vm-19:30.qcow2"]);
+    done(at, &["create", "-b", "vm-19:30.qcow2", "-F", "qcow2", "delta:1"]);
+    done(at, &["snapshot", "delta:1", "head:2"]);
+    let opens = |head: &str, parent: &str| {
+        let said = done(at, &["info", "--output", "json", head]).json();
+        assert_eq!(said["backing-filename"], parent, "{head}");
+        done(at, &["compare", head, "vm-19:30.qcow2"]);
+        qemu(at, "qemu-img", &["compare", &format!("./{head}"), "./vm-19:30.qcow2"]);
+    };
+    opens("delta:1", "./vm-19:30.qcow2");
+    opens("head:2", "./delta:1");
+    done(at, &["rebase", "-b", "vm-19:30.qcow2", "-F", "qcow2", "head:2"]);
+    opens("head:2", "./vm-19:30.qcow2");
+    done(at, &["consolidate", "--yes", "--new", "new:3", "--into", "vm-19:30.qcow2", "head:2"]);
+    opens("new:3", "./vm-19:30.qcow2");
+    std::fs::create_dir(at.join("there:1")).unwrap();
+    done(at, &["copy", "--yes", "head:2", "there:1"]);
+    done(at, &["compare", "there:1/head:2", "head:2"]);
+    qemu(at, "qemu-img", &["compare", "./there:1/head:2", "./head:2"]);
+    std::fs::create_dir(at.join("packed")).unwrap();
+    done(at, &["convert", "--chain", "-c", "-O", "qcow2", "head:2", "packed"]);
+    qemu(at, "qemu-img", &["compare", "packed/head:2", "./head:2"]);
+    let run = dchain(at, &["create", "-f", "qcow2", "-o", "data_file=a:b.data", "x.qcow2", "1M"]);
+    breaks_with(&run, 64, &["a:b.data", "write ./a:b.data"]);
+    assert!(!at.join("x.qcow2").exists() && !at.join("a:b.data").exists());
+    done(at, &["create", "-f", "qcow2", "-o", "data_file=./a:b.data", "x.qcow2", "1M"]);
+    qemu(at, "qemu-io", &["-c", "read 0 64k", "x.qcow2"]);
+}
+
+#[test]
+fn a_link_that_reads_as_a_protocol_is_mended() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    for mend in [&["rebase", "-b", "./a:b", "-F", "qcow2", "head"][..], &["relink", "--map", "a:b=a:b", "."]]
+    {
+        qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "./a:b", "1M"]);
+        qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -q -P 7 0 64k", "./a:b"]);
+        qemu(
+            at,
+            "qemu-img",
+            &["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "a:b", "head", "1M"],
+        );
+        breaks_with(
+            &dchain(at, &["map", "head"]),
+            77,
+            &["plain file name", "hint: ", "dchain rebase -b ./NAME"],
+        );
+        done(at, mend);
+        qemu(at, "qemu-img", &["compare", "head", "./a:b"]);
+        done(at, &["compare", "head", "a:b"]);
+    }
+}
+
+#[test]
+fn options_that_would_be_ignored_are_usage_errors() {
+    let folder = folder();
+    let at = folder.path();
+    let all: &[&[&str]] = &[
+        &["consolidate", "head.qcow2", "--detach"],
+        &["consolidate", "head.qcow2", "--share", "0.2"],
+        &["consolidate", "head.qcow2", "--deadline", "2"],
+        &["consolidate", "head.qcow2", "--latency-target", "2"],
+        &["consolidate", "head.qcow2", "--socket", "x"],
+        &["consolidate", "head.qcow2", "-o", "cluster_size=4k"],
+        &["consolidate", "head.qcow2", "--new", "n", "--keep-target-name"],
+        &["convert", "-c", "-O", "raw", "head.qcow2", "n"],
+        &["convert", "-c", "-O", "qcow2", "-o", "data_file=d", "head.qcow2", "n"],
+        &["convert", "-c", "-O", "qcow2", "-o", "preallocation=full", "head.qcow2", "n"],
+        &["create", "-f", "raw", "-b", "base.qcow2", "-F", "qcow2", "n"],
+        // A raw image over a parent.
+        &["consolidate", "-n", "--into", "base.qcow2", "--new", "n", "-O", "raw", "head.qcow2"],
+    ];
+    for arguments in all {
+        let run = dchain(at, arguments);
+        assert_eq!(run.code, Some(64), "{arguments:?}: {}{}", run.out, run.err);
+    }
+    assert_eq!(fs::read_dir(at).unwrap().count(), 3, "nothing was made");
+}
+
+#[test]
+fn what_a_killed_run_left_goes_with_the_next_one_and_a_flat_copy_is_made_once() {
+    let folder = folder();
+    let at = folder.path();
+    fs::create_dir(at.join("there")).unwrap();
+    for left in [".head.qcow2.dchain-draft-t0123456789abcdef", ".head.qcow2.dchain-draft-0123456789abcdef"] {
+        fs::write(at.join("there").join(left), "left").unwrap();
+    }
+    let copy = ["copy", "--yes", "--share", "flatten", "head.qcow2", "there"];
+    assert!(done(at, &copy).out.contains("copied"));
+    let names: Vec<_> = fs::read_dir(at.join("there")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let has = |name: &str| names.iter().any(|n| n == name);
+    assert!(!has(".head.qcow2.dchain-draft-t0123456789abcdef"), "nobody goes on with it: {names:?}");
+    assert!(has(".head.qcow2.dchain-draft-0123456789abcdef"), "a noted draft stays: {names:?}");
+    assert!(done(at, &copy).out.contains("there already, nothing was moved"));
+    qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -q -P 9 0 4k", "there/head.qcow2"]);
+    breaks_with(&dchain(at, &copy), 1, &["is there already"]);
+}
+
+#[test]
+fn a_deep_chain_is_read_with_few_open_files() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    qemu(at, "qemu-img", &["create", "-q", "-f", "qcow2", "l000", "1M"]);
+    qemu(at, "qemu-img", &["create", "-q", "-u", "-f", "qcow2", "-b", "l000", "-F", "qcow2", "l001", "1M"]);
+    let image = fs::read(at.join("l001")).unwrap();
+    let name = image.windows(4).position(|bytes| bytes == b"l000").unwrap();
+    for n in 2..=100 {
+        let mut layer = image.clone();
+        layer[name..name + 4].copy_from_slice(format!("l{:03}", n - 1).as_bytes());
+        fs::write(at.join(format!("l{n:03}")), layer).unwrap();
+    }
+    let limited = "ulimit -n 64; exec \"$0\" compare l100 l000";
+    let program = env!("CARGO_BIN_EXE_dchain");
+    let run: Run = Command::new("sh").current_dir(at).args(["-c", limited, program]).output().unwrap().into();
+    assert_eq!(run.code, Some(0), "{}{}", run.out, run.err);
+}

@@ -71,6 +71,7 @@ fn each_bad_field_is_refused_by_name_and_offset() {
         ("header_length (0x64) is 96", 100, 4, 96),
         ("header_length (0x64) is 131072", 100, 4, 0x20000),
         ("header extension 0xe2792aca at 0x70 ends at", 116, 4, 0xffff_fff0),
+        ("header extension 0x0 at 0x70 ends at", 112, 8, 2_424_352),
         ("compression_type (0x68) is 1", 104, 1, 1),
         ("backing_file_offset (0x8) is 0x20000", 8, 8, 0x20000),
         ("backing_file_offset (0x8) is 0x8", 8, 8, 8),
