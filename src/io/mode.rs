@@ -2,6 +2,7 @@
 
 use super::File;
 use rustix::fs::{AtFlags, StatxFlags, statx};
+use std::os::fd::OwnedFd;
 
 /// Returns whether nobody has the right to write the file: a golden image, even for root, who could.
 ///
@@ -9,6 +10,12 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 pub fn is_marked_read_only(file: &dyn File) -> bool {
     let mode = file.descriptor().and_then(|d| rustix::fs::fstat(&*d.fd).ok()).map(|stat| stat.st_mode);
     mode.is_some_and(|mode| mode & 0o222 == 0)
+}
+
+/// Returns how many names the file has (hard links); 1 where that cannot be told.
+pub fn names(file: &dyn File) -> u32 {
+    let status = |fd: &OwnedFd| statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::NLINK).ok();
+    file.descriptor().and_then(|d| status(&d.fd)).map_or(1, |status| status.stx_nlink)
 }
 
 /// Returns when the file was made, in nanoseconds since 1970: an inode number alone may come to stand for another

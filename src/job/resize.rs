@@ -1,9 +1,13 @@
 //! Another size for an image.
+//!
+//! Its bitmaps go with it, as with QEMU: what is cut off is cut off them, what is added is not dirty. While the size changes
+//! they are marked as in use, so that one which a cut leaves behind is not believed.
 
 use super::snapshot::refuse_children;
 use crate::{
-    base::{Error, Result, units::SECTOR_BYTES},
+    base::{Error, ErrorKind, Result, units::SECTOR_BYTES},
     chain::{Chain, Opening},
+    format::{Bitmap, BitmapEdit, Image},
     io::{Access, Host},
     store::Ledger,
 };
@@ -24,6 +28,10 @@ pub struct Plan {
     pub to: u64,
     /// Bytes of the disk that are cut off.
     pub lost_bytes: u64,
+    /// Persistent bitmaps that get the new size and stay what they are.
+    pub bitmaps_kept: Vec<String>,
+    /// Persistent bitmaps that are marked as in use, because they cannot have that size.
+    pub bitmaps_lost: Vec<String>,
 }
 
 /// A resize that is planned: nothing is written yet.
@@ -50,7 +58,11 @@ impl Resize {
         let from = head.size();
         let to = size(from).and_then(|bytes| bytes.checked_next_multiple_of(SECTOR_BYTES));
         let to = to.ok_or_else(|| Error::invalid("no disk can have that size").path(&head.path))?;
-        let plan = Plan { image: head.path.clone(), from, to, lost_bytes: from.saturating_sub(to) };
+        let names = sound_bitmaps(head.image.as_ref())?.into_iter().map(|bitmap| bitmap.name);
+        // A disk without bytes has none.
+        let (bitmaps_kept, bitmaps_lost) = names.partition(|_| to > 0);
+        let lost_bytes = from.saturating_sub(to);
+        let plan = Plan { image: head.path.clone(), from, to, lost_bytes, bitmaps_kept, bitmaps_lost };
         // Its record goes, whether or not the caller looks at records.
         let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
         Ok(Self { chain, ledger, plan })
@@ -61,18 +73,37 @@ impl Resize {
         &self.plan
     }
 
-    /// Does it. What is added reads as zeros.
-    pub fn run(self) -> Result<Plan> {
+    /// Does it. What is added reads as zeros. Returns the plan, with what became of the bitmaps.
+    pub fn run(mut self) -> Result<Plan> {
         if self.plan.from != self.plan.to {
             let image = &self.chain.head()?.image;
             // Children elsewhere stand on what it shows now: its epoch and seal are durably gone first.
             if self.ledger.look(image.as_ref())?.layer.frozen.is_some() {
                 self.ledger.release(image.as_ref())?;
             }
+            let bitmap = |Bitmap { name, is_auto, .. }| {
+                image.bitmap(&name).map(|bits| BitmapEdit::Put { name, bits, is_auto })
+            };
+            let kept: Vec<BitmapEdit> =
+                sound_bitmaps(image.as_ref())?.into_iter().map(bitmap).collect::<Result<_>>()?;
             image.resize(self.plan.to, &self.chain.below())?;
+            for edit in &kept {
+                match image.edit_bitmap(edit) {
+                    Err(e) if matches!(e.kind(), ErrorKind::Invalid | ErrorKind::Unsupported) => {
+                        self.plan.bitmaps_kept.retain(|name| name != edit.name());
+                        self.plan.bitmaps_lost.retain(|name| name != edit.name());
+                        self.plan.bitmaps_lost.push(edit.name().to_owned());
+                    }
+                    done => done?,
+                }
+            }
         }
         Ok(self.plan)
     }
+}
+
+fn sound_bitmaps(image: &dyn Image) -> Result<Vec<Bitmap>> {
+    Ok(image.details()?.bitmaps.into_iter().filter(|bitmap| !bitmap.is_in_use).collect())
 }
 
 #[cfg(test)]

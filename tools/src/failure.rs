@@ -190,6 +190,9 @@ fn hint_for(error: &Error) -> Option<String> {
             "dchain relink {file} FOLDER finds a lost parent in the image's folder and in FOLDER by what is recorded of \
              it, or by name with --map OLD=NEW"
         )),
+        (ErrorKind::Busy, Some(own)) if error.file() == Some(own) => {
+            Some("remove its other name, or make that a copy".to_owned())
+        }
         // Mostly the error has named it, and said what it has to do with it.
         (ErrorKind::Busy, Some(child)) => {
             let is_named = error.what().contains(&child.display().to_string());

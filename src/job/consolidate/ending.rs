@@ -209,7 +209,9 @@ impl Ending {
         let child = family.children_of(&file).find(|child| !is_folded(child));
         match child.filter(|_| Guard::Orphans.trips(true)) {
             Some(child) => {
-                let what = format!("{} lies on it by now: it is not removed", child.path.display());
+                let is_old_top = child.witness.same_file(&journal.fold().head);
+                let why = if is_old_top { ", being another name of the old top" } else { "" };
+                let what = format!("{} lies on it by now{why}: it is not removed", child.path.display());
                 Err(Error::busy(what).subject(&child.path).path(path))
             }
             None => Ok(()),

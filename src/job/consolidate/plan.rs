@@ -8,7 +8,7 @@ use crate::{
     base::{Error, ErrorKind, Guard, GuestOffset, GuestRange, Result, seed},
     chain::{Chain, Family, Layer, View},
     format::{Creation, Format, Image},
-    io::{Host, Witness},
+    io::{self, Host, Witness},
     job::own,
     map::{Extent, State},
     store::{FoldMode, Held, Journal},
@@ -181,6 +181,9 @@ pub(super) fn make(
         return Err(Error::invalid(what).path(&new.path));
     }
     let mode = mode(top, target, request);
+    if journal.is_none() && mode != FoldMode::NewImage {
+        scene.refuse_second_names(depth)?;
+    }
     scene.refuse_dependants(depth, mode, request.ignores_unread)?;
     let work = Work::find(&View::new(layers.get(..depth).unwrap_or_default()), top.size())?;
     let mut plan = Plan {
@@ -307,6 +310,25 @@ impl Scene<'_> {
             }
         }
         if ignores_unread { Ok(()) } else { self.family.refuse_unreadable(self.host.as_ref()) }
+    }
+
+    /// Refuses to change, to remove or to rename over a file that has another name: what that opens would no longer be
+    /// what it was. One of a job that was begun is met when it is its turn.
+    fn refuse_second_names(&self, depth: usize) -> Result<()> {
+        for (layer, witness) in self.layers.iter().zip(self.files).take(depth + 1) {
+            let files = layer.image.files();
+            let Some(names) = files.first().map(|file| io::names(file.as_ref())).filter(|names| *names > 1)
+            else {
+                continue;
+            };
+            let mut members = self.family.members.iter();
+            let other =
+                members.find(|m| m.witness.same_file(witness) && m.path != layer.path).map(|m| &m.path);
+            let shown = other.map_or_else(|| "another name".to_owned(), |other| other.display().to_string());
+            let what = format!("has {names} names (hard links): {shown} would no longer show what it shows");
+            return Err(Error::busy(what).subject(other.unwrap_or(&layer.path)).path(&layer.path));
+        }
+        Ok(())
     }
 
     fn add_losses(&self, depth: usize, plan: &mut Plan) -> Result<()> {

@@ -43,10 +43,20 @@ impl Arguments {
         } else {
             Grade::Harmless
         };
+        lines.extend(plan.bitmaps_lost.iter().map(|name| lost(name)));
+        let foreseen = plan.bitmaps_lost.clone();
         if self.planned.agree(answer, plan, &lines, grade)? {
             let done = resize.run()?;
-            answer.print(&done, |out| writeln!(out, "Image resized."))?;
+            answer.print(&done, |out| {
+                let news = done.bitmaps_lost.iter().filter(|name| !foreseen.contains(name));
+                news.into_iter().try_for_each(|name| writeln!(out, "{}", lost(name)))?;
+                writeln!(out, "Image resized.")
+            })?;
         }
         Ok(Exit::Done)
     }
+}
+
+fn lost(name: &str) -> String {
+    format!("the bitmap '{name}' cannot have that size and is marked as in use: it records nothing any more")
 }

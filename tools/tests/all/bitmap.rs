@@ -158,3 +158,33 @@ fn a_fold_keeps_the_bitmaps_as_qemus_commit_and_its_merge_of_bitmaps_would() {
     folder.qemu_io("qcow2", "disk", &["write -P 3 15M 64k"]);
     assert_eq!(dirty(&folder, "above"), [(8 << 20, 65536), (15 << 20, 65536)]);
 }
+
+#[test]
+fn a_resized_image_keeps_its_bitmaps_as_qemu_keeps_them() {
+    for (from, to) in [("8M", "12352k"), ("8M", "3136k")] {
+        let folder = Scratch::in_memory();
+        folder.qemu_img(&format!("create -q -f qcow2 disk {from}"));
+        for arguments in ["--add disk on", "--add disk off"] {
+            folder.qemu_img(&format!("bitmap {arguments}"));
+        }
+        let writes =
+            ["-f", "qcow2", "-c", "write 64k 64k", "-c", "write 3M 128k", "-c", "write 7M 1M", "disk"];
+        assert!(folder.try_run("qemu-io", writes).status.success());
+        folder.qemu_img("bitmap --disable disk off");
+        std::fs::copy(folder.file("disk"), folder.file("ours")).unwrap();
+        folder.qemu_img(&format!("resize -q --shrink disk {to}"));
+        let theirs = ["on", "off"].map(|name| dirty(&folder, name));
+        let flags = listed(&folder);
+        std::fs::rename(folder.file("ours"), folder.file("disk")).unwrap();
+        let run = done(&folder.path(), &["resize", "--yes", "--output", "json", "disk", to]);
+        assert_eq!(run.json()["bitmaps-kept"], serde_json::json!(["on", "off"]));
+        assert_eq!(
+            (listed(&folder), ["on", "off"].map(|name| dirty(&folder, name))),
+            (flags, theirs),
+            "{to}"
+        );
+        folder.qemu_img("check -q disk");
+        let plan = done(&folder.path(), &["resize", "-n", "disk", "0"]);
+        assert!(plan.out.contains("the bitmap 'on' cannot have that size"), "{}", plan.out);
+    }
+}

@@ -409,3 +409,23 @@ fn con_8_a_file_that_cannot_be_read_may_be_a_child_until_a_person_says_no() {
     assert!(folded.err.contains("could not be read: ") && folded.err.contains("/broken"), "{}", folded.err);
     assert_eq!(bench.names(), ["base", "broken", "top"]);
 }
+
+#[test]
+fn con_8_what_has_another_name_is_neither_changed_nor_removed() {
+    for (linked, folder) in [("top", "."), ("middle", "."), ("base", "elsewhere")] {
+        let bench = three_layers("qcow2", "");
+        let f = &bench.folder;
+        std::fs::create_dir(f.file("elsewhere")).unwrap();
+        let second = f.file(folder).join("second");
+        std::fs::hard_link(f.file(linked), &second).unwrap();
+        let before = std::fs::read(&second).unwrap();
+        let run = dchain(&f.path(), &["consolidate", "--yes", "--into", "base", "top"]);
+        let name = if folder == "." { "second would no longer" } else { "another name would no longer" };
+        assert_eq!((run.code, run.err.contains("has 2 names")), (Some(69), true), "{}", run.err);
+        assert!(run.err.contains(name), "{}", run.err);
+        assert!(std::fs::read(&second).unwrap() == before, "{linked}");
+        std::fs::remove_file(second).unwrap();
+        done(&f.path(), &["consolidate", "--yes", "--into", "base", "top"]);
+        assert_eq!(bench.names(), ["elsewhere", "top"]);
+    }
+}
