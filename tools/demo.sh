@@ -92,6 +92,38 @@ run dchain consolidate --dry-run there/thursday.qcow2
 run dchain consolidate --yes --verify=bytes there/thursday.qcow2
 same truth.raw raw there/thursday.qcow2 qcow2
 
+title "In use: a daemon serves the disk, a client writes, and the layers are frozen and folded under it"
+mkdir live
+run dchain copy -q thursday.qcow2 live
+dchaind --disk vm=live/thursday.qcow2 --nbd unix:nbd.sock --control unix:control.sock --state state >daemon.log &
+daemon=$!
+trap 'kill $daemon 2>/dev/null || true; rm -rf "$folder"' EXIT
+until grep -q ready daemon.log; do sleep 0.1; done
+area=$(($(stat -c %s truth.raw) / 1024))
+area=$((area > 128 ? area - 64 : 1))
+# What the client writes to the disk it writes to a plain file as well: that is what the disk has to show.
+cp --sparse=always truth.raw live.raw
+while [ ! -e enough ]; do
+    writes=()
+    for _ in 1 2 3 4 5 6 7 8; do
+        writes+=(-c "write -q -P $((RANDOM % 255 + 1)) $((RANDOM % area))k $((RANDOM % 60 + 4))k")
+    done
+    qemu-io -f raw "${writes[@]}" "nbd+unix:///vm?socket=nbd.sock"
+    qemu-io -f raw "${writes[@]}" live.raw
+    echo >>written
+done &
+writer=$!
+run dchain snapshot --disk vm=friday.qcow2 --socket control.sock
+sleep 1
+run dchain consolidate --yes --disk vm --rate 20M --socket control.sock
+touch enough
+wait $writer
+run dchain disk list --socket control.sock
+kill $daemon
+wait $daemon
+echo "the client wrote $(($(wc -l <written) * 8)) times"
+same live.raw raw live/friday.qcow2 qcow2
+
 title "One image in another shape: how large it would be, then compressed, then raw"
 run dchain measure -O qcow2 thursday.qcow2
 run dchain convert -c -O qcow2 -o compression_type=zstd thursday.qcow2 small.qcow2
