@@ -5,6 +5,7 @@ use super::{
     foreign::{Scratch, assert_same},
 };
 use std::{
+    os::unix::net::UnixStream,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -29,6 +30,8 @@ impl QemuNbd {
 
     fn start_with(folder: &Scratch, image: &str, more: &[&str]) -> Self {
         let socket = folder.file("qemu.sock");
+        // That of one that was killed.
+        let _ = std::fs::remove_file(&socket);
         let child = Command::new("qemu-nbd")
             .args(more)
             .args(["-r", "-t", "-f", "qcow2", "-k"])
@@ -38,7 +41,7 @@ impl QemuNbd {
             .unwrap();
         let uri = format!("nbd+unix:///?socket={}", socket.display());
         for _ in 0..500 {
-            if socket.exists() {
+            if UnixStream::connect(&socket).is_ok() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
