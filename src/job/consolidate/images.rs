@@ -168,7 +168,11 @@ impl Images {
     pub(super) fn mark_head(&self, ending: &Ending) -> Result<Option<Epoch>> {
         let top = self.top.image.as_ref();
         let known = match self.mode {
-            FoldMode::NewImage => ending.ledger.look(top)?,
+            FoldMode::NewImage => {
+                // A guest that was killed may have left bytes in the cache: the copies of them must not outlive them.
+                top.flush_with_time()?;
+                ending.ledger.look(top)?
+            }
             _ => ending.ledger.freeze(top)?,
         };
         Ok(known.layer.frozen.map(|record| record.epoch))

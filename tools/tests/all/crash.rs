@@ -67,6 +67,12 @@ fn con_6_seeded_chains_fold_through_every_power_cut() {
     }
 }
 
+/// A guest was killed before its flush, what it wrote was copied, and a power cut took it away from the disk alone.
+#[test]
+fn con_6_copies_do_not_outlive_what_a_killed_guest_left_in_the_cache() {
+    println!("{}", Job::find("live").unwrap().crash(120_005, 900).unwrap());
+}
+
 #[test]
 fn con_7_seeded_chains_fold_through_every_failing_io() {
     let failures = Job::find("consolidate").unwrap().errors(3, 400).unwrap();
