@@ -25,7 +25,7 @@ pub struct Standing {
 /// Returns how each layer stands, in the order of `layers`: the topmost first, the base last. Writes nothing.
 ///
 /// While a job is under way whose run's top is one of `layers`, its journal binds the run's oldest layer to the target's
-/// new epoch: they stand on each other although the claim names the old one.
+/// new epoch, and what lies on the top to the result: they stand on each other although the claim names the old one.
 pub fn lineage(ledger: &Ledger, layers: &[Layer]) -> Result<Vec<Standing>> {
     let mut standings: Vec<Standing> = Vec::with_capacity(layers.len());
     for (at, layer) in layers.iter().enumerate().rev() {
@@ -33,7 +33,7 @@ pub fn lineage(ledger: &Ledger, layers: &[Layer]) -> Result<Vec<Standing>> {
         let standing = match (standings.last(), layers.get(at + 1)) {
             (Some(below), Some(parent)) => {
                 let standing = Standing::on(layer, known.clone(), &below.known, None);
-                let tops = layers.get(..=at).unwrap_or_default();
+                let tops = layers.get(..=at + 1).unwrap_or_default();
                 match standing.refusal().filter(|refusal| is_bound(ledger, tops, (layer, parent), refusal)) {
                     Some(_) => Standing::accepted(known, Lineage::Kept, below.known.trust),
                     None => standing,

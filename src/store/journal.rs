@@ -329,9 +329,14 @@ impl Journal {
     }
 
     /// Returns whether this job is why the parent's epoch is not the one that the child was made on: the child
-    /// is the run's oldest layer, the parent is the target, and both epochs are the journal's.
+    /// is the run's oldest layer, the parent is the target, and both epochs are the journal's; or the child was made on
+    /// TOP, whose name opens the target by now.
     pub fn binds(&self, child: &Path, parent: &Path, claimed: Epoch, found: Epoch) -> Result<bool> {
-        let is_epoch = self.fold.old_epoch == Some(claimed) && self.fold.new_epoch == found;
+        let is_target = self.fold.new_epoch == found;
+        if is_target && self.position.is_ready && self.fold.head_epoch == Some(claimed) {
+            return self.is_at(&self.fold.result, parent);
+        }
+        let is_epoch = self.fold.old_epoch == Some(claimed) && is_target;
         let (Some(target), run) =
             self.fold.layers.split_last().map_or((None, &[][..]), |(t, r)| (Some(t), r))
         else {

@@ -6,9 +6,9 @@
 //! their old IDs must not stand for it. After the record the name opens the result: such a job can only be ended.
 //!
 //! At each step TOP opens, with the journal or without, so that a crash leaves a job to be given up again, or to go
-//! on with: first the journal says that nothing is done, then TOP is a head again, then no layer of the run claims
-//! anything of its parent, then the layers get new epochs and lose their seals, then they claim those, and then the
-//! journal goes.
+//! on with: first the journal says that nothing is done, then TOP is a head again, then from TOP down each layer of the run
+//! gets a new epoch, loses its seal, and claims nothing of its parent, then they claim those epochs, and then the
+//! journal goes. No layer claims nothing while it has the seal of what it showed: it would open, and show something else.
 
 use super::{
     bitmaps,
@@ -20,7 +20,7 @@ use crate::{
     base::{Error, ErrorKind, GuestOffset, Result},
     chain::{Layer, Opening, join, open_layer},
     io::{Access, Host},
-    store::{Epoch, FoldMode, Journal, Ledger, Position},
+    store::{Epoch, FoldMode, Journal, Ledger, Position, Trust},
 };
 use std::{
     ffi::OsStr,
@@ -229,19 +229,22 @@ impl Ending {
             self.ledger.release(top.image.as_ref())?;
         }
         let mut claiming = Vec::new();
-        for layer in &run {
-            let has_claim = self.ledger.look(layer.image.as_ref())?.layer.claim.is_some();
+        for (at, layer) in run.iter().enumerate() {
+            let (image, known) = (layer.image.as_ref(), self.ledger.look(layer.image.as_ref())?);
+            let has_claim = known.layer.claim.is_some();
+            // A new epoch would wipe out what speaks against one that is in doubt: it keeps its claim, and that is said.
+            let is_told = has_claim && matches!(known.trust, Trust::Doubted(_));
+            if !is_top(at) && known.layer.frozen.is_some() && !is_told {
+                self.ledger.thaw(image, Epoch::fresh())?;
+            }
             if has_claim {
-                self.ledger.claim(layer.image.as_ref(), None).map_err(|e| e.path(&layer.path))?;
+                self.ledger.claim(image, None).map_err(|e| e.path(&layer.path))?;
             }
             claiming.push(has_claim);
         }
         let mut below = self.ledger.look(target.image.as_ref())?;
-        for (at, (layer, has_claim)) in run.iter().zip(claiming).enumerate().rev() {
+        for (layer, has_claim) in run.iter().zip(claiming).rev() {
             let image = layer.image.as_ref();
-            if !is_top(at) && self.ledger.look(image)?.layer.frozen.is_some() {
-                self.ledger.thaw(image, Epoch::fresh())?;
-            }
             below = if has_claim { join(&self.ledger, image, &below)? } else { self.ledger.look(image)? };
         }
         Ok(())

@@ -146,9 +146,11 @@ impl Ending {
         }
     }
 
+    /// Whether something may lie on a layer: what cannot be read may, and a record that nobody needs does no harm.
     pub(super) fn has_children(&self, layer: &Layer) -> Result<bool> {
         let family = Family::scan(self.host.as_ref(), &[folder_of(&layer.path).to_path_buf()])?;
-        Ok(family.children_of(&self.host.witness(&layer.path)?).next().is_some())
+        Ok(family.refuse_unreadable(self.host.as_ref()).is_err()
+            || family.children_of(&self.host.witness(&layer.path)?).next().is_some())
     }
 
     /// Names the same parent in another way; a claim that held goes on holding.

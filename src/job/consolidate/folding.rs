@@ -431,8 +431,8 @@ impl Folding {
         }
         images.cut()?;
         let list = list.as_ref().ok_or_else(|| Error::invalid("nothing has been copied"))?;
-        let epoch = noting.kept.lock().going_on()?.fold().new_epoch;
-        let unheld = images.prepare_record(&self.ending, epoch, (list, held))?;
+        let fold = noting.kept.lock().going_on()?.fold().clone();
+        let unheld = images.prepare_record(&self.ending, &fold, (list, held))?;
         self.report.report.plan.lose_bitmaps(&unheld);
         if self.report.report.plan.verify != Verify::Nothing {
             self.report.report.verified = Some(Verify::Tree);

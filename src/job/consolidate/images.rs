@@ -14,7 +14,7 @@ use crate::{
     format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
     map::RangeSet,
-    store::{Claim, Epoch, FoldMode, Held, Journal, LayerRecord, Position},
+    store::{Claim, Epoch, Fold, FoldMode, Held, Journal, LayerRecord, Position},
 };
 use std::{
     collections::BTreeMap,
@@ -223,11 +223,11 @@ impl Images {
     }
 
     /// Makes durable what the record needs; returns the names of bitmaps that the result cannot hold. `list` is the
-    /// work list, `held` what bitmaps the target had, `new_epoch` the one that the job gave it.
+    /// work list, `held` what bitmaps the target had, `fold` the job by its journal.
     pub(super) fn prepare_record(
         &self,
         ending: &Ending,
-        new_epoch: Epoch,
+        fold: &Fold,
         (list, held): (&RangeSet, &[Held]),
     ) -> Result<Vec<String>> {
         let target = self.sides.target.as_ref();
@@ -237,7 +237,7 @@ impl Images {
                 self.name_parent_for_both(ending)?;
             }
             FoldMode::EmptyTop => {
-                let top = self.make_empty_top(ending, new_epoch)?;
+                let top = self.make_empty_top(ending, fold)?;
                 let result = top.as_ref();
                 return Merge { run: &self.sides.run, list, held: &[], bits: None, result }.perform();
             }
@@ -257,11 +257,12 @@ impl Images {
     }
 
     /// Makes the empty delta that takes TOP's name, on the target, which is of another format.
-    fn make_empty_top(&self, ending: &Ending, new_epoch: Epoch) -> Result<Arc<dyn Image>> {
+    fn make_empty_top(&self, ending: &Ending, fold: &Fold) -> Result<Arc<dyn Image>> {
         let draft = self.draft.as_ref().ok_or_else(|| Error::invalid("the job has no draft"))?;
         if ending.host.kind(draft)?.is_some() {
             ending.host.remove(draft)?;
         }
+        let has_children = ending.has_children(&self.top)?;
         let name = header_name(folder_of(&self.top.path), &self.target);
         let format = self.sides.target.format().name().to_owned();
         let parent = ParentName { name, format: Some(format) };
@@ -270,8 +271,12 @@ impl Images {
         let file = ending.host.create(draft)?;
         let image = format::create(self.top.format(), file, &creation, &NoParts)?;
         imitate(image.as_ref(), &self.top);
-        let claim = claim(new_epoch, parent);
+        let claim = claim(fold.new_epoch, parent);
         ending.ledger.claim(image.as_ref(), Some(claim))?;
+        if let Some(epoch) = fold.head_epoch.filter(|_| has_children) {
+            // What lies on TOP knows it by that, as soon as it has the name.
+            ending.ledger.thaw(image.as_ref(), epoch)?;
+        }
         image.flush()?;
         ending.host.sync_folder(folder_of(draft))?;
         Ok(image)

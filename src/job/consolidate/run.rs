@@ -370,7 +370,7 @@ impl Runner {
         let fold = self.fold()?;
         let unheld = fold.images.prepare_record(
             &self.ending,
-            self.journal()?.fold().new_epoch,
+            self.journal()?.fold(),
             (&fold.work.list, &fold.held),
         )?;
         self.report.plan.lose_bitmaps(&unheld);

@@ -1,11 +1,12 @@
-//! Consolidations of a disk in use: a guest writes between any two steps, and notes what it was told.
+//! Consolidations of a disk in use, of its head or of layers below it: a guest writes between any two steps, and notes
+//! what it was told.
 //!
 //! The guest's notes lie on the same machine, each durable before the guest goes on, so that every crash has with it
 //! what must be true there: what was begun may show, what was acknowledged before a flush that returned must.
 
 use super::{
     Scene,
-    world::{World, arc, check, ledger, path, reading, view},
+    world::{FOLDER, World, arc, check, judge_seals, ledger, path, reading, shows, view},
 };
 use deltachain::{
     base::{self, GuestOffset, GuestRange, HostOffset, seed::Seeded, units::index},
@@ -18,7 +19,10 @@ use deltachain::{
     },
     job::{
         Progress,
-        consolidate::{Consolidation, LiveConsolidation, LivePace, NewImage, Pace, Patience, Request},
+        consolidate::{
+            Abandonment, Consolidation, LiveConsolidation, LivePace, NewImage, Pace, Patience, Request,
+            has_landed,
+        },
         live::LiveDisk,
     },
     store::Journal,
@@ -38,6 +42,8 @@ const NOTE_BYTES: u64 = 8;
 #[derive(Debug)]
 struct Live {
     world: World,
+    /// The number of the topmost layer that is folded; the last one is the guest's head.
+    run: usize,
     target: usize,
     keeps_target_name: bool,
     /// Whether it is folded into a new image.
@@ -56,7 +62,11 @@ pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
     let is_new = seed % 3 == 2;
     let keeps_target_name = keeps_target_name && !is_new;
     let hangs = seed % 7 == 3 && !is_new;
-    Ok(Box::new(Live { world, target, keeps_target_name, is_new, hangs, seed }))
+    let head = world.layers.len() - 1;
+    let is_below = seed % 5 < 2 && head > 1 && !is_new && !hangs;
+    let run = if is_below { 1 + index(random.below(head as u64 - 1)) } else { head };
+    let (target, keeps_target_name) = (target % run, keeps_target_name && !is_below);
+    Ok(Box::new(Live { world, run, target, keeps_target_name, is_new, hangs, seed }))
 }
 
 /// A guest, and where it keeps its notes.
@@ -162,6 +172,20 @@ impl Live {
         Request { into, new, keeps_target_name: self.keeps_target_name, ..Request::default() }
     }
 
+    fn is_below(&self) -> bool {
+        self.run + 1 < self.world.layers.len()
+    }
+
+    fn prepare(&self, host: &SimHost, disk: &Arc<LiveDisk>) -> base::Result<LiveConsolidation> {
+        let (opening, request) = (Self::opening(host), self.request());
+        if !self.is_below() {
+            return LiveConsolidation::prepare(&arc(host), disk, &opening, &request);
+        }
+        // Each layer above the run is there still.
+        let depth = self.world.layers.len() - 1 - self.run;
+        LiveConsolidation::prepare_below(&arc(host), disk, depth, &opening, &request)
+    }
+
     fn result(&self) -> &str {
         if self.is_new {
             return "new";
@@ -184,7 +208,7 @@ impl Live {
 
     /// A fold whose target hangs when all is copied: the guest goes on, and it is taken back once that is over.
     fn hang(&self, host: &SimHost, disk: &Arc<LiveDisk>, guest: &mut Guest) -> base::Result<()> {
-        let job = LiveConsolidation::prepare(&arc(host), disk, &Self::opening(host), &self.request())?;
+        let job = self.prepare(host, disk)?;
         let mut folding = job.begin(IMPATIENT)?;
         while folding.step()?.is_some() {
             guest.act(disk.as_ref())?;
@@ -197,24 +221,51 @@ impl Live {
         folding.conclude()
     }
 
-    fn stands(host: &SimHost) -> Result<bool, String> {
-        Journal::find(&arc(host), &path("top")).map(|found| found.is_some()).map_err(|e| e.to_string())
+    fn stands(&self, host: &SimHost) -> Result<bool, String> {
+        let found = Journal::find(&arc(host), &self.world.path(self.run));
+        found.map(|found| found.is_some()).map_err(|e| e.to_string())
     }
 
     fn is_over(&self, host: &SimHost) -> bool {
         let is_raw = self.world.layers.get(self.target).is_some_and(|layer| layer.format == Format::Raw);
         let most = self.target + 1 + usize::from(is_raw && !self.keeps_target_name);
+        if self.is_below() {
+            let chain = Chain::open(&arc(host), &self.world.path(self.run), &Opening::reading());
+            return chain.is_ok_and(|chain| chain.layers().len() <= most);
+        }
         let chain = Chain::open(&arc(host), &path(self.name(host)), &Opening::reading());
         self.name(host) != "top" || !self.is_new && chain.is_ok_and(|chain| chain.layers().len() <= most)
     }
 
+    /// The point in time that stays below the head shows what it showed, and no layer is sealed as something else.
+    fn judge_below(&self, host: &SimHost) -> Result<(), String> {
+        let Some(then) = self.world.views.get(self.run).filter(|_| self.is_below()) else { return Ok(()) };
+        shows(host, &self.world.path(self.run), then)?;
+        judge_seals(host, Path::new(FOLDER))
+    }
+
+    /// Ends what was cut off below the head, or gives it up and begins again, as a start of the daemon does.
+    fn go_on_below(&self, host: &SimHost) -> base::Result<()> {
+        let run = self.world.path(self.run);
+        if let Some(journal) = Journal::find(&arc(host), &run)? {
+            if has_landed(host, &journal)? {
+                let job = Consolidation::prepare(&arc(host), &run, &reading(host), &Request::default())?;
+                return job.run(PACE, &Progress::default()).map(drop);
+            }
+            Abandonment::prepare(&arc(host), &run, &reading(host))?.run()?;
+        }
+        self.prepare(host, &Self::disk(host)?)?.run(LIVE_PACE, &Progress::default()).map(drop)
+    }
+
     /// Goes on with the job, or begins it: every other time under a disk in use.
     fn go_on(&self, host: &SimHost) -> base::Result<()> {
+        if self.is_below() {
+            return self.go_on_below(host);
+        }
         if self.seed.is_multiple_of(2)
             && self.name(host) == "top"
             && let Ok(disk) = Self::disk(host)
-            && let Ok(job) =
-                LiveConsolidation::prepare(&arc(host), &disk, &Self::opening(host), &self.request())
+            && let Ok(job) = self.prepare(host, &disk)
         {
             return job.run(LIVE_PACE, &Progress::default()).map(drop);
         }
@@ -231,7 +282,7 @@ impl Scene for Live {
     fn perform(&self, host: &SimHost) -> base::Result<()> {
         let disk = Self::disk(host)?;
         let mut guest = Guest::new(host, self.seed)?;
-        let job = LiveConsolidation::prepare(&arc(host), &disk, &Self::opening(host), &self.request())?;
+        let job = self.prepare(host, &disk)?;
         guest.act(disk.as_ref())?;
         if self.hangs
             && let Err(error) = self.hang(host, &disk, &mut guest)
@@ -283,7 +334,8 @@ impl Scene for Live {
                 return Err(format!("sector {sector} shows {shown}; it may show {may:?}"));
             }
         }
-        if is_done && (Self::stands(host)? || !self.is_over(host)) {
+        self.judge_below(host)?;
+        if is_done && (self.stands(host)? || !self.is_over(host)) {
             return Err("is not over, although that was acknowledged".to_owned());
         }
         Ok(())
@@ -291,15 +343,19 @@ impl Scene for Live {
 
     fn finish(&self, host: &SimHost) -> Result<(), String> {
         let before = view(host, &path(self.name(host))).map_err(|e| e.to_string())?;
-        if Self::stands(host)? || !self.is_over(host) {
+        if self.stands(host)? || !self.is_over(host) {
             self.go_on(host).map_err(|e| format!("the resume failed: {e}"))?;
         }
         let result = path(self.name(host));
         if view(host, &result).map_err(|e| e.to_string())? != before {
             return Err("shows something else than before the resume".to_owned());
         }
-        if Self::stands(host)? {
+        if self.stands(host)? {
             return Err("a journal is left".to_owned());
+        }
+        self.judge_below(host)?;
+        if self.is_below() {
+            check(host, &self.world.path(self.run))?;
         }
         check(host, &result)
     }
