@@ -217,7 +217,10 @@ fn a_fold_of_points_whose_record_has_landed_is_ended_by_the_next_start() {
     folding.copy(&Progress::default()).unwrap();
     folding.record(&Progress::default()).unwrap();
     drop(folding);
+    let head = service.view_disk("vm").unwrap().path.0;
     stop(service);
+    // The head claims the epoch that the result has not got yet.
+    assert!(scene.shown(head.file_name().unwrap().to_str().unwrap()) == expected(&AFTER));
     check_served(&scene, &scene.start());
 }
 

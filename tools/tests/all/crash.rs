@@ -73,6 +73,15 @@ fn con_6_copies_do_not_outlive_what_a_killed_guest_left_in_the_cache() {
     println!("{}", Job::find("live").unwrap().crash(120_005, 900).unwrap());
 }
 
+/// The guest's head lies on what is folded, as at the end of a backup. Of seed 6 the result is an empty delta on a raw base.
+#[test]
+fn con_6_layers_below_a_head_in_use_fold_through_every_power_cut() {
+    for seed in [6, 25] {
+        println!("seed {seed}: {}", Job::find("live").unwrap().crash(seed, 60).unwrap());
+    }
+    println!("{} failed I/Os", Job::find("live").unwrap().errors(6, 60).unwrap());
+}
+
 #[test]
 fn con_7_seeded_chains_fold_through_every_failing_io() {
     let failures = Job::find("consolidate").unwrap().errors(3, 400).unwrap();
