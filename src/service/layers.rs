@@ -131,7 +131,7 @@ impl Service {
         self.refuse_stopping()?;
         let (held, revert) = self.prepare_revert(name, layer)?;
         if !forces {
-            Self::wait_alone(name, &held, false)?;
+            Self::wait_alone(name, &held, 2, false)?;
         }
         for recorder in held.disk.recorders() {
             recorder.mark_all();

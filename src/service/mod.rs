@@ -59,7 +59,11 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, SeqCst},
+            fence,
+        },
     },
     thread::JoinHandle,
     time::Duration,
@@ -157,6 +161,14 @@ impl Held {
         }
     }
 
+    /// Whether nobody has it but `own` holders that are known, and nobody else its disk.
+    fn is_alone(self: &Arc<Self>, own: usize) -> bool {
+        // Who finds a disk takes hold of it before it lets go of this: looked at in the same order.
+        let is_known = Arc::strong_count(self) <= own;
+        fence(Acquire);
+        is_known && Arc::strong_count(&self.disk) == 1
+    }
+
     /// Makes its bitmaps sound, now that nobody writes it; those that cannot be so stay marked as in use.
     fn keep_bitmaps(&self, name: &str) {
         if let Err(error) = bitmaps::keep(&self.disk, &self.opened_as) {
@@ -251,7 +263,7 @@ impl Service {
         self.refuse_backup(name)?;
         // Nobody new comes in from here on.
         self.disks.lock().remove(name);
-        let closed = Self::wait_alone(name, &held, forces)
+        let closed = Self::wait_alone(name, &held, 1, forces)
             .and_then(|()| held.disk.flush())
             .map(|()| held.keep_bitmaps(name))
             .and_then(|()| book.change(|written| written.detach(name)));
@@ -259,16 +271,16 @@ impl Service {
             self.disks.lock().insert(name.to_owned(), Entry::Open(held));
             return Err(error);
         }
-        self.clear_cancelled(held);
+        self.close(name, held);
         self.events.say(Happened::Detached, name, None);
         Ok(())
     }
 
-    /// Waits until nobody but the service has the disk; nobody new comes in meanwhile.
-    fn wait_alone(name: &str, held: &Held, forces: bool) -> Result<()> {
+    /// Waits until nobody has the disk but the `own` holders of the service; nobody new comes in meanwhile.
+    fn wait_alone(name: &str, held: &Arc<Held>, own: usize, forces: bool) -> Result<()> {
         let watch = Stopwatch::start();
         let patience = if forces { LEAVING + CUTTING } else { LETTING_GO };
-        while Arc::strong_count(&held.disk) > 1 {
+        while !held.is_alone(own) {
             let elapsed = watch.elapsed();
             let guests = held.guests.here();
             if elapsed > patience {
@@ -293,14 +305,16 @@ impl Service {
     }
 
     /// Closes a disk; what a job left that was given up goes with it, if nobody else holds the disk.
-    fn clear_cancelled(&self, held: Arc<Held>) {
-        let is_last = Arc::strong_count(&held.disk) == 1;
+    fn close(&self, name: &str, held: Arc<Held>) {
         let cancelled =
             held.job.lock().as_ref().filter(|job| job.is_given_up()).map(|job| job.plan.top.clone());
-        drop(held);
-        if let (Some(top), true) = (cancelled, is_last)
-            && let Err(error) = self.clear(&top)
-        {
+        let Some(top) = cancelled else { return };
+        // A client's last thread lets go after its connection is gone.
+        let cleared = Self::wait_alone(name, &held, 1, false).and_then(|()| {
+            drop(held);
+            self.clear(&top)
+        });
+        if let Err(error) = cleared {
             // The next start tries again.
             tracing::warn!(%error, "what a job left stays");
         }
@@ -361,7 +375,7 @@ impl Service {
                     held.keep_bitmaps(&name);
                 }
                 stopped = stopped.and(flushed);
-                self.clear_cancelled(held);
+                self.close(&name, held);
             }
         }
         stopped

@@ -279,6 +279,50 @@ fn con_10_a_paused_job_moves_nothing_and_a_cancelled_one_leaves_the_disk() {
     assert!(service.view_jobs().is_empty() && service.refused().is_empty());
 }
 
+/// A client's last thread lets go of the disk after the client was told that it is gone.
+#[test]
+fn what_a_given_up_job_left_goes_also_where_somebody_lets_go_of_the_disk_a_little_late() {
+    for detaches in [true, false] {
+        let scene = Scene::new();
+        let service = scene.start();
+        let job = service.consolidate("vm", &fold(4 * MIB)).unwrap();
+        wait_for_bytes(&job);
+        service.cancel(job.number).unwrap();
+        assert!(job.wait(LONG) && scene.has_journal());
+        let held = service.held("vm").unwrap();
+        let client = Arc::clone(&held.disk);
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(LETTING_GO / 6);
+            drop(client);
+            std::thread::sleep(LETTING_GO / 6);
+            drop(held);
+        });
+        if detaches {
+            service.detach("vm", false).unwrap();
+            assert!(!scene.has_journal());
+        }
+        stop(service);
+        assert!(!scene.has_journal());
+        late.join().unwrap();
+    }
+}
+
+/// Who asks for a disk has found it, and does not have it yet.
+#[test]
+fn a_disk_that_a_client_is_about_to_have_is_not_detached() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let found = service.held("vm").unwrap();
+    assert_eq!(service.detach("vm", false).unwrap_err().kind(), ErrorKind::Busy);
+    let client = Arc::clone(&found.disk);
+    drop(found);
+    client.write(GuestOffset::new(0), &[7; 512]).unwrap();
+    assert_eq!(service.detach("vm", false).unwrap_err().kind(), ErrorKind::Busy);
+    drop(client);
+    service.detach("vm", false).unwrap();
+    stop(service);
+}
+
 #[test]
 fn con_10_a_job_that_stopped_with_the_service_goes_on_from_its_mark() {
     let scene = Scene::new();

@@ -494,14 +494,16 @@ impl Folding {
         if plan.mode == FoldMode::EmptyTop {
             let opening = self.ending.opening.clone().with_access(Access::Write).with_format(None);
             layers.insert(0, open_layer(&self.ending.host, &plan.top, &opening)?);
-            // Writes that were under way end in the target: only after the first swap has it all, and can be read only.
+            // Writes that were under way end in the target: only after the first swap has it all, and can be read only. Until
+            // that is durable, flushes cover it beside the head.
             pause = self.shown.disk.swap_keeping(Chain::of(layers.clone(), true), &images.sides.target).pause;
             layers.get_mut(1).into_iter().for_each(leave_alone);
         }
         self.report.mirrored_bytes = mirroring.leg()?.mirrored_bytes();
         let before = self.shown.in_use();
         self.report.pause = pause.max(self.shown.swap(Chain::of(layers, true)).pause);
-        self.shown.disk.forget_before();
+        // Guests' flushes fail until this succeeds: nobody else can do anything about it.
+        drop(self.shown.disk.settle_before());
         // Up to the swap guests' writes note their regions in it.
         let journal = noting.kept.lock().journal.take().ok_or_else(|| Error::invalid("the job is over"))?;
         if plan.mode == FoldMode::NewImage {

@@ -46,7 +46,7 @@ pub struct LiveDisk {
 struct Legs {
     current: Arc<Chain>,
     fold: Option<Arc<Leg>>,
-    /// Heads of before, whose last writes may not be durable yet: a flush covers them.
+    /// What was written before, whose last writes may not be durable yet: a flush covers them.
     before: Vec<Arc<dyn Image>>,
 }
 
@@ -103,7 +103,7 @@ impl LiveDisk {
         self.change_legs(|legs| (legs.current, legs.fold) = (Arc::clone(&current), None))
     }
 
-    /// The same, where `unflushed` has what flushes must cover until [`LiveDisk::forget_before`].
+    /// The same, where `unflushed` has what flushes must cover until [`LiveDisk::settle_before`].
     pub fn swap_keeping(&self, chain: Chain, unflushed: &Arc<dyn Image>) -> Swapped {
         let current = Arc::new(chain);
         self.change_legs(|legs| {
@@ -132,7 +132,7 @@ impl LiveDisk {
 
     /// Several disks go over to chains that show what their guests see now, all at one point in time.
     ///
-    /// The heads of before are covered by flushes until [`LiveDisk::forget_before`].
+    /// The heads of before are covered by flushes until [`LiveDisk::settle_before`].
     pub fn swap_all(disks: Vec<(&Self, Chain)>) -> Swapped {
         let (disks, chains): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
         let mut chains = chains.into_iter();
@@ -143,9 +143,20 @@ impl LiveDisk {
         })
     }
 
-    /// The heads of before are durable by now.
-    pub fn forget_before(&self) {
-        self.change_legs(|legs| legs.before.clear());
+    /// Makes durable what was written before, so that flushes need not cover it any more. What cannot be made durable
+    /// they cover still: its guests are not told that it is.
+    pub fn settle_before(&self) -> Result<()> {
+        let before = self.legs.read().before.clone();
+        let is_same = |one: &Arc<dyn Image>, other: &Arc<dyn Image>| Arc::ptr_eq(one, other);
+        let mut settled = Ok(());
+        for image in &before {
+            let flushed = image.flush();
+            if flushed.is_ok() {
+                self.change_legs(|legs| legs.before.retain(|kept| !is_same(kept, image)));
+            }
+            settled = settled.and(flushed);
+        }
+        settled
     }
 
     fn change_legs(&self, change: impl FnMut(&mut Legs)) -> Swapped {

@@ -182,8 +182,7 @@ impl<'a> Going<'a> {
     /// Guests have gone over: what they gave the old head is made durable, and vouched for.
     fn settle(&self) -> Result<()> {
         let head = self.before.head()?;
-        head.image.flush()?;
-        self.disk.disk.forget_before();
+        self.disk.disk.settle_before()?;
         if let Some(thawed) = &self.thawed {
             self.ledger.refreeze(head.image.as_ref(), thawed)?;
         }

@@ -328,6 +328,54 @@ fn a_fold_whose_end_fails_is_ended_later_wherever_that_was() {
     assert!(failed > 10, "{failed}");
 }
 
+/// The result of a fold into another format lies below an empty head: a flush of the head alone would be none of what
+/// guests wrote until then.
+#[test]
+fn con_7_a_flush_of_the_target_that_fails_at_the_end_is_not_forgotten() {
+    let scene = Scene { base: Format::Raw, ..PLAIN };
+    let (mut refused, mut at) = (0, 0);
+    loop {
+        let (host, first) = scene.build();
+        let (disk, mut guest) = (live_disk(&host).unwrap(), Guest::new(first, at));
+        let job =
+            LiveConsolidation::prepare(&arc(&host), &disk, &live_opening(&host), &scene.request()).unwrap();
+        let mut folding = job.begin(LIVE_PACE).unwrap();
+        while folding.step().unwrap().is_some() {}
+        folding.checkpoint().unwrap();
+        folding.record(&Progress::default()).unwrap();
+        for _ in 0..4 {
+            guest.act(&host, disk.as_ref()).unwrap();
+        }
+        host.fail(Some(Fault { at: host.ios() + at, is_lasting: false, failure: Failure::Io }));
+        let before = host.ios();
+        let ended = folding.end();
+        host.fail(None);
+        if before + at > host.ios() {
+            break;
+        }
+        if ended.is_err() {
+            drop(folding.conclude());
+        }
+        let begun = host.events();
+        if disk.flush().is_ok() {
+            guest.flushes.push((begun, host.events()));
+        } else {
+            refused += 1;
+        }
+        drop((disk, folding));
+        let trace = host.trace();
+        for crash in crash_states(&trace, at, 4).filter(|crash| crash.after == trace.events()) {
+            let story = format!("I/O {at} of the end failed, {:?}", crash.landing);
+            let shown = view(&crash.host, opens_as(scene, &crash.host))
+                .unwrap_or_else(|e| panic!("{story}: does not open: {e}"));
+            guest.allows(&shown, crash.after).unwrap_or_else(|e| panic!("{story}: {e}"));
+        }
+        at += 1;
+    }
+    println!("{at} I/Os, {refused} flushes refused");
+    assert!(at > 10 && refused > 0, "{at} {refused}");
+}
+
 /// What was noted stands for the disk as it was left: a write that came before the second leg was on is not in it.
 #[test]
 fn a_guest_that_writes_before_the_fold_goes_on_has_it_start_again() {
