@@ -4,12 +4,14 @@
 
 mod guests;
 mod pace;
+mod unix;
 
 pub mod nbd;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;
 
 pub use guests::{Guest, Guests};
+pub use unix::listen_privately;
 
 use crate::{
     base::{GuestRange, Result},

@@ -14,7 +14,7 @@ mod relief;
 mod reply;
 mod request;
 mod server;
-pub(super) mod socket;
+mod socket;
 mod status;
 mod tls;
 mod wire;

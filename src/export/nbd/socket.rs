@@ -1,9 +1,11 @@
 //! Where clients come in, and the byte stream of one of them.
 
 use super::tls::{Certificates, Session};
-use crate::base::{Error, Result};
+use crate::{
+    base::{Error, Result},
+    export::unix::is_left_behind,
+};
 use rustix::{
-    fs::FileType,
     io::Errno,
     net::{RecvFlags, SendFlags},
 };
@@ -136,20 +138,6 @@ fn refuse_deaf(socket: impl AsFd) -> Result<()> {
         Ok(())
     } else {
         Err(Error::invalid("a socket that was to be taken over does not listen"))
-    }
-}
-
-/// Whether `path` is a socket on which nobody listens; `Busy` if somebody does.
-pub(in crate::export) fn is_left_behind(path: &Path) -> Result<bool> {
-    let failed = |e| Error::io("look at what is there", e).path(path);
-    let kind = rustix::fs::lstat(path).map_err(|e| failed(e.into()))?.st_mode;
-    if FileType::from_raw_mode(kind) != FileType::Socket {
-        return Ok(false);
-    }
-    match UnixStream::connect(path) {
-        Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(true),
-        Err(e) => Err(failed(e)),
-        Ok(_) => Err(Error::busy("another server listens there").path(path)),
     }
 }
 

@@ -3,20 +3,15 @@
 use super::device::{Backend, Device};
 use crate::{
     base::{Error, Result, clock::Stopwatch},
-    export::{Exports, Guest, nbd::socket::is_left_behind},
+    export::{Exports, Guest, listen_privately},
 };
 use parking_lot::{Condvar, Mutex};
-use rustix::{
-    event::{PollFd, PollFlags, Timespec},
-    fs::Mode,
-    io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
-};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::{
     fs,
     io::{self, Write},
     os::unix::net::{UnixListener, UnixStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -26,9 +21,6 @@ use std::{
 };
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
-
-/// Hypervisors that wait to be heard.
-const BACKLOG: i32 = 8;
 
 /// A place at which a disk is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +108,7 @@ impl Server {
 impl Door {
     fn open(socket: &Socket, exports: &Arc<dyn Exports>) -> Result<Self> {
         let failed = |e: io::Error| Error::io("listen", e).path(&socket.path);
-        let listener = listen(&socket.path)?;
+        let listener = listen_privately(&socket.path)?;
         let (waker, wakes) = UnixStream::pair().map_err(failed)?;
         let post = Arc::new(Post {
             exports: Arc::clone(exports),
@@ -243,24 +235,4 @@ impl Drop for Leaves {
         *self.0.machine.lock() = None;
         self.0.left.notify_all();
     }
-}
-
-/// Listens on a socket that is its owner's alone from the first moment.
-fn listen(path: &Path) -> Result<UnixListener> {
-    let failed = |e: Errno| Error::io("listen", e.into()).path(path);
-    let address = SocketAddrUnix::new(path).map_err(failed)?;
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-    let socket = socket.map_err(failed)?;
-    // What is bound takes the mode of the socket.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-    match rustix::net::bind(&socket, &address) {
-        Err(Errno::ADDRINUSE) if is_left_behind(path)? => {
-            fs::remove_file(path).map_err(|e| Error::io("replace", e).path(path))?;
-            rustix::net::bind(&socket, &address).map_err(failed)?;
-        }
-        bound => bound.map_err(failed)?,
-    }
-    rustix::net::listen(&socket, BACKLOG).map_err(failed)?;
-    Ok(socket.into())
 }

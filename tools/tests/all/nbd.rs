@@ -277,6 +277,11 @@ fn a_disk_that_cannot_be_opened_is_named_and_nothing_is_served() {
     assert!(code == Some(1) && said.starts_with("dchaind: ") && said.contains("none"), "{code:?} {said}");
     let (code, said) = run(&["--disk", "a=top", "--disk", "a=base,read-only"]);
     assert_eq!(code, Some(64), "{said}");
+    // A slip of the pen: what is no socket makes room for none.
+    let before = std::fs::read(folder.file("base")).unwrap();
+    let (code, said) = run(&["--disk", "a=top", "--control", "unix:base"]);
+    assert!(code == Some(1) && said.contains("base"), "{code:?} {said}");
+    assert_eq!(std::fs::read(folder.file("base")).unwrap(), before);
     let first = Daemon::start(&folder, &["vm=top"]);
     let (code, said) = run(&["--disk", "a=top"]);
     assert!(code == Some(69) && said.contains("top"), "{code:?} {said}");

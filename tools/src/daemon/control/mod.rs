@@ -20,6 +20,7 @@ pub use web::Web;
 
 use deltachain::{
     base::{Error, ErrorKind},
+    export::listen_privately,
     service::Service,
 };
 use futures_util::future;
@@ -27,10 +28,7 @@ use gate::Gate;
 use narrow::Narrow;
 use std::{
     fs, io,
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixListener, UnixStream},
-    },
+    os::unix::net::UnixListener,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -48,24 +46,10 @@ pub struct Door {
 }
 
 impl Door {
-    /// Listens at `path`. A socket that a process left behind is replaced; `Busy` if somebody listens there.
+    /// Listens at `path`, as [`listen_privately`] does.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |e| Error::io("listen", e).path(path);
-        if UnixStream::connect(path).is_ok() {
-            return Err(Error::busy("another process listens there").path(path));
-        }
-        // Under its name nobody finds it before it is closed to others.
-        let mut hidden = path.as_os_str().to_owned();
-        hidden.push(format!(".{}", std::process::id()));
-        let hidden = PathBuf::from(hidden);
-        let listener = UnixListener::bind(&hidden).map_err(failed)?;
-        let named = fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))
-            .and_then(|()| listener.set_nonblocking(true))
-            .and_then(|()| fs::rename(&hidden, path));
-        if let Err(error) = named {
-            drop(fs::remove_file(&hidden));
-            return Err(failed(error));
-        }
+        let listener = listen_privately(path)?;
+        listener.set_nonblocking(true).map_err(|e| Error::io("listen", e).path(path))?;
         Ok(Self { listener, made: Some(path.to_path_buf()) })
     }
 
