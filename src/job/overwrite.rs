@@ -61,10 +61,12 @@ impl Overwrite {
         (path, format): (&Path, Format),
         opening: &Opening,
     ) -> Result<Self> {
-        refuse_source(host.as_ref(), source, path)?;
         // Only looked at: opening a file for writing as what it is not would change it.
         let beside = opening.clone().with_access(Access::ReadShared).with_format(None);
-        let found = open_layer(host, path, &beside)?.format();
+        let beside = open_layer(host, path, &beside)?;
+        refuse_source(source, &beside, path)?;
+        let found = beside.format();
+        drop(beside);
         if found != format {
             return Err(
                 Error::invalid(format!("is a {found} image, and is to be written as {format}")).path(path)
@@ -114,17 +116,18 @@ impl Overwrite {
     }
 }
 
-/// Refuses a target that is read at the same time.
-fn refuse_source(host: &dyn Host, source: &Chain, path: &Path) -> Result<()> {
-    // What is not there is told of when it is opened.
-    let Ok(target) = host.witness(path) else { return Ok(()) };
+/// Refuses a target of which a file is read at the same time: with a shared access no lock would tell.
+fn refuse_source(source: &Chain, target: &Layer, path: &Path) -> Result<()> {
     let head = &source.head()?.path;
-    for layer in source.layers() {
-        for file in layer.image.files() {
-            if file.witness()?.same_file(&target) {
-                let what = format!("is what this command reads: {} is it, or lies on it", head.display());
-                return Err(Error::busy(what).subject(head).path(path));
-            }
+    let mut written = Vec::new();
+    for file in target.image.files() {
+        written.push(file.witness()?);
+    }
+    for file in source.layers().iter().flat_map(|layer| layer.image.files()) {
+        let read = file.witness()?;
+        if written.iter().any(|file| file.same_file(&read)) {
+            let what = format!("is what this command reads: {} is it, or lies on it", head.display());
+            return Err(Error::busy(what).subject(head).path(path));
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ use crate::{
     chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off},
     format::{self, Creation, Format, NoParts},
     io::{Access, Host, Likeness},
+    job::own,
     store::{Draft, Known, Ledger, Publish},
 };
 use std::{
@@ -218,21 +219,31 @@ impl Revert {
     }
 }
 
-/// Refuses an image that others in its folder lie on or keep their bytes in, or that a job which was cut off names.
+/// Refuses an image that others in the folders of its files lie on or keep their bytes in, or that a job which was cut off
+/// names.
 pub(super) fn refuse_children(host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
     refuse_cut_off(&Ledger::new(Arc::clone(host), None), &layer.path)?;
-    let folder = layer.path.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let family = Family::scan(host.as_ref(), &[folder])?;
+    let folder_of = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let files = layer.image.files();
+    let further: Vec<_> = files.iter().skip(1).filter(|file| !file.is_device()).collect();
+    let mut folders = vec![folder_of(&layer.path)];
+    for file in &further {
+        folders.push(folder_of(&host.canonical(file.path())?));
+    }
+    let family = Family::scan(host.as_ref(), &folders)?;
     let file = host.witness(&layer.path)?;
     if let Some(child) = family.children_of(&file).next().filter(|_| Guard::Children.trips(true)) {
         let what = format!("{} lies on it", child.path.display());
         return Err(Error::busy(what).subject(&child.path).path(&layer.path));
     }
-    match family.users_of(&file, &layer.path).next() {
-        Some(user) => {
-            let what = format!("{} keeps its bytes in it", user.path.display());
-            Err(Error::busy(what).subject(&user.path).path(&layer.path))
-        }
-        None => Ok(()),
+    if let Some(user) = family.users_of(&file, &layer.path).next() {
+        let what = format!("{} keeps its bytes in it", user.path.display());
+        return Err(Error::busy(what).subject(&user.path).path(&layer.path));
     }
+    for file in further {
+        if let Some(why) = own::why_shared(&family, &file.witness()?, &layer.path) {
+            return Err(why.path(&layer.path));
+        }
+    }
+    Ok(())
 }
