@@ -21,7 +21,7 @@ mod view;
 pub use family::{Family, Link, Member};
 pub use lineage::{Standing, check_lineage, freeze, join, lineage, refuse_cut_off};
 pub use link::{header_name, is_plain, relative_name};
-pub use open::{Opening, check_layer, open_layer};
+pub use open::{FORMAT_UNSTATED, Opening, check_layer, open_layer};
 pub use pair::{Both, Pair};
 pub use policy::{COLON, Policy, UNSTATED};
 pub use view::{Run, View};

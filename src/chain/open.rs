@@ -12,6 +12,9 @@ use std::{
     sync::Arc,
 };
 
+/// Ends the refusal of a parent whose format its child does not state.
+pub const FORMAT_UNSTATED: &str = "without stating its format";
+
 /// How a chain is to be opened.
 #[derive(Clone, Debug)]
 pub struct Opening {
@@ -251,7 +254,7 @@ fn open_parent(
         (None, Some(format)) if is_first => format,
         (None, _) => {
             let name = String::from_utf8_lossy(&parent.name).into_owned();
-            let what = format!("names the parent '{name}' without stating its format");
+            let what = format!("names the parent '{name}' {FORMAT_UNSTATED}");
             return Err(Error::policy(what).path(&child.path));
         }
     };

@@ -25,5 +25,8 @@ pub use mode::{born_ns, is_marked_read_only, names};
 pub use moved::{Moved, begin_flush, copy, is_helped, may_share, share, stream};
 pub use stamp::settle;
 
+/// How the message of a lock that cannot be had ends if it is this process that holds it.
+pub const THIS_PROCESS: &str = "this process itself";
+
 #[cfg(test)]
 mod tests;

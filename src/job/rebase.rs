@@ -248,8 +248,8 @@ impl Below for Leaving<'_> {
     }
 }
 
-/// Returns the image on `parent` if its header means just that one by a name that is read as a protocol, such as
-/// `a:b`: nothing but the spelling is to change.
+/// Returns the image on `parent` if its header means just that one, by a name that is read as a protocol, such as `a:b`,
+/// or without stating its format: nothing but the spelling is to change.
 fn respelled(
     host: &Arc<dyn Host>,
     image: &Path,
@@ -257,7 +257,8 @@ fn respelled(
     parent: &NewParent,
 ) -> Result<Option<Chain>> {
     let head = open_layer(host, image, opening)?;
-    let Some(name) = head.image.parent().map(|parent| parent.name).filter(|name| !is_plain(name)) else {
+    let is_unclear = |parent: &ParentName| !is_plain(&parent.name) || parent.format.is_none();
+    let Some(name) = head.image.parent().filter(is_unclear).map(|parent| parent.name) else {
         return Ok(None);
     };
     let place = head.path.with_file_name("").join(OsStr::from_bytes(&name));

@@ -100,7 +100,11 @@ impl Command {
 
 /// Returns the description of all commands and options.
 pub fn description() -> clap::Command {
-    habits::taken(help::with_examples(Cli::command()))
+    let command = Cli::command();
+    // Clap hands an option of all commands down only to those that have none of that name.
+    let output = command.get_arguments().find(|option| option.get_id() == "output").cloned();
+    let drawing = output.map(|option| option.value_name("human|json|dot|svg"));
+    habits::taken(help::with_examples(command.mut_subcommand("tree", |tree| tree.args(drawing))))
 }
 
 /// Does what `arguments` ask for.

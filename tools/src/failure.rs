@@ -3,7 +3,8 @@
 use crate::output::printable;
 use deltachain::{
     base::{Error, ErrorKind},
-    chain::{COLON, UNSTATED},
+    chain::{COLON, FORMAT_UNSTATED, UNSTATED},
+    io::THIS_PROCESS,
     store::{Journal, NO_PLACE, Transfer},
 };
 use std::{fmt, io, os::unix::ffi::OsStrExt, path::Path, process::ExitCode};
@@ -166,6 +167,9 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Policy, None) if error.what().contains(COLON) => Some(format!(
             "if a file of that name is meant: dchain rebase -b ./NAME -F FMT {file}, or dchain relink {file}"
         )),
+        (ErrorKind::Policy, None) if error.what().ends_with(FORMAT_UNSTATED) => {
+            Some(format!("dchain rebase -b PARENT -F FMT {file} states it"))
+        }
         (ErrorKind::Policy, Some(unread)) if error.file() == Some(unread) => {
             Some("--ignore-unread goes on, if it does not".to_owned())
         }
@@ -198,6 +202,9 @@ fn hint_for(error: &Error) -> Option<String> {
             let is_named = error.what().contains(&child.display().to_string());
             (!is_named).then(|| format!("{} depends on it", quoted(child)))
         }
+        (ErrorKind::Busy, None) if error.what().ends_with(THIS_PROCESS) => Some(
+            "it is named twice in this command, or is a layer of an image that is named as well".to_owned(),
+        ),
         (ErrorKind::Busy, None) => {
             Some("stop the program that uses it; commands that only read take -U".to_owned())
         }

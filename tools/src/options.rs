@@ -110,6 +110,22 @@ impl FormatOptions {
         self.options.iter().flat_map(|list| list.split(',')).any(|o| matches!(o, "help" | "?"))
     }
 
+    /// Returns whether an option is one of an image whose bytes are in one file.
+    pub fn is_of_one_file(name: &str) -> bool {
+        !matches!(name, "data_file" | "data_file_raw")
+    }
+
+    /// Refuses options of an image whose bytes are in two files: what becomes a layer of a chain here keeps its own.
+    pub fn refuse_data_file(&self) -> Result<(), Failure> {
+        match self.pairs().into_iter().find(|(name, _)| !Self::is_of_one_file(name)) {
+            Some((name, _)) => {
+                let what = format!("-o {name}: a layer that this command makes keeps its bytes in itself");
+                Err(Failure::usage(what).hint("dchain create and convert make images with a data file"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Returns keys and values as written. A comma inside a value is written twice, as for qemu-img.
     pub fn pairs(&self) -> Vec<(String, String)> {
         let mut pairs = Vec::new();
@@ -198,9 +214,14 @@ pub fn ledger(host: &Arc<dyn Host>) -> Ledger {
     Ledger::new(Arc::clone(host), config::state_folder())
 }
 
-/// Prints the options that new images of `format` know.
-pub fn list_format_options(answer: &Answer, format: Format) -> Result<(), Failure> {
-    let known: Vec<_> = format.options().iter().map(|(name, what)| FormatOption { name, what }).collect();
+/// Prints the options that new images of `format` know, of those that `is_taken` lets pass.
+pub fn list_format_options(
+    answer: &Answer,
+    format: Format,
+    is_taken: impl Fn(&str) -> bool,
+) -> Result<(), Failure> {
+    let taken = format.options().iter().filter(|(name, _)| is_taken(name));
+    let known: Vec<_> = taken.map(|(name, what)| FormatOption { name, what }).collect();
     answer.print_list(&known, |known, out| {
         known.iter().try_for_each(|option| writeln!(out, "{:<18} {}", option.name, option.what))
     })

@@ -8,7 +8,7 @@
 use super::{sys, witness};
 use crate::{
     base::{Error, Result},
-    io::Access,
+    io::{Access, THIS_PROCESS},
 };
 use rustix::io::Errno;
 use std::{
@@ -83,7 +83,8 @@ fn busy(fd: &OwnedFd, at: i64, why: &str) -> Error {
     })
 }
 
-/// Finds who else holds a lock on byte `at` of the file: `qemu-system-x86 (pid 4242)`.
+/// Finds who else holds a lock on byte `at` of the file: `qemu-system-x86 (pid 4242)`, and whether that is
+/// [`THIS_PROCESS`].
 ///
 /// The kernel reports such locks with pid -1, so this looks through the descriptors of every process that
 /// this one may look into.
@@ -106,7 +107,8 @@ fn holder(fd: &OwnedFd, at: i64) -> Option<String> {
             let is_same = rustix::fs::stat(&target).is_ok_and(|s| witness::is_same(&s, &file));
             if is_same {
                 let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                return Some(format!("{} (pid {pid})", command.trim_end()));
+                let shown = format!("{} (pid {pid})", command.trim_end());
+                return Some(if pid == own { format!("{shown}, {THIS_PROCESS}") } else { shown });
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::{
 use clap::{Args, ValueEnum};
 use deltachain::{
     base::{Error, ErrorKind, name},
-    chain::{Chain, Opening, Standing, check_layer, check_lineage, lineage},
+    chain::{Chain, Opening, Standing, check_layer, check_lineage, lineage, open_layer},
     format::{Checked, Format, Repair},
     io::Access,
     job::verify::{Changed, changed_below, verify},
@@ -104,7 +104,17 @@ impl Arguments {
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         let host = options::host();
         let opening = self.reading.opening(&host)?;
-        let mut report = self.metadata(&opening)?;
+        let mut report = match self.metadata(&opening) {
+            // That there is nothing to check is an answer, too, and a program reads it.
+            Err(failure) if failure.exit == Exit::Unsupported && answer.is_json() => {
+                let how = opening.clone().with_access(Access::ReadShared);
+                if let Ok(Format::Raw) = open_layer(&host, &self.image, &how).map(|layer| layer.format()) {
+                    answer.print(&self.report(Format::Raw, None), |_| Ok(()))?;
+                }
+                return Err(failure);
+            }
+            report => report?,
+        };
         let is_sound = matches!(report.metadata_exit(), Exit::Done | Exit::Leaks);
         report.is_data_skipped = self.data && !is_sound;
         let mut refused = None;
@@ -141,16 +151,13 @@ impl Arguments {
             }
             Err(error) => return Err(failure(error)),
         };
+        Ok(self.report(format, metadata))
+    }
+
+    fn report(&self, format: Format, metadata: Option<Metadata>) -> Report {
         let filename = name::text(&self.image).into_owned();
-        Ok(Report {
-            filename,
-            format,
-            metadata,
-            lineage: None,
-            unclaimed: None,
-            data: None,
-            is_data_skipped: false,
-        })
+        let (lineage, unclaimed, data) = (None, None, None);
+        Report { filename, format, metadata, lineage, unclaimed, data, is_data_skipped: false }
     }
 
     /// Looks at how each layer stands on its parent; returns the first refusal as a failure.

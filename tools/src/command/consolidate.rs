@@ -75,7 +75,7 @@ pub struct Arguments {
     #[command(flatten)]
     live: Live,
     /// The head of the chain
-    #[arg(required_unless_present = "disk")]
+    #[arg(required_unless_present_any = ["disk", "options"])]
     top: Option<PathBuf>,
 }
 
@@ -112,6 +112,12 @@ impl Live {
 impl Arguments {
     /// Plans, asks, folds.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        if self.options.wants_help() {
+            let format = self.target_format.unwrap_or(Format::Qcow2);
+            options::list_format_options(answer, format, FormatOptions::is_of_one_file)?;
+            return Ok(Exit::Done);
+        }
+        self.options.refuse_data_file()?;
         if self.new.is_none() && !self.options.pairs().is_empty() {
             return Err(Failure::usage("-o says how the image of --new is made").hint("--new IMAGE"));
         }
@@ -125,7 +131,7 @@ impl Arguments {
         }
         let host = options::host();
         let opening = self.source.opening(&host, Access::Read)?;
-        let top = self.top.clone().unwrap_or_default();
+        let top = self.top.clone().ok_or_else(|| Failure::usage("TOP, the head of a chain, is wanted"))?;
         if self.abandon {
             return self.give_up(&host, &top, &opening, answer);
         }
@@ -193,9 +199,8 @@ impl Arguments {
         let removed = plan.removed.iter().chain([&plan.journal]);
         lines.extend(removed.map(|file| format!("removed: {}", file.display())));
         lines.extend(plan.lost.iter().map(|layer| format!("can no longer be restored: {}", layer.display())));
-        // What is lost was lost when the job wrote its first byte, if that can be told.
-        let grade = if plan.top.is_some() { Grade::Harmless } else { Grade::Destructive };
-        if self.planned.agree(answer, plan, &lines, grade)? {
+        // What the job has done so far is given up, and with it the only way to its result.
+        if self.planned.agree(answer, plan, &lines, Grade::Destructive)? {
             let done = job.run()?;
             answer.print(&done, |out| match &done.top {
                 Some(top) => writeln!(out, "{}: shows what it showed", top.display()),

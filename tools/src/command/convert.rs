@@ -75,7 +75,8 @@ impl Arguments {
     /// Converts.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         if self.options.wants_help() {
-            options::list_format_options(answer, self.target_format)?;
+            let is_taken = |name: &str| !self.layers.chain || FormatOptions::is_of_one_file(name);
+            options::list_format_options(answer, self.target_format, is_taken)?;
             return Ok(Exit::Done);
         }
         let (Some(source), Some(target)) = (&self.source, &self.target) else {
@@ -90,6 +91,7 @@ impl Arguments {
         self.refuse_packed()?;
         let host = options::host();
         if self.layers.chain {
+            self.options.refuse_data_file()?;
             return self.keep_layers(&host, (source, target), answer);
         }
         let chain = Chain::open(&host, source, &self.reading.opening(&host)?)?;

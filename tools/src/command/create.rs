@@ -51,7 +51,7 @@ impl Arguments {
         let usual = if self.backing.is_some() { Format::Qcow2 } else { Format::Raw };
         let format = self.format.unwrap_or(usual);
         if self.options.wants_help() {
-            options::list_format_options(answer, format)?;
+            options::list_format_options(answer, format, |_| true)?;
             return Ok(Exit::Done);
         }
         if format == Format::Raw && self.backing.is_some() {

@@ -26,10 +26,10 @@ pub struct Arguments {
     #[command(flatten)]
     reading: Reading,
     /// Measure an empty disk of that size
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, conflicts_with = "image")]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse,
+          conflicts_with_all = ["image", "format", "allow_dir", "force_share"])]
     size: Option<u64>,
     /// The image whose disk is measured
-    #[arg(required_unless_present = "size")]
     image: Option<PathBuf>,
 }
 
@@ -49,6 +49,10 @@ impl Arguments {
     }
 
     fn measure(&self) -> Result<Measured, Failure> {
+        if self.image.is_none() && self.size.is_none() {
+            let what = "of what? IMAGE is a disk to measure, --size SIZE an empty one";
+            return Err(Failure::usage(what).hint("dchain measure --help"));
+        }
         let host = options::host();
         let chain = match &self.image {
             Some(image) => Some(Chain::open(&host, image, &self.reading.opening(&host)?)?),

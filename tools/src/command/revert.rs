@@ -39,9 +39,10 @@ impl Arguments {
     /// Plans, asks, reverts.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         if self.options.wants_help() {
-            options::list_format_options(answer, Format::Qcow2)?;
+            options::list_format_options(answer, Format::Qcow2, FormatOptions::is_of_one_file)?;
             return Ok(Exit::Done);
         }
+        self.options.refuse_data_file()?;
         let (top, layer) = match (&self.disk, self.images.as_slice()) {
             (Some(disk), [layer]) => return self.run_live(disk, layer, answer),
             (None, [top, layer]) => (top, layer),

@@ -28,10 +28,10 @@ pub struct Arguments {
     #[command(flatten)]
     daemon: Daemon,
     /// The image that keeps this point in time
-    #[arg(required_unless_present = "disks")]
+    #[arg(required_unless_present_any = ["disks", "options"])]
     top: Option<PathBuf>,
     /// The new head, a qcow2 image on TOP
-    #[arg(required_unless_present = "disks")]
+    #[arg(required_unless_present_any = ["disks", "options"])]
     new: Option<PathBuf>,
 }
 
@@ -39,10 +39,15 @@ impl Arguments {
     /// Takes the snapshot.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         if self.options.wants_help() {
-            options::list_format_options(answer, Format::Qcow2)?;
+            options::list_format_options(answer, Format::Qcow2, FormatOptions::is_of_one_file)?;
             return Ok(Exit::Done);
         }
-        let (Some(top), Some(new)) = (&self.top, &self.new) else { return self.take_live(answer) };
+        self.options.refuse_data_file()?;
+        let (top, new) = match (&self.top, &self.new) {
+            (Some(top), Some(new)) => (top, new),
+            _ if self.disks.is_empty() => return Err(Failure::usage("TOP and NEW are wanted")),
+            _ => return self.take_live(answer),
+        };
         let host = options::host();
         let opening = self.source.opening(&host, Access::Write)?;
         options::refuse_header(&host, top, self.source.format, self.yes)?;

@@ -1,6 +1,9 @@
 //! The commands that change chains, from end to end: what qemu-img reads at the head stays the same.
 
-use super::dchain::{dchain, done, qemu};
+use super::{
+    dchain::{dchain, done, qemu},
+    foreign::{Scratch, assert_same},
+};
 use std::{fs, path::Path};
 use tempfile::{TempDir, tempdir};
 
@@ -90,4 +93,62 @@ fn differences_are_listed() {
         list.as_array().unwrap().iter().map(|e| (e["offset"].as_u64(), e["length"].as_u64())).collect();
     assert_eq!(found, [(Some(1100 << 10), Some(64 << 10)), (Some(6 << 20), Some(4 << 10))]);
     assert!(done(folder.path(), &["diff", "top", "top"]).out.is_empty());
+}
+
+#[test]
+fn a_parent_whose_format_is_not_stated_is_stated_by_a_rebase_onto_it() {
+    let folder = Scratch::new();
+    let here = folder.path();
+    folder.qemu_img("create -q -f qcow2 base 1M");
+    folder.qemu_io("qcow2", "base", &["write -q -P 1 0 64k"]);
+    folder.qemu_img("create -q -f qcow2 -b base -F qcow2 other 1M");
+    folder.qemu_img("create -q -f qcow2 -b base -F qcow2 top 1M");
+    clear_stated_format(&folder.file("top"));
+    let refused = dchain(&here, &["map", "top"]);
+    assert_eq!(refused.code, Some(77), "{}", refused.err);
+    assert!(refused.err.contains("hint: dchain rebase -b PARENT -F FMT "), "{}", refused.err);
+    // What another one shows is compared with what this one shows: that has to be known first.
+    assert_eq!(dchain(&here, &["rebase", "-b", "other", "-F", "qcow2", "top"]).code, Some(77));
+    done(&here, &["rebase", "-b", "base", "-F", "qcow2", "top"]);
+    let info = done(&here, &["info", "--output", "json", "top"]).json();
+    assert_eq!([&info["backing-filename"], &info["backing-filename-format"]], ["base", "qcow2"]);
+    assert_same(&folder.flat("qcow2", "top"), &folder.flat("qcow2", "base"), "top");
+}
+
+/// Takes the header extension away that states the parent's format, as programs left it out that are old.
+fn clear_stated_format(image: &std::path::Path) {
+    let mut bytes = std::fs::read(image).unwrap();
+    let at = bytes.windows(4).position(|four| four == 0xe279_2aca_u32.to_be_bytes()).unwrap();
+    // A kind that nobody knows.
+    bytes[at..at + 4].copy_from_slice(b"none");
+    std::fs::write(image, bytes).unwrap();
+}
+
+#[test]
+fn a_layer_of_a_chain_gets_no_data_file_and_none_is_offered() {
+    let folder = Scratch::new();
+    let here = folder.path();
+    let commands: [(&[&str], &[&str]); 4] = [
+        (&["snapshot"], &["one", "two"]),
+        (&["revert"], &["one", "two"]),
+        (&["consolidate"], &["--new", "two", "one"]),
+        (&["convert", "--chain", "-O", "qcow2"], &["one", "two"]),
+    ];
+    for (command, images) in commands {
+        let help = done(&here, &[command, &["-o", "help"], images].concat()).out;
+        assert!(help.contains("cluster_size") && !help.contains("data_file"), "{command:?}: {help}");
+        let run = dchain(&here, &[command, &["-o", "data_file=data"], images].concat());
+        assert_eq!((run.code, run.err.contains("in itself")), (Some(64), true), "{command:?}: {}", run.err);
+    }
+    assert!(done(&here, &["create", "-f", "qcow2", "-o", "help"]).out.contains("data_file"));
+}
+
+#[test]
+fn help_names_what_tree_draws_and_measure_says_what_it_wants() {
+    let here = std::path::Path::new(".");
+    assert!(done(here, &["tree", "--help"]).out.contains("--output <human|json|dot|svg>"));
+    assert!(done(here, &["map", "--help"]).out.contains("--output <human|json>"));
+    let run = dchain(here, &["measure"]);
+    assert_eq!((run.code, run.err.contains("--size SIZE")), (Some(64), true), "{}", run.err);
+    assert_eq!(dchain(here, &["measure", "--size", "1M", "-f", "raw"]).code, Some(64));
 }

@@ -220,7 +220,9 @@ fn compare_and_check_have_qemu_imgs_codes() {
     let run = dchain(at, &["compare", "-f", "raw", "disk.raw", "base.qcow2"]);
     assert_eq!((run.code, run.out.contains("Content mismatch at offset 0!")), (Some(1), true));
     assert_eq!(dchain(at, &["compare", "head.qcow2", "nowhere"]).code, Some(2));
-    assert_eq!(dchain(at, &["check", "-f", "raw", "disk.raw"]).code, Some(63));
+    let run = dchain(at, &["check", "-f", "raw", "disk.raw", "--output", "json"]);
+    assert_eq!((run.code, run.json()["format"].as_str()), (Some(63), Some("raw")), "{}", run.err);
+    breaks_with(&dchain(at, &["check", "-f", "raw", "disk.raw"]), 63, &["no metadata to check"]);
     assert_eq!(dchain(at, &["check", "nowhere"]).code, Some(1));
 }
 
@@ -395,4 +397,19 @@ fn a_deep_chain_is_read_with_few_open_files() {
     let program = env!("CARGO_BIN_EXE_dchain");
     let run: Run = Command::new("sh").current_dir(at).args(["-c", limited, program]).output().unwrap().into();
     assert_eq!(run.code, Some(0), "{}{}", run.out, run.err);
+}
+
+#[test]
+fn an_image_that_a_command_names_twice_is_not_said_to_be_in_use_by_a_stranger() {
+    let folder = folder();
+    for bitmap in ["a", "b"] {
+        done(folder.path(), &["bitmap", "--add", "base.qcow2", bitmap]);
+    }
+    let merge = ["bitmap", "--merge", "b", "--source-file", "base.qcow2", "base.qcow2", "a"];
+    let run = dchain(folder.path(), &merge);
+    breaks_with(
+        &run,
+        69,
+        &["), this process itself", "hint: it is named twice in this command, or is a layer"],
+    );
 }

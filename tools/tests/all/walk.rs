@@ -128,7 +128,9 @@ fn a_fold_that_was_cut_off_is_given_up_under_whatever_name_its_disk_has() {
     let file = journal(&folder).unwrap();
     let refused = dchain(&here, &["map", "base"]);
     assert!(refused.code == Some(69) && refused.err.contains(file.to_str().unwrap()), "{}", refused.err);
-    done(&here, &["consolidate", "--abandon", file.to_str().unwrap()]);
+    let unasked = dchain(&here, &["consolidate", "--abandon", "renamed"]);
+    assert!(unasked.code == Some(64) && journal(&folder).is_some(), "{}", unasked.err);
+    done(&here, &["consolidate", "--abandon", "--yes", file.to_str().unwrap()]);
     assert_eq!(journal(&folder), None);
     shows(&folder, "renamed", &truth);
     let none = dchain(&here, &["consolidate", "--abandon", "renamed"]);
