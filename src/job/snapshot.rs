@@ -223,6 +223,11 @@ impl Revert {
 /// names.
 pub(super) fn refuse_children(host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
     refuse_cut_off(&Ledger::new(Arc::clone(host), None), &layer.path)?;
+    refuse_dependants(host, layer)
+}
+
+/// Refuses an image that others in the folders of its files lie on or keep their bytes in.
+pub(crate) fn refuse_dependants(host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
     let folder_of = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let files = layer.image.files();
     let further: Vec<_> = files.iter().skip(1).filter(|file| !file.is_device()).collect();

@@ -8,8 +8,10 @@ use crate::{
     base::{Error, Result, clock},
     format::Format,
     job::snapshot::{Disk, Heads, LiveTaken, Taken, snapshot_live},
+    store::Draft,
 };
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -70,10 +72,14 @@ impl Service {
             return Err(Error::invalid(what));
         }
         let names: Vec<String> = asked.iter().map(|one| one.disk.clone()).collect();
-        let disks = asked.iter().map(|one| self.disk_of(one)).collect::<Result<Vec<_>>>()?;
         let is_twice = |(at, name): (usize, &String)| names.iter().take(at).any(|other| other == name);
         if names.is_empty() || names.iter().enumerate().any(is_twice) {
             return Err(Error::invalid("a snapshot is of one disk or more, each once"));
+        }
+        let disks = asked.iter().map(|one| self.disk_of(one)).collect::<Result<Vec<_>>>()?;
+        let mut places = BTreeSet::new();
+        if let Some(disk) = disks.iter().find(|disk| !places.insert(&disk.new)) {
+            return Err(Error::invalid("is to be the new head of two disks").path(&disk.new));
         }
         let taken = self.while_frozen(book, &names, |book| {
             let before = book.written().clone();
@@ -95,17 +101,46 @@ impl Service {
             return Err(Error::policy("is served for reading only").path(&head.path));
         }
         let folder = head.path.parent().unwrap_or(Path::new("/"));
-        let new = asked.new.clone().unwrap_or_else(|| fresh_name(&asked.disk, ""));
-        Ok(Disk { disk: Arc::clone(&held.disk), new: folder.join(new), options: Vec::new() })
+        let new = match &asked.new {
+            Some(new) => new.clone(),
+            None => self.unused_name(folder, &asked.disk)?,
+        };
+        if new.as_os_str().is_empty() {
+            return Err(Error::invalid(format!("the new head of disk '{}' has no name", asked.disk)));
+        }
+        let new = folder.join(new);
+        Draft::check_name(&new)?;
+        // The book has whole names, which it compares.
+        let folder = self.settings.host.canonical(new.parent().unwrap_or(folder))?;
+        let new = folder.join(new.file_name().unwrap_or_default());
+        Ok(Disk { disk: Arc::clone(&held.disk), new, options: Vec::new() })
+    }
+
+    /// Returns a name for a new head that no file has: there may be several in a second.
+    fn unused_name(&self, folder: &Path, disk: &str) -> Result<PathBuf> {
+        let names = std::iter::once(String::new()).chain((2..100).map(|n| format!("-{n}")));
+        for name in names.map(|more| fresh_name(disk, &more)) {
+            if self.settings.host.kind(&folder.join(&name))?.is_none() {
+                return Ok(name);
+            }
+        }
+        Ok(fresh_name(disk, ""))
     }
 }
 
-/// Returns a name for a new head: the disk's, as far as it can be one of a file, the time, and `more`.
+/// Bytes of a disk's name that its heads' names have at most.
+const NAME_BYTES: usize = 128;
+
+/// Returns a name for a new head: the disk's, as far as it can be one of a file, the time, and `more`. Disks with different
+/// names get different ones.
 pub(super) fn fresh_name(disk: &str, more: &str) -> PathBuf {
     let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let ns = i128::try_from(clock::since_epoch().as_nanos()).unwrap_or_default();
     let digits: String = clock::utc(ns).chars().filter(char::is_ascii_digit).collect();
     let (day, time) = digits.split_at(digits.len().min(8));
     let name: String = disk.chars().map(plain).collect();
-    format!("{}-{day}-{time}{more}.qcow2", name.trim_start_matches('.')).into()
+    let name = name.trim_start_matches('.');
+    let name = name.get(..name.floor_char_boundary(NAME_BYTES)).unwrap_or_default();
+    let own = if name == disk { String::new() } else { format!("-{:08x}", crc32c::crc32c(disk.as_bytes())) };
+    format!("{name}{own}-{day}-{time}{more}.qcow2").into()
 }

@@ -17,7 +17,7 @@ use crate::{
             is_live,
         },
         live::{LiveDisk, Recorder},
-        snapshot::{Taken, forget_intended},
+        snapshot::{Taken, forget_intended, refuse_dependants},
     },
     store::{FoldMode, Journal},
 };
@@ -140,6 +140,10 @@ impl Service {
         let opening = opening.with_format(known.format()?.filter(|_| head == known.place()));
         let chain = Chain::open(host, &head, &opening)?;
         let found = chain.head()?;
+        if !is_read_only {
+            // What guests wrote here would show through in those, which may be disks of their own.
+            refuse_dependants(host, found).map_err(|error| error.doing("guests may only read it"))?;
+        }
         let (path, format) = (found.path.clone(), found.format());
         let opening = opening.with_format(None);
         let recorders = if is_read_only { Vec::new() } else { Recorder::of(found.image.as_ref())? };

@@ -454,3 +454,47 @@ fn a_disk_whose_head_takes_the_targets_name_is_found_under_it() {
     stop(service);
     assert!(scene.shown("base") == expected(&[(0, 7)]));
 }
+
+#[test]
+fn an_image_that_another_lies_on_is_served_for_reading_only() {
+    let scene = Scene::new();
+    // Its state folder is lost, or the image is named in the place of its child.
+    let service = Service::start(scene.settings(), &[scene.named("base")]).unwrap();
+    let (name, why) = service.refused().remove(0);
+    assert_eq!(
+        (name.as_str(), why.kind(), why.about()),
+        ("vm", ErrorKind::Busy, Some(scene.path("top").as_path()))
+    );
+    assert!(why.to_string().contains("top lies on it"), "{why}");
+    let readable = Named { name: "readable".to_owned(), is_read_only: true, ..scene.named("base") };
+    service.attach(&readable).unwrap();
+    service.detach("readable", false).unwrap();
+    std::fs::remove_file(scene.path("top")).unwrap();
+    service.attach(&scene.named("base")).unwrap();
+    stop(service);
+}
+
+#[test]
+fn a_new_head_has_a_name_that_can_last() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let take = |new: &str| {
+        service
+            .snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: Some(new.into()) }])
+            .map(|taken| taken.taken[0].head.clone())
+    };
+    for bad in ["", "..", ".dchain", ".x.dchain-draft-1"] {
+        assert_eq!(take(bad).unwrap_err().kind(), ErrorKind::Invalid, "{bad}");
+    }
+    std::fs::create_dir(scene.path("sub")).unwrap();
+    assert_eq!(take("sub/../next").unwrap(), scene.path("next"));
+    // Several in a second have names of their own.
+    for _ in 0..3 {
+        service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: None }]).unwrap();
+    }
+    assert_eq!(service.view_disk("vm").unwrap().layers.len(), 6);
+    stop(service);
+    let names = ["a b", "a_b"].map(|disk| super::snapshot::fresh_name(disk, ""));
+    assert_ne!(names[0], names[1]);
+    assert!(super::snapshot::fresh_name(&"\u{fc}".repeat(300), "").as_os_str().len() < 200);
+}

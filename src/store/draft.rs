@@ -1,7 +1,8 @@
 //! A file in the making: nothing is seen under its name before it is whole.
 
+use super::FOLDER;
 use crate::{
-    base::{ErrorKind, Result, seed},
+    base::{Error, ErrorKind, Result, seed},
     io::{Access, EntryKind, File, Host},
 };
 use std::{
@@ -31,8 +32,24 @@ pub enum Publish {
 }
 
 impl Draft {
-    /// Creates the temporary file, open for writing, in the folder of `target`.
+    /// Refuses as `Invalid` what can be no file's name to last: that of our own folder, or of a file in the making.
+    pub fn check_name(target: &Path) -> Result<()> {
+        let what = match target.file_name() {
+            None => "names no file",
+            Some(name) if name == FOLDER => {
+                "is what the folder is called in which notes on the images are kept"
+            }
+            Some(_) if Self::is_left_over(target) => {
+                "is called like a file that an interrupted program left behind"
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(Error::invalid(what).path(target))
+    }
+
+    /// Creates the temporary file, open for writing, in the folder of `target`. Fails as [`Draft::check_name`].
     pub fn new(host: &Arc<dyn Host>, target: &Path) -> Result<Self> {
+        Self::check_name(target)?;
         let mut name = Self::start_of_passing(target);
         name.push(random());
         let temporary = target.with_file_name(name);

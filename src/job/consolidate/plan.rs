@@ -11,7 +11,7 @@ use crate::{
     io::{self, Host, Witness},
     job::own,
     map::{Extent, State},
-    store::{FoldMode, Held, Journal},
+    store::{Draft, FoldMode, Held, Journal},
 };
 use std::{
     path::{Path, PathBuf},
@@ -370,6 +370,7 @@ impl Scene<'_> {
     /// Proves that the result can stand where it is to stand, and fits there.
     fn check_place(&self, target: Option<&Layer>, plan: &mut Plan, work: &Work) -> Result<()> {
         let Some(target) = target else {
+            Draft::check_name(&plan.result)?;
             if self.host.kind(&plan.result)?.is_some() {
                 return Err(Error::new(ErrorKind::Exists, "is there already").path(&plan.result));
             }
