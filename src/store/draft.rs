@@ -7,10 +7,20 @@ use crate::{
 };
 use std::{
     ffi::OsString,
-    os::unix::ffi::OsStrExt,
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// What tells a draft's name from others.
+const MARK: &str = ".dchain-draft-";
+
+/// Digits of the sum that stands for the rest of a long name.
+const SUM_DIGITS: usize = 16;
+
+/// How much of its target's name a draft's has. A name has 255 bytes at most on Linux's file systems; a dot, the mark, a
+/// letter, a random number, and for a long one the sum come to it.
+const OWN_BYTES_MAX: usize = 255 - 1 - MARK.len() - 1 - 16 - 1 - SUM_DIGITS;
 
 /// A new file under a temporary name in its own folder, removed again unless it is published or was noted.
 #[derive(Debug)]
@@ -72,7 +82,7 @@ impl Draft {
     /// Returns whether `name` is one that only an interrupted program leaves behind.
     pub fn is_left_over(name: &Path) -> bool {
         let name = name.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with('.') && name.contains(".dchain-draft-")
+        name.starts_with('.') && name.contains(MARK)
     }
 
     /// Removes the files of [`Draft::new`] for `target` that an interrupted program left behind: nobody has them open.
@@ -110,11 +120,22 @@ impl Draft {
         name
     }
 
+    /// How the names of all drafts for `target` start: with its own, or what there is room for and a sum of it.
     fn start_of_name(target: &Path) -> OsString {
-        let mut name = OsString::from(".");
-        name.push(target.file_name().unwrap_or_default());
-        name.push(".dchain-draft-");
-        name
+        let own = target.file_name().unwrap_or_default().as_bytes();
+        let mut name = b".".to_vec();
+        match own.get(..OWN_BYTES_MAX) {
+            Some(start) if own.len() > OWN_BYTES_MAX => {
+                name.extend_from_slice(start);
+                name.push(b'~');
+                name.extend_from_slice(
+                    blake3::hash(own).to_hex().get(..SUM_DIGITS).unwrap_or_default().as_bytes(),
+                );
+            }
+            _ => name.extend_from_slice(own),
+        }
+        name.extend_from_slice(MARK.as_bytes());
+        OsString::from_vec(name)
     }
 
     /// Returns the file.
@@ -162,5 +183,31 @@ impl Drop for Draft {
             // The failure that led here is what the caller hears of; a leftover carries its own mark.
             let _ = self.host.remove(&self.temporary);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::real::RealHost;
+
+    #[test]
+    fn a_long_name_has_drafts_that_are_told_apart_and_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let host: Arc<dyn Host> = Arc::new(RealHost::new());
+        let long = |end: &str| folder.path().join(format!("{}{end}", "x".repeat(255 - end.len())));
+        let [one, other] = [long(".one"), long(".other")];
+        for target in [&one, &other] {
+            let draft = Draft::new(&host, target).unwrap();
+            std::fs::copy(draft.path(), draft.path().with_extension("dchain-draft-tleft")).unwrap();
+            draft.publish(target, Publish::New).unwrap();
+        }
+        let left =
+            || host.list(folder.path()).unwrap().into_iter().filter(|e| Draft::is_left_over(&e.path)).count();
+        assert_eq!(left(), 2);
+        Draft::sweep(host.as_ref(), &one).unwrap();
+        assert_eq!(left(), 1);
+        Draft::sweep(host.as_ref(), &other).unwrap();
+        assert_eq!(left(), 0);
     }
 }

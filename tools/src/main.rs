@@ -17,5 +17,6 @@ mod size;
 mod svg;
 
 fn main() -> std::process::ExitCode {
+    deltachain::io::real::raise_descriptors();
     cli::run(std::env::args_os())
 }

@@ -62,6 +62,22 @@ impl Default for RealHost {
     }
 }
 
+/// How many files a program may have open once [`raise_descriptors`] was called, if the host lets it.
+const DESCRIPTORS_WANTED: u64 = 1 << 16;
+
+/// Lets this process have as many files open as its hard limit allows, up to 65,536: what is open for writing, folders and
+/// sockets count beside what a host reads. For programs, before their first host.
+pub fn raise_descriptors() {
+    let resource = rustix::process::Resource::Nofile;
+    let limit = rustix::process::getrlimit(resource);
+    let wanted = DESCRIPTORS_WANTED.min(limit.maximum.unwrap_or(u64::MAX));
+    if limit.current.is_some_and(|current| current < wanted) {
+        // It goes with what there is, too.
+        let _ =
+            rustix::process::setrlimit(resource, rustix::process::Rlimit { current: Some(wanted), ..limit });
+    }
+}
+
 fn kind_of(file_type: FileType) -> EntryKind {
     match file_type {
         FileType::RegularFile => EntryKind::File,

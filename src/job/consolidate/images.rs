@@ -4,7 +4,7 @@ use super::{
     bitmaps::{self, Merge},
     ending::Ending,
     machine::Found,
-    plan::{self, NewImage, Plan, Request, folder_of},
+    plan::{NewImage, Plan, Request, folder_of},
     sides::Sides,
     work::Work,
 };
@@ -14,7 +14,7 @@ use crate::{
     format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
     map::RangeSet,
-    store::{Claim, Epoch, Fold, FoldMode, Held, Journal, LayerRecord, Position},
+    store::{Claim, Draft, Epoch, Fold, FoldMode, Held, Journal, LayerRecord, Position},
 };
 use std::{
     collections::BTreeMap,
@@ -372,7 +372,7 @@ impl Setup<'_> {
 
     fn draft_name(&self, result: &Path) -> PathBuf {
         let known = self.journal.as_deref().and_then(|j| j.fold().draft.as_ref().map(|draft| j.place(draft)));
-        known.unwrap_or_else(|| plan::draft_name(result))
+        known.unwrap_or_else(|| Draft::temporary_name(result))
     }
 
     /// Opens the image in the making, or makes it: on `parent`, if there is one.

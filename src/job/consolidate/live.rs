@@ -30,7 +30,7 @@ use crate::{
         Progress, Recently,
         live::{Leg, LiveDisk, Throttle, mirror::Grain},
     },
-    store::{Held, Intent, Journal, Ledger},
+    store::{Draft, Held, Intent, Journal, Ledger},
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -255,14 +255,15 @@ impl LiveConsolidation {
         let Self { ending, shown, plan, depth, held, draft, new } = self;
         // Of a new image that is in the making, a part is there.
         let is_begun = new.is_some() && draft.is_some();
-        let draft = draft.unwrap_or_else(|| plan::draft_name(&plan.result));
+        let draft = draft.unwrap_or_else(|| Draft::temporary_name(&plan.result));
         if !is_begun && plan.need_bytes > plan.free_bytes {
             let what = format!("may need {} bytes; {} are free there", plan.need_bytes, plan.free_bytes);
             let place = plan.target.as_ref().unwrap_or(&plan.result);
             return Err(Error::new(ErrorKind::NoSpace, what).path(place));
         }
         let before = shown.disk.chain();
-        plan::check_again(&ending.host, &before, (depth, plan.mode), ending.ignores_unread)?;
+        let paths = plan::paths(before.layers());
+        plan::check_again(ending.host.as_ref(), &paths, (depth, plan.mode), ending.ignores_unread)?;
         if new.is_none() {
             claim(before.layers().get(1..=depth).unwrap_or_default())?;
         }

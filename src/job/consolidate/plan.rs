@@ -5,10 +5,10 @@
 
 use super::{bitmaps, work::Work};
 use crate::{
-    base::{Error, ErrorKind, Guard, GuestOffset, GuestRange, Result, seed},
+    base::{Error, ErrorKind, Guard, GuestOffset, GuestRange, Result},
     chain::{Chain, Family, Layer, View},
     format::{Creation, Format, Image},
-    io::{self, Host, Witness},
+    io::{self, File, Host, Witness},
     job::own,
     map::{Extent, State},
     store::{Draft, FoldMode, Held, Journal},
@@ -147,17 +147,45 @@ pub(super) struct Planned {
     pub(super) held: Vec<Held>,
 }
 
-/// Refuses what [`make`] refuses, as things stand now: a person may have thought for a while about the plan.
+/// Refuses what [`make`] refuses of a chain whose layers are at `paths`, as things stand now: a person may have thought for
+/// a while about the plan.
 pub(super) fn check_again(
-    host: &Arc<dyn Host>,
-    chain: &Chain,
-    (depth, mode): (usize, FoldMode),
+    host: &dyn Host,
+    paths: &[PathBuf],
+    run: (usize, FoldMode),
     ignores_unread: bool,
 ) -> Result<()> {
-    let layers = chain.layers();
-    let family = Family::scan(host.as_ref(), &folders(layers))?;
-    let files: Vec<Witness> = layers.iter().map(|l| host.witness(&l.path)).collect::<Result<_>>()?;
-    Scene { host, layers, family: &family, files: &files }.refuse_dependants(depth, mode, ignores_unread)
+    let folders: Vec<PathBuf> = paths.iter().map(|path| folder_of(path).to_path_buf()).collect();
+    let family = Family::scan(host, &folders)?;
+    let files: Vec<Witness> = paths.iter().map(|path| host.witness(path)).collect::<Result<_>>()?;
+    refuse_dependants(&family, (paths, &files), run)?;
+    if ignores_unread || run.1 == FoldMode::NewImage { Ok(()) } else { family.refuse_unreadable(host) }
+}
+
+/// Refuses to change or remove what another image lies on: layers that are at `paths`, and are these files.
+fn refuse_dependants(
+    family: &Family,
+    (paths, files): (&[PathBuf], &[Witness]),
+    (depth, mode): (usize, FoldMode),
+) -> Result<()> {
+    let first = match mode {
+        FoldMode::NewImage => return Ok(()),
+        FoldMode::TargetName => 0,
+        // TOP's name goes on showing what it showed: its children are right about it.
+        FoldMode::TopName | FoldMode::EmptyTop => 1,
+    };
+    for (at, path) in paths.iter().enumerate().take(depth + 1).skip(first) {
+        if let Some(other) = own::other_child(family, files, at) {
+            let what = format!("{} lies on it, and would no longer show what it shows", other.display());
+            return Err(Error::busy(what).subject(other).path(path));
+        }
+    }
+    Ok(())
+}
+
+/// Returns where the layers of a chain are.
+pub(super) fn paths(layers: &[Layer]) -> Vec<PathBuf> {
+    layers.iter().map(|layer| layer.path.clone()).collect()
 }
 
 /// Works out what is to be done with an open chain; `journal` is that of the job that this goes on with.
@@ -184,7 +212,10 @@ pub(super) fn make(
     if journal.is_none() && mode != FoldMode::NewImage {
         scene.refuse_second_names(depth)?;
     }
-    scene.refuse_dependants(depth, mode, request.ignores_unread)?;
+    refuse_dependants(&family, (&paths(layers), &files), (depth, mode))?;
+    if mode != FoldMode::NewImage && !request.ignores_unread {
+        family.refuse_unreadable(host.as_ref())?;
+    }
     let work = Work::find(&View::new(layers.get(..depth).unwrap_or_default()), top.size())?;
     let mut plan = Plan {
         top: top.path.clone(),
@@ -295,40 +326,32 @@ impl Scene<'_> {
         if depth == 0 { Err(foreign.path(&top.path)) } else { Ok(depth) }
     }
 
-    /// Refuses to change or remove what another image lies on.
-    fn refuse_dependants(&self, depth: usize, mode: FoldMode, ignores_unread: bool) -> Result<()> {
-        let first = match mode {
-            FoldMode::NewImage => return Ok(()),
-            FoldMode::TargetName => 0,
-            // TOP's name goes on showing what it showed: its children are right about it.
-            FoldMode::TopName | FoldMode::EmptyTop => 1,
-        };
-        for (at, layer) in self.layers.iter().enumerate().take(depth + 1).skip(first) {
-            if let Some(other) = own::other_child(self.family, self.files, at) {
-                let what = format!("{} lies on it, and would no longer show what it shows", other.display());
-                return Err(Error::busy(what).subject(other).path(&layer.path));
-            }
-        }
-        if ignores_unread { Ok(()) } else { self.family.refuse_unreadable(self.host.as_ref()) }
-    }
-
     /// Refuses to change, to remove or to rename over a file that has another name: what that opens would no longer be
     /// what it was. One of a job that was begun is met when it is its turn.
     fn refuse_second_names(&self, depth: usize) -> Result<()> {
-        for (layer, witness) in self.layers.iter().zip(self.files).take(depth + 1) {
-            let files = layer.image.files();
-            let Some(names) = files.first().map(|file| io::names(file.as_ref())).filter(|names| *names > 1)
-            else {
-                continue;
-            };
-            let mut members = self.family.members.iter();
-            let other =
-                members.find(|m| m.witness.same_file(witness) && m.path != layer.path).map(|m| &m.path);
-            let shown = other.map_or_else(|| "another name".to_owned(), |other| other.display().to_string());
-            let what = format!("has {names} names (hard links): {shown} would no longer show what it shows");
-            return Err(Error::busy(what).subject(other.unwrap_or(&layer.path)).path(&layer.path));
+        for layer in self.layers.iter().take(depth + 1) {
+            for file in layer.image.files() {
+                let names = io::names(file.as_ref());
+                if names > 1 {
+                    return Err(self.second_name(
+                        &self.host.opened_as(file.as_ref())?,
+                        file.as_ref(),
+                        names,
+                    )?);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Tells which other name the file at `path` has, if an image of the family is called so.
+    fn second_name(&self, path: &Path, file: &dyn File, names: u32) -> Result<Error> {
+        let witness = file.witness()?;
+        let mut members = self.family.members.iter();
+        let other = members.find(|m| m.witness.same_file(&witness) && m.path != path).map(|m| &m.path);
+        let shown = other.map_or_else(|| "another name".to_owned(), |other| other.display().to_string());
+        let what = format!("has {names} names (hard links): {shown} would no longer show what it shows");
+        Ok(Error::busy(what).subject(other.map_or(path, PathBuf::as_path)).path(path))
     }
 
     fn add_losses(&self, depth: usize, plan: &mut Plan) -> Result<()> {
@@ -445,12 +468,6 @@ pub fn estimate(layers: &[Layer]) -> Result<Cost> {
     let work = Work::find(&View::new(run), run.first().map_or(0, Layer::size))?;
     let need_bytes = needed_bytes(target.image.as_ref(), &work)?;
     Ok(Cost { copy_bytes: work.copy_bytes, zero_bytes: work.zero_bytes, need_bytes })
-}
-
-/// Returns the name of an image in the making, which tells what it is if it is left behind.
-pub(super) fn draft_name(result: &Path) -> PathBuf {
-    let name = result.file_name().unwrap_or_default().to_string_lossy();
-    result.with_file_name(format!(".{name}.dchain-draft-{:016x}", seed::fresh() >> 64))
 }
 
 /// Returns what is left of a job whose record has landed.

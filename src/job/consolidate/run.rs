@@ -230,11 +230,13 @@ impl Runner {
             return Err(Error::new(ErrorKind::NoSpace, what).path(place));
         }
         let Copy { chain, depth, work, held, request } = copy;
-        if journal.is_none() {
-            plan::check_again(&ending.host, &chain, (depth, plan.mode), ending.ignores_unread)?;
-        }
+        let (is_first, paths) = (journal.is_none(), plan::paths(chain.layers()));
         let mut setup = Setup { plan, request: &request, work: &work, depth, journal: journal.as_mut() };
         let (images, found) = Images::open(&ending, chain, &mut setup)?;
+        if is_first {
+            // With the locks held: whoever makes a child opens what is below it, and finds the target in use.
+            plan::check_again(ending.host.as_ref(), &paths, (depth, plan.mode), ending.ignores_unread)?;
+        }
         let bound = journal.as_ref().filter(|_| found != Some(Found::Void));
         let folded = bound.map_or(plan.removed.len(), |journal| journal.fold().removed.len());
         let machine = Machine::new(work.list.clone(), folded, pace);

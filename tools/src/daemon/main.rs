@@ -44,6 +44,7 @@ use std::{os::unix::net::UnixListener, process::ExitCode, sync::Arc, thread, tim
 const PATIENCE: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
+    deltachain::io::real::raise_descriptors();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -142,6 +142,7 @@ struct Guest {
 }
 
 fn main() -> ExitCode {
+    deltachain::io::real::raise_descriptors();
     let is_sound = match Lab::parse().search {
         Search::Crash(campaign) => run(&campaign, |history| {
             crash::search(history, campaign.seed, campaign.points).map(|tally| tally.to_string())

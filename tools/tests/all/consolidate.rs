@@ -429,3 +429,41 @@ fn con_8_what_has_another_name_is_neither_changed_nor_removed() {
         assert_eq!(bench.names(), ["elsewhere", "top"]);
     }
 }
+
+#[test]
+fn con_8_a_data_file_with_another_name_is_not_changed_under_it() {
+    let folder = Scratch::new();
+    folder.qemu_img("create -q -f qcow2 -o data_file=base.data base 1M");
+    folder.qemu_img("create -q -f qcow2 -b base -F qcow2 top");
+    folder.qemu_io("qcow2", "top", &["write -q -P 3 0 64k"]);
+    std::fs::hard_link(folder.file("base.data"), folder.file("second.raw")).unwrap();
+    let fold = ["consolidate", "--yes", "--into", "base", "top"];
+    let run = dchain(&folder.path(), &fold);
+    assert_eq!(run.code, Some(69), "{}", run.err);
+    assert!(
+        run.err.contains("base.data: has 2 names (hard links): ") && run.err.contains("second.raw would"),
+        "{}",
+        run.err
+    );
+    std::fs::remove_file(folder.file("second.raw")).unwrap();
+    done(&folder.path(), &fold);
+}
+
+#[test]
+fn names_as_long_as_they_can_be_are_folded_and_copied() {
+    let folder = Scratch::new();
+    let here = folder.path();
+    let [base, top, new] = ["b", "t", "n"].map(|letter| format!("{}.qcow2", letter.repeat(249)));
+    folder.qemu_img(&format!("create -q -f qcow2 {base} 1M"));
+    folder.qemu_io("qcow2", &base, &["write -q -P 1 0 128k"]);
+    done(&here, &["create", "-f", "qcow2", "-b", &base, "-F", "qcow2", &top]);
+    folder.qemu_io("qcow2", &top, &["write -q -P 2 0 64k"]);
+    let truth = folder.flat("qcow2", &top);
+    std::fs::create_dir(folder.file("there")).unwrap();
+    done(&here, &["copy", "--verify", &top, "there"]);
+    done(&here, &["consolidate", "--new", &new, &top]);
+    done(&here, &["consolidate", "--yes", &top]);
+    for image in [&new, &top, &format!("there/{top}")] {
+        assert_same(&folder.flat("qcow2", image), &truth, image);
+    }
+}

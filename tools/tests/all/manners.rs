@@ -397,6 +397,10 @@ fn a_deep_chain_is_read_with_few_open_files() {
     let program = env!("CARGO_BIN_EXE_dchain");
     let run: Run = Command::new("sh").current_dir(at).args(["-c", limited, program]).output().unwrap().into();
     assert_eq!(run.code, Some(0), "{}{}", run.out, run.err);
+    // The soft limit is for programs that know no better.
+    let soft = "ulimit -Sn 6; exec \"$0\" compare l100 l000";
+    let run: Run = Command::new("sh").current_dir(at).args(["-c", soft, program]).output().unwrap().into();
+    assert_eq!(run.code, Some(0), "{}{}", run.out, run.err);
 }
 
 #[test]
