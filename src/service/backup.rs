@@ -14,6 +14,7 @@ use super::{
     book::{Below, Book, Mark, Point, Written},
     changed::{self, Changed, NAMES, Since},
     fold::Stand,
+    job::Told,
     snapshot::{SnapshotOf, fresh_name},
     view::ErrorView,
 };
@@ -349,7 +350,7 @@ impl Service {
             written.with(disk, |known| known.begin_below(number, below));
             number
         })?;
-        let job = Job::new(number, disk, fold.plan().clone(), 0);
+        let job = Job::new(number, disk, fold.plan().clone(), Told::default());
         self.launch(&held, &job, Stand::Planned(Box::new(fold), *pace))?;
         Ok(Some(job))
     }

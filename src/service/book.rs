@@ -3,7 +3,7 @@
 //! The command line names a disk's first head; snapshots and folds give it others. What stays true: the file on disk is
 //! what this process goes by, or what it went by before its last change.
 
-use super::Hooks;
+use super::{Hooks, job::Told};
 use crate::{
     base::{Error, ErrorKind, HostOffset, Result, name::FileName, units::index},
     format::Format,
@@ -73,6 +73,9 @@ pub(super) struct Known {
     /// What a job folds that has not done so yet, where that is below the head.
     #[serde(default)]
     pub(super) below: Option<Below>,
+    /// How fast the job on it is to be.
+    #[serde(default)]
+    pub(super) told: Told,
     /// What its guest is asked around a snapshot.
     #[serde(default)]
     pub(super) hooks: Hooks,
@@ -92,6 +95,7 @@ impl Known {
             before: None,
             is_cancelled: false,
             below: None,
+            told: Told::default(),
             hooks: named.hooks.clone(),
         }
     }
@@ -122,6 +126,7 @@ impl Known {
         self.head = FileName(path.to_path_buf());
         self.format = Some(format.name().to_owned());
         (self.becomes, self.job, self.before, self.is_cancelled) = (None, None, None, false);
+        self.told = Told::default();
     }
 
     /// Takes note of the head that a job has given the disk, which is not quite over.
@@ -147,7 +152,7 @@ impl Known {
     pub(super) fn begin(&mut self, job: u64, result: &Path) {
         let changes_name = result != self.head.0;
         self.becomes = changes_name.then(|| FileName(result.to_path_buf()));
-        (self.job, self.is_cancelled) = (Some(job), false);
+        (self.job, self.is_cancelled, self.told) = (Some(job), false, Told::default());
     }
 
     /// Takes note of a job on layers below the head, which stays.

@@ -3,7 +3,7 @@
 use super::{
     Happened, Held, Service,
     book::Known,
-    job::{Job, JobState, Outcome},
+    job::{Job, JobState, Outcome, Told},
 };
 use crate::{
     base::{Error, ErrorKind, Result},
@@ -94,13 +94,16 @@ impl Service {
             return Err(Error::busy(format!("disk '{name}': {what}")));
         }
         let fold = self.prepare(&held, &asked.request)?;
+        let told = Told::of(asked.rate, manners);
         let number = book.change(|written| {
             let number = written.number();
-            written.with(name, |known| known.begin(number, &fold.plan().result));
+            written.with(name, |known| {
+                known.begin(number, &fold.plan().result);
+                known.told = told;
+            });
             number
         })?;
-        let job = Job::new(number, name, fold.plan().clone(), asked.rate);
-        job.progress.set_manners(manners);
+        let job = Job::new(number, name, fold.plan().clone(), told);
         if let Some(within) = asked.deadline {
             job.progress.set_deadline(within);
         }
@@ -200,7 +203,7 @@ impl Service {
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no job has the number {number}")))
     }
 
-    /// Asks a job to wait, with nothing in hand; guests go on. `Invalid` if it has ended.
+    /// Asks a job to wait, with nothing in hand, over restarts, too; guests go on. `Invalid` if it has ended.
     pub fn pause(&self, number: u64) -> Result<Arc<Job>> {
         self.tell(number, |job| job.progress.pause())
     }
@@ -216,7 +219,7 @@ impl Service {
         self.tell(number, Job::give_up)
     }
 
-    /// Changes how fast a job is from now on; what is not named stays. `Invalid` for a share that is none.
+    /// Changes how fast a job is from now on, over restarts, too; what is not named stays. `Invalid` for a share that is none.
     pub fn set_speed(&self, number: u64, speed: Speed) -> Result<Arc<Job>> {
         let Speed { rate, share, latency_target } = speed;
         check(Manners { share, latency_target })?;
@@ -237,6 +240,13 @@ impl Service {
         }
         what(&job);
         self.say(&job, job.state());
+        let note = |known: &mut Known| {
+            if known.job == Some(number) {
+                known.told = job.told();
+            }
+        };
+        let noted = self.book.lock().change(|written| written.with(&job.disk, note));
+        noted.map_err(|error| error.doing("it is done, but the next start will not know of it"))?;
         Ok(job)
     }
 }

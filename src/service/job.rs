@@ -3,12 +3,12 @@
 use crate::{
     base::{Error, clock::Stopwatch},
     job::{
-        Progress,
+        Manners, Progress,
         consolidate::{LiveReport, Plan},
     },
 };
 use parking_lot::{Condvar, Mutex};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     sync::{
         Arc,
@@ -44,6 +44,22 @@ pub(super) enum Outcome {
     Left,
 }
 
+/// What a job was told of its speed, as the next start has to know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Told {
+    /// Bytes a second; 0 is no limit.
+    rate: u64,
+    share: Option<f64>,
+    latency_target: Option<Duration>,
+    is_paused: bool,
+}
+
+impl Told {
+    pub(super) const fn of(rate: u64, Manners { share, latency_target }: Manners) -> Self {
+        Self { rate, share, latency_target, is_paused: false }
+    }
+}
+
 /// What a job is at.
 #[derive(Debug, Default)]
 enum Stage {
@@ -71,12 +87,22 @@ pub struct Job {
 }
 
 impl Job {
-    pub(super) fn new(number: u64, disk: &str, plan: Plan, rate: u64) -> Arc<Self> {
+    pub(super) fn new(number: u64, disk: &str, plan: Plan, told: Told) -> Arc<Self> {
         let progress = Progress::default();
-        progress.set_rate(rate);
+        progress.set_rate(told.rate);
+        progress.set_manners(Manners { share: told.share, latency_target: told.latency_target });
+        if told.is_paused {
+            progress.pause();
+        }
         let (stage, is_over) = (Mutex::default(), Condvar::new());
         let is_given_up = AtomicBool::new(false);
         Arc::new(Self { number, disk: disk.to_owned(), plan, progress, stage, is_over, is_given_up })
+    }
+
+    /// Returns what it was told of its speed so far.
+    pub(super) fn told(&self) -> Told {
+        let told = Told::of(self.progress.rate(), self.progress.manners());
+        Told { is_paused: self.progress.is_paused(), ..told }
     }
 
     /// Returns its state.

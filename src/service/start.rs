@@ -82,6 +82,7 @@ impl Service {
         }
         let folds_again = known.below.is_some() && self.settings.resumes;
         let Opened { held, mut known, folding } = self.open_disk(known)?;
+        let told = known.told;
         let number = book.change(|written| {
             known.job = folding.as_ref().map(|_| known.job.unwrap_or_else(|| written.number()));
             let number = known.job;
@@ -89,7 +90,7 @@ impl Service {
             number
         })?;
         if let (Some(folding), Some(number)) = (folding, number) {
-            let job = Job::new(number, &named.name, folding.plan().clone(), 0);
+            let job = Job::new(number, &named.name, folding.plan().clone(), told);
             self.launch(&held, &job, Stand::Begun(folding))?;
         }
         self.disks.lock().insert(named.name.clone(), Entry::Open(held));

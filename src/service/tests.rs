@@ -4,7 +4,7 @@ mod backup;
 mod bitmaps;
 mod hooks;
 
-use super::*;
+use super::{job::Told, *};
 use crate::{
     base::GuestOffset,
     chain::Chain,
@@ -336,6 +336,8 @@ fn con_10_a_job_that_stopped_with_the_service_goes_on_from_its_mark() {
     drop(service);
     let again = scene.start();
     let resumed = again.job(job.number).unwrap();
+    assert_eq!(resumed.progress.rate(), 2 * MIB);
+    again.set_speed(job.number, Speed { rate: Some(0), ..Speed::default() }).unwrap();
     assert!(resumed.wait(LONG));
     let report = JobView::from(resumed.as_ref()).report.unwrap();
     assert!(
@@ -344,6 +346,28 @@ fn con_10_a_job_that_stopped_with_the_service_goes_on_from_its_mark() {
     );
     stop(again);
     assert!(scene.shown("top") == expected(&[(2 * MIB, 6)]));
+}
+
+#[test]
+fn con_10_what_a_job_was_told_holds_after_a_restart() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let asked = FoldRequest { share: Some(0.25), ..fold(2 * MIB) };
+    let number = service.consolidate("vm", &asked).unwrap().number;
+    let goal = Duration::from_millis(5);
+    service.set_speed(number, Speed { rate: Some(MIB), latency_target: Some(goal), share: None }).unwrap();
+    service.pause(number).unwrap();
+    stop(service);
+    let service = scene.start();
+    let job = service.job(number).unwrap();
+    let manners = crate::job::Manners { share: Some(0.25), latency_target: Some(goal) };
+    assert_eq!((job.state(), job.progress.rate(), job.progress.manners()), (JobState::Paused, MIB, manners));
+    service.set_speed(number, Speed { rate: Some(0), ..Speed::default() }).unwrap();
+    service.resume(number).unwrap();
+    assert!(job.wait(LONG));
+    // The next one begins with nothing told.
+    assert_eq!(service.book.lock().written().disks["vm"].told, Told::default());
+    stop(service);
 }
 
 #[test]

@@ -36,8 +36,9 @@ use std::{
 
 /// How many clients the port has at once.
 const WEB_CLIENTS: usize = 32;
-/// How many requests wait for disks at once; others wait for them.
-const WORKERS: usize = 4;
+/// How many requests wait for disks at once; others wait for them. Each is a thread only while it works: some may wait long
+/// for a host that does not answer, and the others are still to be had.
+const WORKERS: usize = 64;
 
 /// The control socket, open. Its name goes with it, if the daemon made it.
 pub struct Door {
