@@ -55,6 +55,8 @@ struct Phase {
     name: &'static str,
     size_bytes: u64,
     since: Stopwatch,
+    /// How long the phase had gone on before that.
+    before: Duration,
     /// How long the job was paused since then.
     idle: Duration,
     /// The rate counts from here on.
@@ -66,7 +68,8 @@ struct Phase {
 impl Phase {
     fn start(name: &'static str, size_bytes: u64) -> Self {
         let since = Stopwatch::start();
-        Self { name, size_bytes, since, idle: Duration::ZERO, paced: since, paced_from: 0 }
+        let none = Duration::ZERO;
+        Self { name, size_bytes, since, before: none, idle: none, paced: since, paced_from: 0 }
     }
 }
 
@@ -108,6 +111,13 @@ impl Progress {
         *phase = Phase::start(name, size_bytes);
     }
 
+    /// Shows what was seen of a job that runs elsewhere.
+    pub fn follow(&self, seen: &State) {
+        let mut phase = self.phase.lock();
+        self.moved.store(seen.moved_bytes, Ordering::Relaxed);
+        *phase = Phase { before: seen.elapsed, ..Phase::start(seen.phase, seen.size_bytes) };
+    }
+
     /// Counts bytes as done, waiting as long as the rate asks.
     pub fn moved(&self, bytes: u64) {
         self.moved.fetch_add(bytes, Ordering::Relaxed);
@@ -144,9 +154,10 @@ impl Progress {
 
     /// Returns how far the job is.
     pub fn state(&self) -> State {
-        let Phase { name, size_bytes, since, idle, .. } = *self.phase.lock();
+        let Phase { name, size_bytes, since, before, idle, .. } = *self.phase.lock();
         let moved_bytes = self.moved.load(Ordering::Relaxed);
-        State { phase: name, moved_bytes, size_bytes, elapsed: since.elapsed().saturating_sub(idle) }
+        let elapsed = (before + since.elapsed()).saturating_sub(idle);
+        State { phase: name, moved_bytes, size_bytes, elapsed }
     }
 
     /// Limits the job to `bytes_per_second` from now on; 0 lifts the limit.
@@ -249,6 +260,17 @@ mod tests {
         progress.cancel();
         assert_eq!(progress.checkpoint().unwrap_err().kind(), ErrorKind::Interrupted);
         assert_eq!((progress.state().moved_bytes, progress.state().size_bytes), (40, 100));
+    }
+
+    #[test]
+    fn a_job_that_is_followed_is_as_old_as_it_says() {
+        let progress = Progress::default();
+        let seen =
+            State { phase: "copy", moved_bytes: 60, size_bytes: 100, elapsed: Duration::from_hours(1) };
+        progress.follow(&seen);
+        let State { elapsed, .. } = progress.state();
+        assert_eq!(State { elapsed: seen.elapsed, ..progress.state() }, seen);
+        assert!(elapsed >= seen.elapsed && elapsed < seen.elapsed + Duration::from_mins(1), "{elapsed:?}");
     }
 
     #[test]

@@ -350,7 +350,8 @@ impl Book {
         };
         if first != known.first.0 && first != known.head.0 {
             let what = format!(
-                "disk '{}' is known with the head {} (first {}): which of them is meant?",
+                "disk '{}' is known with the head {} (first {}): one of these is to be named, or the disk to be \
+                 detached, which forgets them",
                 named.name,
                 known.head.0.display(),
                 known.first.0.display()

@@ -36,7 +36,7 @@ pub use hooks::{AskNobody, Hooks, Phase, Quiesce};
 pub use job::{Job, JobState};
 pub use layers::{DiffOf, DiffRange};
 pub use snapshot::SnapshotOf;
-pub use view::{ClientView, DiskView, ErrorView, JobView, LayerView, Moving};
+pub use view::{ClientView, CutOffView, DiskView, ErrorView, JobView, LayerView, Moving};
 
 use crate::{
     base::{Error, ErrorKind, Result, clock::Stopwatch},

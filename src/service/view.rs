@@ -13,7 +13,7 @@ use crate::{
 };
 use serde::Serialize;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -32,6 +32,16 @@ impl From<&Error> for ErrorView {
     fn from(error: &Error) -> Self {
         Self { kind: error.kind(), message: error.to_string() }
     }
+}
+
+/// A consolidation that was cut off.
+#[derive(Clone, Debug, Serialize)]
+pub struct CutOffView {
+    /// What is left of it.
+    #[serde(flatten)]
+    pub cut_off: CutOff,
+    /// The open disk that it is on.
+    pub disk: Option<String>,
 }
 
 /// A disk.
@@ -245,22 +255,29 @@ impl Service {
         jobs.iter().map(|job| JobView::from(job.as_ref())).collect()
     }
 
-    /// Returns the consolidations that were cut off and that nobody is at, in the folders of the open disks' layers.
-    pub fn view_cut_off(&self) -> Result<Vec<CutOff>> {
-        let entries: Vec<Entry> = self.disks.lock().values().cloned().collect();
-        let mut folders = BTreeSet::new();
-        for entry in entries {
-            let places: Vec<PathBuf> = match entry {
+    /// Returns the consolidations that were cut off and that nobody is at, in the folders of the disks' layers. A folder that
+    /// cannot be read hides those of no other.
+    pub fn view_cut_off(&self) -> Vec<CutOffView> {
+        let entries = self.disks.lock().clone();
+        let (mut folders, mut heads) = (BTreeSet::new(), BTreeMap::new());
+        for (name, entry) in entries {
+            let mut of = |path: &Path| folders.extend(path.parent().map(Path::to_path_buf));
+            match entry {
                 Entry::Open(held) => {
-                    held.disk.chain().layers().iter().map(|layer| layer.path.clone()).collect()
+                    let chain = held.disk.chain();
+                    chain.layers().iter().for_each(|layer| of(&layer.path));
+                    heads.extend(chain.layers().first().map(|head| (head.path.clone(), name)));
                 }
-                Entry::Refused(named, _) => vec![named.path],
-            };
-            folders.extend(places.iter().filter_map(|path| path.parent()).map(Path::to_path_buf));
+                Entry::Refused(named, _) => of(&named.path),
+            }
         }
-        let found: Vec<_> =
-            folders.iter().map(|folder| cut_off(&self.settings.host, folder)).collect::<Result<_>>()?;
-        Ok(found.concat())
+        let look = |folder: &PathBuf| {
+            let found = cut_off(&self.settings.host, folder);
+            found.inspect_err(|error| tracing::warn!(%error, "jobs that were cut off there are not known"))
+        };
+        let found = folders.iter().filter_map(|folder| look(folder).ok()).flatten();
+        let on = |cut_off: &CutOff| cut_off.top.as_ref().and_then(|top| heads.get(top)).cloned();
+        found.map(|cut_off| CutOffView { disk: on(&cut_off), cut_off }).collect()
     }
 
     /// Returns what happened after the event of that number, as far as it is kept.

@@ -182,6 +182,9 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Corrupt, _) if error.file().is_some_and(Transfer::is_name) => {
             Some(format!("rm {file} forgets it, and the copy begins anew"))
         }
+        (ErrorKind::Corrupt, _) if error.what().contains("which disks there are") => Some(
+            "put a copy of it back; or take it away, and name each disk with its newest layer".to_owned(),
+        ),
         (ErrorKind::Corrupt, _) if error.what().contains("not a qcow2 image") => {
             Some("if it is a raw image, -f raw states it (-F raw of a parent)".to_owned())
         }
@@ -202,16 +205,31 @@ fn hint_for(error: &Error) -> Option<String> {
             let is_named = error.what().contains(&child.display().to_string());
             (!is_named).then(|| format!("{} depends on it", quoted(child)))
         }
-        (ErrorKind::Busy, None) if error.what().ends_with(THIS_PROCESS) => Some(
-            "it is named twice in this command, or is a layer of an image that is named as well".to_owned(),
-        ),
-        (ErrorKind::Busy, None) => {
-            Some("stop the program that uses it; commands that only read take -U".to_owned())
+        (ErrorKind::Busy, None) if error.what().ends_with(THIS_PROCESS) => {
+            Some("it is named twice, or is a layer of an image that is named as well".to_owned())
         }
+        (ErrorKind::Busy, None) => Some(whom_to_stop(error).to_owned()),
         (ErrorKind::Interrupted, _) => Some("the same command again goes on from there".to_owned()),
         (ErrorKind::NoSpace, _) => Some("free some space, then run the same command again".to_owned()),
         (ErrorKind::Exists, _) => Some("choose another name, or remove the file first".to_owned()),
         _ => None,
+    }
+}
+
+/// What helps where another program is in the way.
+fn whom_to_stop(error: &Error) -> &'static str {
+    let what = error.what();
+    if what.contains("listens there") {
+        "name another place, or stop who listens there"
+    } else if what.contains("does not answer") {
+        "once it answers again, the same command goes on; guests do meanwhile"
+    } else if error.file().is_some_and(|file| file.ends_with("lock")) {
+        "a state folder is one daemon's: --state names another"
+    } else if what.contains("dchaind") {
+        "dchain disk list tells under which name it is served: snapshot, consolidate, revert and diff take --disk NAME; \
+         commands that only read take -U"
+    } else {
+        "stop the program that uses it; commands that only read take -U"
     }
 }
 

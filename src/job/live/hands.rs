@@ -102,7 +102,9 @@ impl Hands {
         let watch = Stopwatch::start();
         while self.under_way.load(SeqCst) > 0 {
             if watch.elapsed() > LAST {
-                return Err(Error::busy("I/O that was begun has not returned yet, and may still land"));
+                return Err(Error::busy(
+                    "does not answer: I/O that was begun has not returned yet, and may still land",
+                ));
             }
             thread::sleep(Duration::from_millis(1));
         }

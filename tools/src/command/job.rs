@@ -1,15 +1,18 @@
 //! `dchain job`: the jobs of a daemon; and following one until it ends.
 
 use crate::{
-    client::{Daemon, number, refused, text},
-    failure::{Exit, Failure},
+    client::{Daemon, list, number, refused, text},
+    failure::{Exit, Failure, quoted},
     options,
     output::{Answer, note, versioned},
     progress::Watching,
     size,
 };
 use clap::{Args, Subcommand};
-use deltachain::job::consolidate::cut_off;
+use deltachain::{
+    job::{State, consolidate::cut_off},
+    service::CutOffView,
+};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
@@ -117,20 +120,12 @@ impl Arguments {
 pub fn follow(daemon: &Daemon, id: u64, watching: &Watching, answer: &Answer) -> Result<Exit, Failure> {
     let look = || daemon.get(&format!("/v1/jobs/{id}"));
     let last = watching.run(|progress| {
-        let mut phase = String::new();
         loop {
             let job = match look() {
                 Ok(job) => job,
                 failed => return Ok(failed),
             };
-            let moving = job.get("progress").unwrap_or(&Value::Null);
-            if text(moving, "phase") != phase {
-                text(moving, "phase").clone_into(&mut phase);
-                let known = ["copy", "finish"].into_iter().find(|name| *name == phase);
-                progress.begin(known.unwrap_or("wait"), number(moving, "size"));
-            }
-            let more = number(moving, "transferred").saturating_sub(progress.state().moved_bytes);
-            progress.passed(more);
+            progress.follow(&seen(job.get("progress").unwrap_or(&Value::Null)));
             if progress.is_cancelled() || is_over(&job) {
                 return Ok(Ok(job));
             }
@@ -149,6 +144,18 @@ pub fn follow(daemon: &Daemon, id: u64, watching: &Watching, answer: &Answer) ->
     }
     answer.print(&job, |out| line(&job, out))?;
     Ok(if is_left(&job) { Exit::Resumable } else { Exit::Done })
+}
+
+/// Returns how far the daemon says that a job is.
+fn seen(moving: &Value) -> State {
+    let phase = ["copy", "finish"].into_iter().find(|name| *name == text(moving, "phase"));
+    let elapsed = moving.get("elapsed").and_then(Value::as_f64).unwrap_or_default();
+    State {
+        phase: phase.unwrap_or("wait"),
+        moved_bytes: number(moving, "transferred"),
+        size_bytes: number(moving, "size"),
+        elapsed: Duration::try_from_secs_f64(elapsed).unwrap_or_default(),
+    }
 }
 
 fn is_over(job: &Value) -> bool {
@@ -179,8 +186,8 @@ fn cut_off_in(paths: &[PathBuf]) -> Result<Vec<Value>, Failure> {
     }
     let mut found = Vec::new();
     for folder in folders {
-        for job in cut_off(&host, &folder)? {
-            found.push(versioned(&job)?);
+        for cut_off in cut_off(&host, &folder)? {
+            found.push(versioned(&CutOffView { cut_off, disk: None })?);
         }
     }
     Ok(found)
@@ -196,7 +203,24 @@ fn left_behind(job: &Value, out: &mut dyn Write) -> io::Result<()> {
         Some(true) => "all but ended".to_owned(),
         _ => format!("at {} of {}", size::show(number(job, "mark")), size::show(number(job, "size"))),
     };
-    writeln!(out, "cut off: {top}: {far}; dchain consolidate {top} goes on with it")
+    let how = match job.get("disk").and_then(Value::as_str) {
+        // Nobody else gets at its layers.
+        Some(disk) => format!("--disk {}", quoted(Path::new(disk))),
+        None => top.to_owned(),
+    };
+    writeln!(out, "cut off: {top}: {far}; dchain consolidate {how} goes on with it")
+}
+
+/// What became of a job that was given up.
+fn given_up(job: &Value) -> String {
+    let lost = job.get("plan").map_or(&[][..], |plan| list(plan, "lost"));
+    let lost: Vec<_> = lost.iter().map(|one| text(one, "layer")).collect();
+    let gone = if lost.is_empty() {
+        String::new()
+    } else {
+        format!("; no points in time any more: {}", lost.join(", "))
+    };
+    format!("given up: the disk goes on with all that its guests wrote{gone}")
 }
 
 fn line(job: &Value, out: &mut dyn Write) -> io::Result<()> {
@@ -207,6 +231,7 @@ fn line(job: &Value, out: &mut dyn Write) -> io::Result<()> {
     let moving = job.get("progress").unwrap_or(&Value::Null);
     let report = job.get("report").filter(|report| !report.is_null());
     let how = match (job.get("error").filter(|error| !error.is_null()), report) {
+        (Some(error), _) if text(error, "kind") == "interrupted" => given_up(job),
         (Some(error), _) => format!("failed: {}", refused(error).what),
         (None, Some(report)) => format!(
             "done: copied {}, zeroed {}, mirrored {}",
@@ -215,6 +240,9 @@ fn line(job: &Value, out: &mut dyn Write) -> io::Result<()> {
             size::show(number(report, "mirrored-bytes"))
         ),
         (None, None) if is_left(job) => "stopped with the daemon, and goes on with it".to_owned(),
+        (None, None) if text(moving, "phase") == "finish" => {
+            format!("{state}: all bytes are there{}", felt(moving))
+        }
         (None, None) => format!(
             "{state}: {} of {}, {}/s{}",
             size::show(number(moving, "transferred")),

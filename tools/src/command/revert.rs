@@ -70,7 +70,11 @@ impl Arguments {
         let left = list(&plan, "left").iter().filter_map(Value::as_str).map(str::to_owned);
         let lines = lines(text(&plan, "head"), text(&plan, "layer"), number(&plan, "head-bytes"), left);
         if self.planned.agree(answer, &plan, &lines, Grade::Destructive)? {
-            let done = self.daemon.post(&path, &json!({ "layer": wanted, "force": self.force }))?;
+            let asked = json!({ "layer": wanted, "force": self.force });
+            let done = self.daemon.post(&path, &asked).map_err(|failure| {
+                let is_in_use = failure.exit == Exit::InUse && failure.what.contains("client");
+                if is_in_use { failure.hint("--force changes it under them") } else { failure }
+            })?;
             answer.print(&done, |out| writeln!(out, "Reverted."))?;
         }
         Ok(Exit::Done)

@@ -35,11 +35,12 @@ impl Quiesce for Programs {
         let timeout = hooks.timeout.map_or(TIMEOUT, Duration::from_secs);
         let (ended, said) = run(argv, disk, phase, timeout).map_err(|e| Error::io("run", e).doing(what()))?;
         let said = String::from_utf8_lossy(&said);
-        let said = said.trim_end().escape_debug();
+        let said = said.trim_end().escape_debug().to_string();
+        let said = if said.is_empty() { said } else { format!(": {said}") };
         match ended {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(failed(format!("ended with {status}: {said}")).doing(what())),
-            None => Err(failed(format!("took more than {} s: {said}", timeout.as_secs())).doing(what())),
+            Some(status) => Err(failed(format!("ended with {status}{said}")).doing(what())),
+            None => Err(failed(format!("took more than {} s{said}", timeout.as_secs())).doing(what())),
         }
     }
 }

@@ -80,7 +80,8 @@ fn serve(arguments: &Arguments, given: Given) -> Result<(), Failure> {
             // Nobody could ask for it later.
             return Err(failure);
         }
-        output::note(&format!("dchaind: disk '{name}' is not served: {}", failure.what));
+        let hint = failure.hint.map_or_else(String::new, |hint| format!("\nhint: {hint}"));
+        output::note(&format!("dchaind: disk '{name}' is not served: {}{hint}", failure.what));
     }
     let own = arguments.nbd.iter().map(arguments::Address::listen);
     let listeners = given.nbd.into_iter().map(Ok).chain(own).collect::<Result<Vec<_>, _>>()?;

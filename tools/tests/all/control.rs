@@ -159,7 +159,22 @@ fn con_10_a_job_is_paused_resumed_and_given_up_by_its_number() {
     assert_eq!(answer(&folder, &format!("job pause {id}"))["state"], "paused");
     write(&folder, &daemon, &["write -q -P 7 3M 1M"]);
     assert_eq!(answer(&folder, &format!("job resume {id}"))["state"], "running");
-    let job = answer(&folder, &format!("job cancel {id}"));
+    let followed = format!("job wait {id} --progress=json");
+    let followed = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| ask(&folder, &followed));
+        std::thread::sleep(Duration::from_millis(300));
+        let given_up = ask(&folder, &format!("job cancel {id}"));
+        let lost = format!("no points in time any more: {}", folder.file("base").display());
+        assert!(given_up.code == Some(0) && given_up.out.contains(&lost), "{}", given_up.out);
+        watching.join().unwrap()
+    });
+    // Who comes later sees how fast it was, not how much there was when it came.
+    let first: Value = serde_json::from_str(followed.err.lines().next().unwrap()).unwrap();
+    let rate = first["rate"].as_u64().unwrap();
+    assert!(followed.code == Some(75) && rate > 0 && rate < 8 << 20, "{}", followed.err);
+    let listed = ask(&folder, "job list").out;
+    assert!(listed.contains("dchain consolidate --disk vm goes on with it"), "{listed}");
+    let job = answer(&folder, &format!("job show {id}"));
     assert_eq!(
         (job["state"].as_str(), job["error"]["kind"].as_str()),
         (Some("concluded"), Some("interrupted"))
@@ -206,6 +221,7 @@ fn con_6_a_killed_daemon_goes_on_with_its_job_and_has_what_was_flushed() {
     drop(daemon);
     let daemon = serve(&folder);
     write(&folder, &daemon, &["write -q -P 9 1M 1M", "read -P 7 0 1M", "read -P 8 6M 3M"]);
+    assert_eq!(answer(&folder, &format!("job speed {id} 0"))["id"], id);
     let job = answer(&folder, &format!("job wait {id}"));
     assert_eq!((&job["error"], &job["plan"]["is-resumed"]), (&Value::Null, &json!(true)), "{job}");
     assert!(daemon.stop().0.success());
@@ -222,6 +238,7 @@ fn con_10_a_stop_leaves_the_job_to_the_next_start() {
     let (status, after) = daemon.stop();
     assert!(status.success() && after < Duration::from_secs(6), "{status} after {after:?}");
     let daemon = serve(&folder);
+    assert_eq!(answer(&folder, &format!("job speed {id} 0"))["id"], id);
     let job = answer(&folder, &format!("job wait {id}"));
     assert_eq!((&job["error"], &job["plan"]["is-resumed"]), (&Value::Null, &json!(true)), "{job}");
     assert!(job["report"]["copied-bytes"].as_u64().unwrap() < 8 << 20, "{job}");

@@ -411,9 +411,5 @@ fn an_image_that_a_command_names_twice_is_not_said_to_be_in_use_by_a_stranger() 
     }
     let merge = ["bitmap", "--merge", "b", "--source-file", "base.qcow2", "base.qcow2", "a"];
     let run = dchain(folder.path(), &merge);
-    breaks_with(
-        &run,
-        69,
-        &["), this process itself", "hint: it is named twice in this command, or is a layer"],
-    );
+    breaks_with(&run, 69, &["), this process itself", "hint: it is named twice, or is a layer"]);
 }

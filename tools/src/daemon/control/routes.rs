@@ -219,7 +219,7 @@ async fn jobs(State(service): Held) -> Answer {
 }
 
 async fn cut_off(State(service): Held) -> Answer {
-    done(service, |service| service.view_cut_off()).await
+    done(service, |service| Ok(service.view_cut_off())).await
 }
 
 fn number(id: &str) -> Result<u64, Refusal> {
