@@ -96,6 +96,8 @@ guards! {
     BackupReads,
     /// A bitmap that records is said to be stale before the first write.
     StaleBitmaps,
+    /// A bitmap that stays sound knows of a change before it is made.
+    KeptBitmaps,
     /// Nothing is written once tables could not be.
     Poison,
     /// An image that contradicts itself gives nothing back.

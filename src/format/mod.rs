@@ -541,6 +541,13 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// `NotFound`, `Exists`, `Invalid` as the name and the bitmap's state ask; `Unsupported` where there are none.
     fn edit_bitmap(&self, edit: &BitmapEdit) -> Result<()>;
 
+    /// Has the bitmaps that record stay sound while the disk is written from here on, also over a crash: the first change in
+    /// each `region_bytes` of it marks all of them there, durably, before it is made. Without this they are marked as in
+    /// use before the first change. A change of size still does that.
+    ///
+    /// Whoever takes bits away sees to it that nobody changes the disk meanwhile.
+    fn keep_bitmaps(&self, region_bytes: u64) -> Result<()>;
+
     /// Gives back to the host what space of the image's file holds nothing: free clusters, the free end. Everything
     /// before this call is durable first. Returns the bytes given back.
     ///

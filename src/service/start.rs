@@ -148,6 +148,9 @@ impl Service {
         let (path, format) = (found.path.clone(), found.format());
         let opening = opening.with_format(None);
         let recorders = if is_read_only { Vec::new() } else { Recorder::of(found.image.as_ref())? };
+        if !is_read_only {
+            found.image.keep_bitmaps(Recorder::region_bytes(found.size()))?;
+        }
         let opened_as = bitmaps::header(found.image.as_ref())?;
         let disk = Arc::new(LiveDisk::new(chain).recording(recorders));
         // What `--new` makes of a disk that nobody uses shows what the disk showed then: guests do not disturb it.

@@ -38,7 +38,7 @@ impl State {
 impl Qcow2Image {
     /// Takes in the start of `range` of `source`.
     pub(super) fn adopt_run(&self, source: &dyn File, range: HostRange) -> Result<Option<Adopted>> {
-        self.begin_writing()?;
+        self.begin_writing(GuestOffset::new(0).range(0))?;
         let cluster = self.shape.cluster();
         if self.shape.is_external || range.bytes < cluster {
             return Ok(None);
@@ -65,8 +65,8 @@ impl Qcow2Image {
 
     /// Points the entries of `range` to the adopted clusters at `host`.
     pub(super) fn point_range(&self, range: GuestRange, host: HostOffset) -> Result<bool> {
-        self.begin_writing()?;
         self.check_range(range)?;
+        self.begin_writing(range)?;
         let cluster = self.shape.cluster();
         if range != range.inner(cluster) || host != host.floor(cluster) || range.is_empty() {
             return Ok(false);

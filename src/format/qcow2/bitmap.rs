@@ -2,6 +2,9 @@
 //! what is not kept up.
 
 mod edit;
+mod kept;
+
+pub(super) use kept::Marks;
 
 use super::{
     extension::{self, BitmapsExtension},
@@ -155,6 +158,12 @@ fn flaw(entry: &Entry, header: &Header) -> Option<&'static str> {
     let covers = u128::from(data_bytes * 8) << entry.granularity_bits;
     let is_short = entry.flags & IN_USE == 0 && covers < u128::from(header.disk_bytes);
     is_short.then_some("is shorter than the disk")
+}
+
+/// Makes durable that bitmaps are stale: whoever marked them may have been killed before that was.
+pub(super) fn settle_stale(file: &dyn File, header: &Header) -> Result<()> {
+    let is_stale = read(file, header)?.iter().any(|stored| stored.bitmap.is_in_use);
+    if is_stale { file.flush().in_file(file.path()) } else { Ok(()) }
 }
 
 /// Marks bitmaps as stale (in use), durable: those that ought to record writes, because they are not recorded

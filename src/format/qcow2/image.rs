@@ -17,10 +17,12 @@
 //! Refcounts are never written late under the dirty bit, even where the header allows it ("lazy"): the order
 //! that `flush.rs` keeps costs no more, and an image that is never dirty needs no repair after a cut.
 //! Persistent bitmaps that ought to record writes are marked as in use before the first one, because they
-//! are not recorded here; bitmaps that do not record keep their worth (`qcow2.rst`, "Bitmap directory").
+//! are not recorded here, unless they are to stay sound (`bitmap/kept.rs`); bitmaps that do not record keep their
+//! worth (`qcow2.rst`, "Bitmap directory").
 
 use super::{
-    bitmap, change, check, details,
+    bitmap::{self, Marks},
+    change, check, details,
     entry::Shape,
     feature,
     header::{Compression, Header},
@@ -42,7 +44,7 @@ use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeSet, HashSet},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -76,6 +78,8 @@ pub(super) struct Qcow2Image {
     pub(super) is_raw: bool,
     /// Whether stored bitmaps have been told that they miss writes from here on.
     is_begun: AtomicBool,
+    /// What they know of changes, if they are to stay sound.
+    pub(super) marks: OnceLock<Marks>,
     /// Held while the size changes: one change at a time.
     pub(super) resizing: Mutex<()>,
     pub(super) claims: Claims,
@@ -138,6 +142,7 @@ impl Qcow2Image {
             budget,
             is_raw: header.is_data_file_raw(),
             is_begun: AtomicBool::new(false),
+            marks: OnceLock::new(),
             resizing: Mutex::new(()),
             claims: Claims::default(),
             header: Mutex::new(header),
@@ -155,9 +160,12 @@ impl Qcow2Image {
         Err(Error::invalid(what))
     }
 
-    /// Goes before every change of the disk: stored bitmaps do not record it, and must say so first.
-    pub(super) fn begin_writing(&self) -> Result<()> {
+    /// Goes before bytes of `range` are changed: stored bitmaps record it, or say first that they do not.
+    pub(super) fn begin_writing(&self, range: GuestRange) -> Result<()> {
         self.check_writable()?;
+        if self.marks.get().is_some() {
+            return self.mark_first(range);
+        }
         if self.is_begun.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -174,17 +182,18 @@ impl Qcow2Image {
     /// The bitmaps changed: those that record are to be told again before the next write.
     pub(super) fn forget_begun(&self) {
         self.is_begun.store(false, Ordering::Release);
+        self.marks.get().into_iter().for_each(Marks::forget);
     }
 
     fn write_checked(&self, job: Job<'_>) -> Result<Moved> {
-        self.begin_writing()?;
         self.check_range(job.range)?;
+        self.begin_writing(job.range)?;
         self.write_job(job)
     }
 
     fn zero_checked(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
-        self.begin_writing()?;
         self.check_range(range)?;
+        self.begin_writing(range)?;
         self.zero_unchecked(self.to_cluster_end(range), kept, below)
     }
 
@@ -265,7 +274,8 @@ impl Image for Qcow2Image {
     }
 
     fn write_packed(&self, at: GuestOffset, packed: &[u8]) -> Result<()> {
-        self.begin_writing().and_then(|()| self.store_packed(at, packed)).in_file(self.file.path())
+        let range = at.range(self.shape.cluster());
+        self.begin_writing(range).and_then(|()| self.store_packed(at, packed)).in_file(self.file.path())
     }
 
     fn zero(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
@@ -293,6 +303,14 @@ impl Image for Qcow2Image {
 
     fn edit_bitmap(&self, edit: &BitmapEdit) -> Result<()> {
         self.change_bitmaps(edit).in_file(self.file.path())
+    }
+
+    fn keep_bitmaps(&self, region_bytes: u64) -> Result<()> {
+        self.check_writable().in_file(self.file.path())?;
+        let header = self.header.lock();
+        bitmap::settle_stale(&*self.file, &header)?;
+        self.marks.get_or_init(|| Marks::new(header.disk_bytes, region_bytes));
+        Ok(())
     }
 
     fn release(&self) -> Result<u64> {

@@ -117,7 +117,7 @@ impl Qcow2Image {
     }
 
     fn begin_resize(&self) -> Result<()> {
-        self.begin_writing()?;
+        self.begin_writing(GuestOffset::new(0).range(0))?;
         let header = self.header.lock();
         if header.geometry.version == 2 && header.snapshots.entries > 0 {
             let why = "has internal snapshots, and version 2 does not store the size that they had";

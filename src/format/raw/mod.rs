@@ -257,6 +257,11 @@ impl Image for RawImage {
         Err(Error::unsupported("raw images have no bitmaps").path(self.file.path()))
     }
 
+    fn keep_bitmaps(&self, _region_bytes: u64) -> Result<()> {
+        // There are none.
+        Ok(())
+    }
+
     fn release(&self) -> Result<u64> {
         // Every byte of the file is a byte of the disk.
         Ok(0)

@@ -210,6 +210,8 @@ impl Ending {
         drop(target);
         let opening = self.opening.clone().with_access(Access::Write).with_format(Some(format));
         let target = open_layer(&self.host, &path, &opening)?;
+        // Whoever gave it the epoch that the run is to claim may have been killed before that was durable.
+        self.ledger.settle(target.image.as_ref())?;
         bitmaps::release(target.image.as_ref(), &fold.bitmaps)?;
         let mut run: Vec<Layer> = Vec::new();
         for name in fold.layers.iter().rev().skip(1) {

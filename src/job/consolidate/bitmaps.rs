@@ -4,7 +4,8 @@
 //! was frozen. So the result's bitmap of a name has every bit that the bitmaps of that name in the run and in the
 //! target have; and where one of them *records*, all that the layers above it hold as well, which were written
 //! while nobody told it (as QEMU's commit marks what it writes in the bitmaps of its target). One that stands
-//! still names a change of the past and gets no more. A bitmap that missed writes takes those of its name along.
+//! still names a change of the past and gets no more. A bitmap that missed writes takes those of its name along. Under a
+//! guest that writes meanwhile, one that records calls everything dirty.
 //!
 //! The target's recording bitmaps stand still while the job writes (the journal knows them): the moves are not the
 //! guest's, and would make them stale. They are merged and record again right before the record.
@@ -189,6 +190,8 @@ pub(super) struct Merge<'a> {
     pub(super) bits: Option<&'a BTreeMap<String, Bits>>,
     /// What gets them. Has the disk's size by now.
     pub(super) result: &'a dyn Image,
+    /// Whether guests write to the run meanwhile.
+    pub(super) is_written: bool,
 }
 
 impl Merge<'_> {
@@ -238,6 +241,10 @@ impl Merge<'_> {
             }
         }
         self.held_above(named.above.unwrap_or(0))?.iter().for_each(|range| bits.mark(range));
+        if self.is_written && named.above.is_some() {
+            // What guests have written since the list was made, and still write before they go over, may be anywhere.
+            bits.mark(GuestOffset::new(0).range(size));
+        }
         edit(BitmapEdit::Put { name: name.to_owned(), bits, is_auto: named.is_recording })
     }
 

@@ -26,7 +26,7 @@ use crate::{
     job::{
         Progress,
         live::{
-            Advance, Buffers, Leg, LiveDisk,
+            Advance, Buffers, Leg, LiveDisk, Recorder,
             mirror::{Mirror, Noted, left},
         },
     },
@@ -430,9 +430,18 @@ impl Folding {
             return Err(Error::busy(what).path(&self.report.report.plan.top));
         }
         images.cut()?;
-        let list = list.as_ref().ok_or_else(|| Error::invalid("nothing has been copied"))?;
+        if list.is_none() {
+            return Err(Error::invalid("nothing has been copied"));
+        }
+        // All of it, whatever an earlier life of the job has left to this one.
+        let list = Work::find(&images.sides.run, images.sides.size)?.list;
         let fold = noting.kept.lock().going_on()?.fold().clone();
-        let unheld = images.prepare_record(&self.ending, &fold, (list, held))?;
+        let is_written = self.shown.over.is_none();
+        if is_written {
+            // They record again before guests go over.
+            images.sides.target.keep_bitmaps(Recorder::region_bytes(images.sides.size))?;
+        }
+        let unheld = images.prepare_record(&self.ending, &fold, (&list, held), is_written)?;
         self.report.report.plan.lose_bitmaps(&unheld);
         if self.report.report.plan.verify != Verify::Nothing {
             self.report.report.verified = Some(Verify::Tree);
@@ -493,7 +502,9 @@ impl Folding {
         let mut pause = Duration::ZERO;
         if plan.mode == FoldMode::EmptyTop {
             let opening = self.ending.opening.clone().with_access(Access::Write).with_format(None);
-            layers.insert(0, open_layer(&self.ending.host, &plan.top, &opening)?);
+            let top = open_layer(&self.ending.host, &plan.top, &opening)?;
+            top.image.keep_bitmaps(Recorder::region_bytes(top.size()))?;
+            layers.insert(0, top);
             // Writes that were under way end in the target: only after the first swap has it all, and can be read only. Until
             // that is durable, flushes cover it beside the head.
             pause = self.shown.disk.swap_keeping(Chain::of(layers.clone(), true), &images.sides.target).pause;

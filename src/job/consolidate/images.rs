@@ -224,11 +224,13 @@ impl Images {
 
     /// Makes durable what the record needs; returns the names of bitmaps that the result cannot hold. `list` is the
     /// work list, `held` what bitmaps the target had, `fold` the job by its journal.
+    /// `is_written`: guests write to the run, and to the result, until they go over.
     pub(super) fn prepare_record(
         &self,
         ending: &Ending,
         fold: &Fold,
         (list, held): (&RangeSet, &[Held]),
+        is_written: bool,
     ) -> Result<Vec<String>> {
         let target = self.sides.target.as_ref();
         match self.mode {
@@ -239,11 +241,13 @@ impl Images {
             FoldMode::EmptyTop => {
                 let top = self.make_empty_top(ending, fold)?;
                 let result = top.as_ref();
-                return Merge { run: &self.sides.run, list, held: &[], bits: None, result }.perform();
+                let run = &self.sides.run;
+                return Merge { run, list, held: &[], bits: None, result, is_written }.perform();
             }
             FoldMode::TargetName | FoldMode::NewImage => {}
         }
-        Merge { run: &self.sides.run, list, held, bits: self.bits.get(), result: target }.perform()
+        let (run, bits) = (&self.sides.run, self.bits.get());
+        Merge { run, list, held, bits, result: target, is_written }.perform()
     }
 
     /// A target from another folder names its parent by its whole path while it moves: right from both folders.

@@ -374,6 +374,7 @@ impl Runner {
             &self.ending,
             self.journal()?.fold(),
             (&fold.work.list, &fold.held),
+            false,
         )?;
         self.report.plan.lose_bitmaps(&unheld);
         let mark = GuestOffset::new(self.report.plan.size);

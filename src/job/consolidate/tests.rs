@@ -19,6 +19,7 @@ use std::{path::Path, sync::Arc};
 mod abandon;
 mod bitmaps;
 mod live;
+mod rules;
 
 const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
 

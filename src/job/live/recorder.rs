@@ -1,8 +1,8 @@
 //! The dirty bitmaps of a disk in use, which go on recording.
 //!
-//! What stays true: a bit is set before the bytes that it speaks of are written. The stored bitmap is marked as in use,
-//! durably, before the first of them (`format/qcow2`), and is sound again only when [`Recorder::store`] has put all bits
-//! there: what is killed before leaves it marked, never wrong.
+//! What stays true: a bit is set before the bytes that it speaks of are written. The stored bitmap is sound all the while
+//! ([`Image::keep_bitmaps`]): it has the bits of whole regions, durably, before the first write to each. So what is killed
+//! leaves it with more than has changed, never with less; [`Recorder::store`] puts the very bits there.
 
 use crate::{
     base::{GuestOffset, GuestRange, Result},
@@ -10,6 +10,11 @@ use crate::{
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
+
+/// A disk has about so many regions, at most.
+const MARKS_MAX: u64 = 1024;
+/// Smaller regions are not worth a wait each.
+const REGION_BYTES_MIN: u64 = 16 << 20;
 
 /// A bitmap in memory.
 #[derive(Debug)]
@@ -29,6 +34,12 @@ impl Recorder {
             Ok(Arc::new(Self { name, size: image.size(), bits }))
         };
         bitmaps.map(|bitmap| recorder(bitmap.name)).collect()
+    }
+
+    /// Returns how much of a disk of `size` bytes is marked at once in the stored bitmap: a mark is a wait for the host, so
+    /// there are a thousand of them at most.
+    pub fn region_bytes(size: u64) -> u64 {
+        (size / MARKS_MAX).next_power_of_two().max(REGION_BYTES_MIN)
     }
 
     /// Returns the bitmap's name.
@@ -51,7 +62,7 @@ impl Recorder {
         self.mark(GuestOffset::new(0).range(self.size));
     }
 
-    /// Makes the bitmap of the image sound again: nobody changes the disk any more, and what was written is durable.
+    /// Makes the bitmap of the image as fine as this one: nobody changes the disk any more, and what was written is durable.
     pub fn store(&self, image: &dyn Image) -> Result<()> {
         let edit = BitmapEdit::Put { name: self.name.clone(), bits: self.bits(), is_auto: true };
         image.edit_bitmap(&edit)

@@ -1,4 +1,4 @@
-//! Dirty bitmaps of a disk in use: what records goes on recording, and is never said to be right when it is not.
+//! Dirty bitmaps of a disk in use: what records goes on recording, and is right whatever happens to the service.
 
 use super::*;
 use std::path::Path;
@@ -49,20 +49,30 @@ fn a_bitmap_goes_on_recording_and_is_sound_after_a_stop() {
 }
 
 #[test]
-fn a_bitmap_whose_disk_was_killed_or_has_another_head_is_not_believed() {
+fn a_bitmap_survives_a_kill_and_names_no_less() {
     let scene = scene();
     let service = scene.start();
     write(&service, 3 * MIB, 7);
-    // Killed: nobody stops it.
+    // Killed: nobody stops it. The whole region counts, which is larger than this disk.
     drop(service);
-    assert_eq!(stored(&scene), None);
-    let scene = self::scene();
+    assert_eq!(stored(&scene), Some(0xff));
+    let service = scene.start();
+    write(&service, 5 * MIB, 7);
+    stop(service);
+    assert_eq!(stored(&scene), Some(0xff));
+}
+
+#[test]
+fn a_bitmap_of_a_layer_that_froze_under_its_guest_stands_there() {
+    let scene = scene();
     let service = scene.start();
     write(&service, 3 * MIB, 7);
     service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: Some("monday".into()) }]).unwrap();
     write(&service, 4 * MIB, 7);
     stop(service);
-    assert_eq!(stored(&scene), None);
+    assert_eq!(stored(&scene), Some(0xff));
+    // Nothing was written to that layer since.
+    assert_eq!(scene.start().refused().len(), 0);
 }
 
 #[test]

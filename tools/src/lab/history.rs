@@ -59,6 +59,8 @@ pub enum Before {
     PackedSnapshot,
     /// A persistent bitmap that says that nothing has changed.
     Bitmap,
+    /// The same, and it is to stay sound.
+    KeptBitmap,
 }
 
 /// A kind of step beyond writes, zeros, flushes and changes of size.
@@ -137,7 +139,7 @@ const SMALL: &[(&str, &str)] = &[("cluster_size", "1k")];
 const SMALL_SECTORS: u64 = 2;
 
 /// Every history. Sizes are small: a crash anywhere is then seen by reading the whole disk.
-pub const HISTORIES: [History; 17] = [
+pub const HISTORIES: [History; 18] = [
     History { format: Format::Raw, is_resized: true, ..qcow2("raw", &[], 256) },
     // Small clusters: many tables, refcount blocks and table clusters in a small disk.
     qcow2("qcow2-512", &[("cluster_size", "512")], 600),
@@ -178,6 +180,11 @@ pub const HISTORIES: [History; 17] = [
         ..qcow2("qcow2-move", &[("cluster_size", "4k")], 700)
     },
     History { before: Before::Bitmap, deeds: &[Deed::Bitmap], ..qcow2("qcow2-bitmap", SMALL, 400) },
+    History {
+        before: Before::KeptBitmap,
+        deeds: &[Deed::Bitmap, Deed::Pack, Deed::Move, Deed::Adopt],
+        ..qcow2("qcow2-kept-bitmap", SMALL, 400)
+    },
     History { deeds: &[Deed::Release, Deed::Pack], parent: 300, ..qcow2("qcow2-release", SMALL, 400) },
 ];
 
@@ -187,6 +194,8 @@ pub(crate) const DISK: &str = "/disk";
 pub(crate) const DATA: &str = "/data";
 /// The bitmap that is there before; it records writes.
 pub(crate) const BITMAP: &str = "before";
+/// How much of a disk is marked at once in bitmaps that stay sound.
+const REGION_BYTES: u64 = 16 << 10;
 /// Who wrote what is there before, and those after it.
 const BEFORE: Mark = 1 << 21;
 
@@ -296,7 +305,7 @@ impl History {
                 None => image.write(place, &bytes, self)?,
             }
         }
-        if self.before == Before::Bitmap {
+        if self.has_bitmap() {
             image.edit_bitmap(&add(BITMAP))?;
         }
         image.flush()?;
@@ -339,7 +348,17 @@ impl History {
 
     /// Opens the image for writing.
     pub(crate) fn open(&self, host: &SimHost) -> Result<Arc<dyn Image>> {
-        format::open(self.format, host.open(Path::new(DISK), Access::Write)?, true, &Beside(host))
+        let file = host.open(Path::new(DISK), Access::Write)?;
+        let image = format::open(self.format, file, true, &Beside(host))?;
+        if self.before == Before::KeptBitmap {
+            image.keep_bitmaps(REGION_BYTES)?;
+        }
+        Ok(image)
+    }
+
+    /// Whether there is a bitmap that says what has changed since the history began.
+    pub(crate) const fn has_bitmap(&self) -> bool {
+        matches!(self.before, Before::Bitmap | Before::KeptBitmap)
     }
 
     fn creation(&self) -> Creation {

@@ -157,11 +157,6 @@ impl Log {
         self.ops.first().is_some_and(|op| op.kind == Kind::Create)
     }
 
-    /// Returns whether `found` is what was there when the log began.
-    pub(crate) fn shows_start(&self, found: &[Mark]) -> bool {
-        self.start == found
-    }
-
     /// Returns the events after which the image is there; `None` if making it failed.
     pub(crate) fn created(&self) -> Option<usize> {
         match self.ops.first() {

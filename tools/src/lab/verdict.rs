@@ -29,7 +29,7 @@ impl History {
         }
         let image = opened.map_err(|error| format!("does not open: {error}"))?;
         let found = self.compare(&*image, &log.expected(events))?;
-        self.judge_bitmap(&*image, log, &found)?;
+        self.judge_bitmap(&*image, &found)?;
         drop(image);
         self.judge_data(host, log, (&log.expected(events), count(found.len())))?;
         self.judge_snapshot(host)?;
@@ -38,18 +38,28 @@ impl History {
     }
 
     /// A bitmap that is not said to be stale tells of every change: it was made when nothing had changed.
-    fn judge_bitmap(&self, image: &dyn Image, log: &Log, found: &[Mark]) -> Result<(), String> {
-        if self.before != Before::Bitmap {
+    fn judge_bitmap(&self, image: &dyn Image, found: &[Mark]) -> Result<(), String> {
+        if !self.has_bitmap() {
             return Ok(());
         }
         let details = image.details().map_err(|e| e.to_string())?;
         let bitmap = details.bitmaps.iter().find(|bitmap| bitmap.name == BITMAP);
         match bitmap {
             None => Err("its bitmap is gone".to_owned()),
-            Some(bitmap) if !bitmap.is_in_use && !log.shows_start(found) => {
-                Err("was written, and its bitmap says nothing of it".to_owned())
+            Some(bitmap) if bitmap.is_in_use => Ok(()),
+            Some(_) => {
+                let bits = image.bitmap(BITMAP).map_err(|e| e.to_string())?;
+                let is_dirty = |sector: u64| {
+                    let granule = sector * SECTOR_BYTES / bits.granularity_bytes();
+                    bits.bytes().get(index(granule / 8)).is_some_and(|byte| byte >> (granule % 8) & 1 == 1)
+                };
+                let before = self.shown_before();
+                let changed = (0..).zip(before.iter().zip(found)).filter(|(_, (then, now))| then != now);
+                let missed = changed.map(|(sector, _)| sector).find(|sector| !is_dirty(*sector));
+                missed.map_or(Ok(()), |sector| {
+                    Err(format!("sector {sector} was written, and its bitmap says nothing of it"))
+                })
             }
-            Some(_) => Ok(()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Dirty bitmaps that we change and qemu goes on with, and the reverse.
 
 use crate::{
+    daemon::Daemon,
     dchain::{dchain, done},
     foreign::Scratch,
 };
@@ -187,4 +188,40 @@ fn a_resized_image_keeps_its_bitmaps_as_qemu_keeps_them() {
         let plan = done(&folder.path(), &["resize", "-n", "disk", "0"]);
         assert!(plan.out.contains("the bitmap 'on' cannot have that size"), "{}", plan.out);
     }
+}
+
+/// The whole regions that a disk of 1 GiB is marked in.
+const REGION: u64 = 16 << 20;
+
+#[test]
+fn a_bitmap_outlives_kills_of_the_daemon_and_qemu_goes_on_with_it() {
+    let folder = Scratch::new();
+    folder.qemu_img("create -q -f qcow2 disk 1G");
+    folder.qemu_img("bitmap --add -g 64k disk daily");
+    let write = |daemon: &Daemon, at: &str| {
+        folder.qemu_io("raw", &daemon.uri("vm"), &[&format!("write -q -P 2 {at} 64k")]);
+    };
+    let mut wanted = Vec::new();
+    for at in [100_u64, 101, 700] {
+        let daemon = Daemon::start(&folder, &["vm=disk"]);
+        write(&daemon, &format!("{at}M"));
+        // SIGKILL.
+        drop(daemon);
+        let region = (at << 20) / REGION * REGION;
+        if wanted.last().is_none_or(|(start, _)| *start != region) {
+            wanted.push((region, REGION));
+        }
+        assert_eq!(listed(&folder)[0]["flags"], serde_json::json!(["auto"]));
+        assert_eq!(dirty(&folder, "daily"), wanted);
+    }
+    // qemu finds a bitmap that it can record in.
+    folder.qemu_io("qcow2", "disk", &["write -q -P 3 900M 64k"]);
+    wanted.push((900 << 20, 64 << 10));
+    assert_eq!(dirty(&folder, "daily"), wanted);
+    // A stop in order adds no more than what was written.
+    let daemon = Daemon::start(&folder, &["vm=disk"]);
+    write(&daemon, "950M");
+    assert!(daemon.stop().0.success());
+    wanted.push((950 << 20, 64 << 10));
+    assert_eq!(dirty(&folder, "daily"), wanted);
 }

@@ -76,7 +76,7 @@ fn con_6_copies_do_not_outlive_what_a_killed_guest_left_in_the_cache() {
 /// The guest's head lies on what is folded, as at the end of a backup. Of seed 6 the result is an empty delta on a raw base.
 #[test]
 fn con_6_layers_below_a_head_in_use_fold_through_every_power_cut() {
-    for seed in [6, 25] {
+    for seed in [6, 13] {
         println!("seed {seed}: {}", Job::find("live").unwrap().crash(seed, 60).unwrap());
     }
     println!("{} failed I/Os", Job::find("live").unwrap().errors(6, 60).unwrap());

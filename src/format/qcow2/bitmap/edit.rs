@@ -25,9 +25,9 @@ use crate::{
 use byteorder::{BigEndian, ByteOrder};
 
 /// Bits of a bitmap table entry that hold an offset (`qcow2.rst`, "Bitmap table").
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// A table entry without an offset: all bits of its cluster are set.
-const ALL_ONES: u64 = 1;
+pub(super) const ALL_ONES: u64 = 1;
 
 impl Qcow2Image {
     /// Returns the bits of a bitmap; `NotFound` if there is none of that name, `Invalid` if it is in use.
@@ -51,7 +51,7 @@ impl Qcow2Image {
         Ok(bits)
     }
 
-    fn words(&self, stored: &Stored) -> Result<Vec<u64>> {
+    pub(super) fn words(&self, stored: &Stored) -> Result<Vec<u64>> {
         read_words(&*self.file, "bitmap table", stored.table.at, stored.table.entries)
     }
 
@@ -62,27 +62,33 @@ impl Qcow2Image {
         if header.geometry.version == 2 {
             return Err(Error::unsupported("has version 2, which knows no bitmaps"));
         }
-        self.flush_under(&mut header)?;
-        let old = read(&*self.file, &header)?;
-        let mut given_up: Vec<HostRange> = directory(&header)?.map(|(range, _)| range).into_iter().collect();
+        let done = self.change_under(&mut header, edit);
+        // A bitmap that records is to be told before the next write.
+        self.forget_begun();
+        done
+    }
+
+    /// The same, where what bitmaps know of changes under way stays in them.
+    pub(super) fn change_under(&self, header: &mut Header, edit: &BitmapEdit) -> Result<()> {
+        self.flush_under(header)?;
+        let old = read(&*self.file, header)?;
+        let mut given_up: Vec<HostRange> = directory(header)?.map(|(range, _)| range).into_iter().collect();
         let mut taken = Vec::new();
-        let done = self.write_changed(&mut header, (&old, edit), &mut taken, &mut given_up);
+        let done = self.write_changed(header, (&old, edit), &mut taken, &mut given_up);
         let done = done.and_then(|extension| {
             // Bits, tables, directory and their refcounts: all durable before the header names them.
-            self.flush_under(&mut header)?;
+            self.flush_under(header)?;
             let place = (extension::BITMAPS, extension.as_ref().map(<[u8; 24]>::as_slice));
-            let is_named = change::write_extension(&*self.file, &mut header, place, feature::BITMAPS);
+            let is_named = change::write_extension(&*self.file, header, place, feature::BITMAPS);
             if is_named.inspect_err(|e| self.state.write().poison = Some(e.to_string()))? {
                 return Ok(());
             }
             Err(Error::invalid("the first cluster has no room for the bitmaps' place"))
         });
-        // A bitmap that records is to be told before the next write.
-        self.forget_begun();
         let left = if done.is_ok() { given_up } else { taken };
         self.state.write().dropped.extend(left);
         // Makes the header durable, then gives up what it no longer names.
-        done.and(self.flush_under(&mut header))
+        done.and(self.flush_under(header))
     }
 
     /// Writes what the edit makes new; returns the header's extension then, `None` if no bitmap is left.

@@ -1,8 +1,11 @@
 //! Dirty bitmaps across folds, and across power cuts of folds: what the result's say is never less than what
 //! has changed, and without a cut not more.
 
-use super::{abandon::half_given_up, *};
-use crate::format::{Bitmap, BitmapEdit, Bits};
+use super::{abandon::half_given_up, live::LIVE_PACE, *};
+use crate::{
+    format::{Bitmap, BitmapEdit, Bits},
+    job::{consolidate::LiveConsolidation, live::LiveDisk},
+};
 
 const GRANULE: u64 = 512;
 
@@ -216,4 +219,52 @@ fn a_head_written_between_two_lives_loses_its_bitmap_and_no_other() {
     }
     println!("{written} times");
     assert!(written > 10);
+}
+
+/// Folds the plain disk while a guest writes between the steps, to places that the run holds and to others.
+fn under_a_guest(scene: Scene) -> (SimHost, Vec<u8>) {
+    let (host, first) = recorded(scene);
+    let opening = Opening::writing().with_ledger(ledger(&host)).for_live_use();
+    let chain = Chain::open(&arc(&host), &path("top"), &opening).unwrap();
+    chain.head().unwrap().image.keep_bitmaps(2048).unwrap();
+    let disk = Arc::new(LiveDisk::new(chain));
+    let mut places = (0..).map(|n: u64| GuestOffset::new(n * 7 % 48 * 512));
+    let mut write = || disk.write(places.next().unwrap(), &[200; 512]).unwrap();
+    let job = LiveConsolidation::prepare(&arc(&host), &disk, &opening, &scene.request()).unwrap();
+    let mut folding = job.begin(LIVE_PACE).unwrap();
+    while folding.step().unwrap().is_some() {
+        write();
+    }
+    folding.checkpoint().unwrap();
+    write();
+    folding.record(&Progress::default()).unwrap();
+    write();
+    folding.end().unwrap();
+    write();
+    disk.flush().unwrap();
+    (host, first)
+}
+
+/// Whichever image opens after a cut, its bitmaps that record are sound and name all that the guest wrote.
+#[test]
+fn bitmaps_of_a_disk_in_use_name_what_its_guest_wrote_whenever_power_fails() {
+    for scene in [PLAIN, Scene { base: Format::Raw, ..PLAIN }, Scene { is_new: true, ..PLAIN }] {
+        let (host, first) = under_a_guest(scene);
+        for crash in crash_states(&host.trace(), 5, 1).step_by(3) {
+            let is_there = |name| crash.host.kind(&path(name)).unwrap().is_some();
+            let head = if scene.is_new && is_there("new") { "new" } else { "top" };
+            let shown = view(&crash.host, head).unwrap();
+            let changed = (0..).step_by(512).zip(shown.chunks(512).zip(first.chunks(512)));
+            let changed: Vec<u64> =
+                changed.filter(|(_, (now, then))| now != then).map(|(at, _)| at).collect();
+            let all = bitmaps(&crash.host, head);
+            let records: Vec<_> = all.iter().filter(|(bitmap, _)| bitmap.is_auto).collect();
+            assert!(records.len() > 1, "{all:?}");
+            for (bitmap, dirty) in records {
+                let story = format!("{scene:?}, {bitmap:?} of {head}, cut after {}", crash.after);
+                let dirty = dirty.as_ref().unwrap_or_else(|| panic!("{story}: missed writes"));
+                assert!(changed.iter().all(|at| dirty.contains(at)), "{story}: {changed:?}, {dirty:?}");
+            }
+        }
+    }
 }

@@ -11,19 +11,19 @@ use crate::{
     },
 };
 
-const LIVE_PACE: LivePace =
+pub(super) const LIVE_PACE: LivePace =
     LivePace { block_bytes: 4096, mark_bytes: 6000, share: 1.0, patience: Patience::Endless };
 const SECTOR: u64 = 512;
 
-fn live_opening(host: &SimHost) -> Opening {
+pub(super) fn live_opening(host: &SimHost) -> Opening {
     Opening::writing().with_ledger(ledger(host)).for_live_use()
 }
 
-fn live_disk(host: &SimHost) -> Result<Arc<LiveDisk>> {
+pub(super) fn live_disk(host: &SimHost) -> Result<Arc<LiveDisk>> {
     Ok(Arc::new(LiveDisk::new(Chain::open(&arc(host), &path("top"), &live_opening(host))?)))
 }
 
-fn shown(disk: &dyn Disk) -> Vec<u8> {
+pub(super) fn shown(disk: &dyn Disk) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(disk.size()).unwrap()];
     disk.read(GuestOffset::new(0), &mut bytes).unwrap();
     bytes
@@ -31,29 +31,29 @@ fn shown(disk: &dyn Disk) -> Vec<u8> {
 
 /// What a guest did to whole sectors, with the number of the machine's events before and after each.
 #[derive(Debug)]
-struct Told {
-    range: GuestRange,
-    byte: u8,
+pub(super) struct Told {
+    pub(super) range: GuestRange,
+    pub(super) byte: u8,
     begun: usize,
     acknowledged: usize,
 }
 
 /// A guest that remembers what it was told.
-struct Guest {
+pub(super) struct Guest {
     first: Vec<u8>,
-    told: Vec<Told>,
+    pub(super) told: Vec<Told>,
     /// Events before a flush began, and after it returned.
-    flushes: Vec<(usize, usize)>,
+    pub(super) flushes: Vec<(usize, usize)>,
     random: Seeded,
 }
 
 impl Guest {
-    fn new(first: Vec<u8>, seed: u64) -> Self {
+    pub(super) fn new(first: Vec<u8>, seed: u64) -> Self {
         Self { first, told: vec![], flushes: vec![], random: Seeded::new(seed) }
     }
 
     /// One request, of any kind.
-    fn act(&mut self, host: &SimHost, disk: &dyn Disk) -> Result<()> {
+    pub(super) fn act(&mut self, host: &SimHost, disk: &dyn Disk) -> Result<()> {
         let sectors = disk.size() / SECTOR;
         let begun = host.events();
         if self.random.below(5) == 0 {
@@ -81,7 +81,7 @@ impl Guest {
     }
 
     /// What each sector shows once everything has landed.
-    fn expected(&self) -> Vec<u8> {
+    pub(super) fn expected(&self) -> Vec<u8> {
         let mut view = self.first.clone();
         for told in &self.told {
             let (from, to) = (told.range.start.bytes(), told.range.end().bytes());
@@ -91,7 +91,7 @@ impl Guest {
     }
 
     /// Whether `view` may be what a machine shows that was stopped after `after` events: what was flushed, or newer.
-    fn allows(&self, view: &[u8], after: usize) -> std::result::Result<(), String> {
+    pub(super) fn allows(&self, view: &[u8], after: usize) -> std::result::Result<(), String> {
         let flushed = self.flushes.iter().filter(|(_, end)| *end <= after).map(|(begin, _)| *begin).max();
         let is_safe = |told: &Told| flushed.is_some_and(|until| told.acknowledged <= until);
         for (sector, bytes) in view.chunks(512).enumerate() {
@@ -113,7 +113,7 @@ impl Guest {
 }
 
 /// A whole fold of the scene with a guest at work; returns the machine and what the guest was told.
-fn history(scene: Scene, seed: u64) -> (SimHost, Guest) {
+pub(super) fn history(scene: Scene, seed: u64) -> (SimHost, Guest) {
     let (host, first) = scene.build();
     let machine = crash_states(&host.trace(), 0, 0).last().unwrap().host;
     let disk = live_disk(&machine).unwrap();

@@ -77,6 +77,7 @@ fn play(guard: Guard) -> Result<bool> {
         Guard::PointBelow => backups::tells_no_increment_over_a_strangers_write(),
         Guard::BackupReads => backups::folds_nothing_under_a_backup(),
         Guard::StaleBitmaps => Ok(images::history_holds("qcow2-bitmap")),
+        Guard::KeptBitmaps => Ok(images::history_holds("qcow2-kept-bitmap")),
         Guard::Poison => Ok(images::errors_are_survived("qcow2-512")),
         Guard::KnownTables => images::refuses_to_give_the_header_away(),
         Guard::PastEnd => images::refuses_an_entry_past_the_end(),

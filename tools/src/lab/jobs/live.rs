@@ -63,7 +63,7 @@ pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
     let keeps_target_name = keeps_target_name && !is_new;
     let hangs = seed % 7 == 3 && !is_new;
     let head = world.layers.len() - 1;
-    let is_below = seed % 5 < 2 && head > 1 && !is_new && !hangs;
+    let is_below = matches!(seed % 5, 1 | 3) && head > 1 && !is_new && !hangs;
     let run = if is_below { 1 + index(random.below(head as u64 - 1)) } else { head };
     let (target, keeps_target_name) = (target % run, keeps_target_name && !is_below);
     Ok(Box::new(Live { world, run, target, keeps_target_name, is_new, hangs, seed }))
