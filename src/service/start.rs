@@ -27,6 +27,10 @@ use std::{
     sync::Arc,
 };
 
+/// NBD has names of 4096 bytes at most: a list with a longer one would be of no use to anybody. Backups have longer names than
+/// their disks.
+const NAME_BYTES_MAX: usize = 1024;
+
 /// Stands for a job that was begun before: a person has named its new image then, if it makes one.
 fn named(new: Option<&Path>) -> Request {
     let image = |path: &Path| NewImage { path: path.to_path_buf(), format: None, options: Vec::new() };
@@ -74,6 +78,9 @@ impl Service {
 
     /// Opens a disk, has its job go on, and lets guests in.
     pub(super) fn open_one(self: &Arc<Self>, book: &mut Book, named: &Named, reopens: bool) -> Result<()> {
+        if named.name.len() > NAME_BYTES_MAX {
+            return Err(Error::invalid(format!("the name of a disk has at most {NAME_BYTES_MAX} bytes")));
+        }
         let mut known = book.agree(self.settings.host.as_ref(), named, reopens)?;
         if let Some(below) = &known.below
             && self.end_below(&below.top.0)?

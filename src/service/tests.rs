@@ -499,6 +499,16 @@ fn an_image_that_another_lies_on_is_served_for_reading_only() {
 }
 
 #[test]
+fn a_disk_has_a_name_that_fits_into_the_list_of_exports() {
+    let scene = Scene::new();
+    let service = Service::start(scene.settings(), &[]).unwrap();
+    let called = |bytes| Named { name: "n".repeat(bytes), ..scene.named("top") };
+    assert_eq!(service.attach(&called(1025)).unwrap_err().kind(), ErrorKind::Invalid);
+    service.attach(&called(1024)).unwrap();
+    stop(service);
+}
+
+#[test]
 fn a_new_head_has_a_name_that_can_last() {
     let scene = Scene::new();
     let service = scene.start();

@@ -88,6 +88,22 @@ pub fn show(bytes: u64) -> String {
     format!("{text} {}", UNITS.get(unit).unwrap_or(&"EiB"))
 }
 
+/// Reads a part of the whole: above 0, and at most 1.
+pub fn part(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(part) if part > 0.0 && part <= 1.0 => Ok(part),
+        _ => Err("a number above 0 and at most 1 is wanted".to_owned()),
+    }
+}
+
+/// Reads how many milliseconds.
+pub fn milliseconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ms) if ms >= 0.0 && ms.is_finite() => Ok(ms),
+        _ => Err("a number of milliseconds is wanted".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +119,18 @@ mod tests {
         {
             assert!(parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_refused() {
+        assert_eq!(
+            (part("0.5"), part("1"), milliseconds("0"), milliseconds("2.5")),
+            (Ok(0.5), Ok(1.0), Ok(0.0), Ok(2.5))
+        );
+        for text in ["nan", "inf", "-1", "x", ""] {
+            assert!(part(text).is_err() && milliseconds(text).is_err(), "{text}");
+        }
+        assert!(part("0").is_err() && part("1.1").is_err());
     }
 
     #[test]

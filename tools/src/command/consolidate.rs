@@ -89,10 +89,10 @@ struct Live {
     #[arg(long, requires = "disk")]
     detach: bool,
     /// With --disk: the part of the time that the copier keeps for itself while guests write (0.5 if not given)
-    #[arg(long, value_name = "0..1", requires = "disk")]
+    #[arg(long, value_name = "0..1", requires = "disk", value_parser = size::part)]
     share: Option<f64>,
     /// With --disk: take more than the share only while all but one of the guests' requests in a hundred take less
-    #[arg(long, value_name = "MS", requires = "disk")]
+    #[arg(long, value_name = "MS", requires = "disk", value_parser = size::milliseconds)]
     latency_target: Option<f64>,
     /// With --disk: end within that time; while the job is behind, guests' writes wait for it
     #[arg(long, value_name = "SECONDS", requires = "disk")]

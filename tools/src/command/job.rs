@@ -72,10 +72,10 @@ enum Action {
         #[arg(value_name = "BYTES/s", value_parser = size::parse, required_unless_present_any = ["share", "latency_target"])]
         rate: Option<u64>,
         /// The part of the time that the copier keeps for itself while guests write
-        #[arg(long, value_name = "0..1")]
+        #[arg(long, value_name = "0..1", value_parser = size::part)]
         share: Option<f64>,
         /// Take more than that only while all but one of the guests' requests in a hundred take less; 0: whatever they take
-        #[arg(long, value_name = "MS")]
+        #[arg(long, value_name = "MS", value_parser = size::milliseconds)]
         latency_target: Option<f64>,
     },
 }

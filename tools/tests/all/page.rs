@@ -7,7 +7,7 @@ use super::{
     foreign::Scratch,
 };
 use serde_json::json;
-use std::{os::unix::fs::PermissionsExt, process::Command};
+use std::{io::Write, net::TcpStream, os::unix::fs::PermissionsExt, process::Command};
 
 /// Names that would be markup if they were not text.
 const IMAGE: &str = "a<script>document.title='owned'<b>&amp;.qcow2";
@@ -77,6 +77,26 @@ fn over_tcp_nothing_is_told_or_done_without_the_token() {
     assert_eq!(ask("GET", "/v1/disks", &(host.clone() + &proof)), 200);
     let own = format!("{host}{proof}Origin: http://127.0.0.1:{port}\r\n");
     assert_eq!(ask("POST", detach, &own), 200);
+}
+
+#[test]
+fn who_shows_no_token_makes_room_for_who_does() {
+    let folder = disks();
+    let Seen { daemon: _daemon, port, token } = serve(&folder);
+    // As many as the port has room for.
+    let slow = (0..32).map(|_| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(b"GET / HT").unwrap();
+        stream
+    });
+    let slow: Vec<_> = slow.collect();
+    let headers = format!("Host: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n");
+    assert_eq!(http(port, "GET", "/v1/disks", &headers, "").0, 200);
+    drop(slow);
+    // What others wrote of the server refuses in JSON, too.
+    let (status, _, body) = http(port, "GET", "/v1/disks/%ff", &headers, "");
+    let refusal: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, refusal["kind"].as_str()), (400, Some("invalid")));
 }
 
 #[test]

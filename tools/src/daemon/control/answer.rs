@@ -41,6 +41,11 @@ impl Refusal {
         Self { status, kind: kind_name(ErrorKind::Policy), message: message.to_owned(), hint: None }
     }
 
+    /// Refuses a request that cannot be read.
+    pub fn worded(status: StatusCode, message: &str) -> Self {
+        Self { status, kind: kind_name(ErrorKind::Invalid), message: message.to_owned(), hint: None }
+    }
+
     /// Whether it is for want of the token.
     pub fn is_unauthorized(&self) -> bool {
         self.status == StatusCode::UNAUTHORIZED

@@ -5,14 +5,18 @@
 //! anything done, and nothing is told to it either (no CORS). A name that somebody else made resolve to this machine
 //! is no name of ours (`Host`), on the control socket as well: it may be forwarded to a port.
 
-use super::{answer::Refusal, page};
+use super::{answer::Refusal, narrow::Known, page};
 use axum::{
-    extract::{Request, State},
+    body,
+    extract::{ConnectInfo, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use std::{hint, sync::Arc};
+
+/// No refusal in words is longer.
+const TEXT_BYTES_MAX: usize = 4096;
 
 /// What stands between a place where clients come in and the routes.
 #[derive(Clone, Default)]
@@ -72,6 +76,18 @@ fn is_same(said: &[u8], token: &[u8]) -> bool {
     said.len() == token.len() && differs == 0
 }
 
+/// Refusals of the parts that we did not write are JSON, too.
+async fn worded(answer: Response) -> Response {
+    let kind = answer.headers().get(header::CONTENT_TYPE);
+    let is_text = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if !answer.status().is_client_error() || !is_text {
+        return answer;
+    }
+    let status = answer.status();
+    let text = body::to_bytes(answer.into_body(), TEXT_BYTES_MAX).await.unwrap_or_default();
+    Refusal::worded(status, &String::from_utf8_lossy(&text)).into_response()
+}
+
 /// Lets a request through, or answers it.
 pub async fn check(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let is_page = request.uri().path() == "/";
@@ -81,7 +97,12 @@ pub async fn check(State(gate): State<Gate>, request: Request, next: Next) -> Re
         None => gate.check(request.headers()),
     };
     let mut answer = match checked {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            if let Some(ConnectInfo(known)) = request.extensions().get::<ConnectInfo<Known>>() {
+                known.welcome();
+            }
+            worded(next.run(request).await).await
+        }
         Err(refusal) if is_page && refusal.is_unauthorized() => {
             (StatusCode::UNAUTHORIZED, page::show().await).into_response()
         }

@@ -25,7 +25,7 @@ use deltachain::{
 };
 use futures_util::future;
 use gate::Gate;
-use narrow::Narrow;
+use narrow::{Known, Narrow};
 use std::{
     fs, io,
     os::unix::net::UnixListener,
@@ -94,7 +94,8 @@ async fn port(web: Option<Web>, (service, places): Served) -> io::Result<()> {
     let Some(web) = web else { return Ok(()) };
     let listener = Narrow::new(tokio::net::TcpListener::from_std(web.listener)?, WEB_CLIENTS);
     let gate = Gate::web(web.address.port(), &web.token);
-    axum::serve(listener, routes::router(service, places, gate)).await
+    let routes = routes::router(service, places, gate);
+    axum::serve(listener, routes.into_make_service_with_connect_info::<Known>()).await
 }
 
 impl Drop for Door {
