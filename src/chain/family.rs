@@ -1,13 +1,17 @@
 //! Families: which images of a folder are children of which. Only headers are read, nothing is locked.
 //!
-//! Children elsewhere cannot be seen from a parent: whoever asks says where it was looked.
+//! Children elsewhere cannot be seen from a parent, but for folders where some were made by us, which is noted beside it:
+//! what lies there on an image of the family is found, too. Whoever asks says where it was looked.
 
-use super::link::{is_plain, join};
+use super::{
+    link::{is_plain, join},
+    policy::is_special,
+};
 use crate::{
     base::{Error, ErrorKind, Result},
     format::{self, Format, ParentName},
     io::{Access, EntryKind, Host, Witness},
-    store::{Draft, FOLDER, noted_format},
+    store::{Draft, FOLDER, elsewhere, noted_format},
 };
 use serde_json::Value;
 use std::{
@@ -53,6 +57,8 @@ pub struct Family {
     /// What was found, by folder and name. Files without a known header count as raw only where a child names
     /// them or their name ends in `.raw` or `.img`.
     pub members: Vec<Member>,
+    /// Images in other folders that lie on those of the family, as far as it is known where to look.
+    pub elsewhere: Vec<Member>,
     /// Files that have an image's header but could not be read, with the reason.
     pub unreadable: Vec<(PathBuf, Error)>,
     /// Where in `members` each file is.
@@ -69,8 +75,14 @@ const fn key(file: &Witness) -> FileKey {
 }
 
 impl Family {
-    /// Looks at every file of `folders` (not of the folders inside them).
+    /// Looks at every file of `folders` (not of the folders inside them), and for children of theirs elsewhere.
     pub fn scan(host: &dyn Host, folders: &[PathBuf]) -> Result<Self> {
+        Self::scan_near(host, folders, folders)
+    }
+
+    /// The same, but children elsewhere are looked for of images in `parents` alone, which are among the folders: a folder
+    /// of golden images may have them in a thousand others.
+    pub fn scan_near(host: &dyn Host, folders: &[PathBuf], parents: &[PathBuf]) -> Result<Self> {
         let mut family = Self::default();
         let mut plain = Vec::new();
         for folder in folders {
@@ -85,6 +97,7 @@ impl Family {
             }
             family.folders.push(folder);
         }
+        family.look_elsewhere(host, parents, &plain)?;
         family.add_raw(plain);
         family.members.sort_by(|a, b| a.path.cmp(&b.path));
         for (at, member) in family.members.iter().enumerate() {
@@ -105,8 +118,32 @@ impl Family {
         }
     }
 
+    /// Looks for children in the folders that are noted beside the images. What cannot be read there may be anything.
+    fn look_elsewhere(&mut self, host: &dyn Host, parents: &[PathBuf], plain: &[Member]) -> Result<()> {
+        let mut hinted = BTreeSet::new();
+        for folder in parents {
+            let others = elsewhere(host, folder)?.into_iter();
+            hinted.extend(others.filter_map(|other| host.canonical(&other).ok()));
+        }
+        hinted.retain(|other| !is_special(other) && !self.folders.contains(other));
+        if hinted.is_empty() {
+            return Ok(());
+        }
+        let own: BTreeSet<FileKey> = self.members.iter().chain(plain).map(|m| key(&m.witness)).collect();
+        let is_child = |found: &Member| {
+            found.link.as_ref().and_then(|link| link.witness).is_some_and(|file| own.contains(&key(&file)))
+        };
+        for entry in hinted.iter().filter_map(|other| host.list(other).ok()).flatten() {
+            if entry.kind == EntryKind::File && !Draft::is_left_over(&entry.path) {
+                self.elsewhere.extend(member(host, &entry.path).ok().filter(is_child));
+            }
+        }
+        Ok(())
+    }
+
     fn add_raw(&mut self, plain: Vec<Member>) {
-        let parents = self.members.iter().filter_map(|m| m.link.as_ref().and_then(|link| link.witness));
+        let all = self.members.iter().chain(&self.elsewhere);
+        let parents = all.filter_map(|m| m.link.as_ref().and_then(|link| link.witness));
         let parents: BTreeSet<FileKey> = parents.map(|parent| key(&parent)).collect();
         let named = |file: &Member| parents.contains(&key(&file.witness));
         let called = |file: &Member| file.path.extension().is_some_and(|e| e == "raw" || e == "img");
@@ -135,7 +172,13 @@ impl Family {
     /// Returns the images whose parent is that file, whatever name they call it by.
     pub fn children_of(&self, parent: &Witness) -> impl Iterator<Item = &Member> {
         let children = self.by_parent.get(&key(parent)).map(Vec::as_slice).unwrap_or_default();
-        children.iter().filter_map(|at| self.members.get(*at))
+        children.iter().filter_map(|at| self.members.get(*at)).chain(self.children_elsewhere(*parent))
+    }
+
+    /// Returns those of them that are in other folders.
+    pub fn children_elsewhere(&self, parent: Witness) -> impl Iterator<Item = &Member> {
+        let is_it = move |link: &Link| link.witness.is_some_and(|file| file.same_file(&parent));
+        self.elsewhere.iter().filter(move |found| found.link.as_ref().is_some_and(is_it))
     }
 
     /// Returns the images other than the one at `own` that keep their bytes in that file.

@@ -104,8 +104,9 @@ pub fn check_lineage(layers: &[Layer], standings: &[Standing]) -> Result<()> {
 }
 
 /// Gives a layer the claim that fits its parent, unless it has it: the parent's epoch, and its content ID where
-/// that is certain (the parent's trust is that over all its ancestors).
-pub fn join(ledger: &Ledger, child: &dyn Image, parent: &Known) -> Result<Known> {
+/// that is certain (the parent's trust is that over all its ancestors). Whoever looks for the parent's children finds it.
+pub fn join(ledger: &Ledger, child: &dyn Image, (below, parent): (&dyn Image, &Known)) -> Result<Known> {
+    ledger.note_child(below, child)?;
     let known = ledger.look(child)?;
     let Some(name) = child.parent() else { return Ok(known) };
     let claim = parent.layer.frozen.map(|record| Claim {

@@ -50,7 +50,7 @@ impl Policy {
 }
 
 /// Whether no image can be there. Among the devices there is one ordinary file system.
-fn is_special(place: &Path) -> bool {
+pub(super) fn is_special(place: &Path) -> bool {
     !place.starts_with("/dev/shm") && ["/proc", "/sys", "/dev"].iter().any(|folder| place.starts_with(folder))
 }
 

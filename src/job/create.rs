@@ -68,7 +68,7 @@ pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Openi
     if let (Some(ledger), Some(chain)) = (&opening.ledger, &chain)
         && let Some(known) = freeze(ledger, chain.layers())?
     {
-        join(ledger, image.as_ref(), &known)?;
+        join(ledger, image.as_ref(), (chain.head()?.image.as_ref(), &known))?;
     }
     target.publish(image)?;
     Ok(Created { image: path.to_path_buf(), format: new.format, size, parent: shown })

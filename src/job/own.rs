@@ -1,6 +1,6 @@
 //! Which layers of a chain are one disk's own: in its folder, writable, with no child but the layer above.
 //!
-//! Children elsewhere cannot be seen; whoever asks says where it was looked.
+//! Children elsewhere are seen only where it is noted that there are some; whoever asks says where it was looked.
 
 use crate::{
     base::{Error, Guard},

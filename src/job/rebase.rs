@@ -167,13 +167,19 @@ impl Rebase {
             (Some(ledger), Some(new)) => freeze(ledger, new.layers())?,
             _ => None,
         };
+        let below = self.new.as_ref().map(|chain| chain.head().map(|head| &head.image)).transpose()?;
+        if let (Some(ledger), Some(below)) = (&self.ledger, below) {
+            ledger.note_child(below.as_ref(), image.as_ref())?;
+        }
         match &self.ledger {
             Some(ledger) => ledger.tend(image.as_ref(), || self.reshape(progress))?,
             None => self.reshape(progress)?,
         }
         // Between the two steps the old claim names another parent than the header: it says nothing.
-        match (&self.ledger, known) {
-            (Some(ledger), Some(known)) => drop(join(ledger, image.as_ref(), &known)?),
+        match (&self.ledger, known.zip(below)) {
+            (Some(ledger), Some((known, below))) => {
+                drop(join(ledger, image.as_ref(), (below.as_ref(), &known))?);
+            }
             (Some(ledger), None) => drop(ledger.claim(image.as_ref(), None)?),
             _ => {}
         }

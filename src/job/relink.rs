@@ -259,7 +259,7 @@ impl Search<'_> {
 
     fn join(&self, child: &Layer, parent: &Chain) -> Result<()> {
         if let Some(known) = freeze(self.ledger, parent.layers())? {
-            join(self.ledger, child.image.as_ref(), &known)?;
+            join(self.ledger, child.image.as_ref(), (parent.head()?.image.as_ref(), &known))?;
         }
         Ok(())
     }
@@ -301,7 +301,7 @@ pub fn accept(
     };
     let changed = changed.as_deref().map(ranges);
     if !is_dry && let Some(known) = freeze(ledger, chain.layers().get(1..).unwrap_or_default())? {
-        join(ledger, head.image.as_ref(), &known)?;
+        join(ledger, head.image.as_ref(), (parent.image.as_ref(), &known))?;
     }
     Ok(Accepted { child: head.path.clone(), parent: parent.path.clone(), changed })
 }

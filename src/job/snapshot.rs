@@ -114,7 +114,7 @@ impl Child<'_> {
         let image = format::create(Format::Qcow2, draft.file(), &creation, &NoParts)
             .map_err(|e| e.renamed(draft.path(), self.target))?;
         if let Some((ledger, known)) = freeze()? {
-            join(&ledger, image.as_ref(), &known)?;
+            join(&ledger, image.as_ref(), (parent.image.as_ref(), &known))?;
         }
         drop(image);
         draft.publish(self.target, self.how)?;

@@ -1,7 +1,7 @@
 //! Gathers what is known of a layer, and writes it down in the order that keeps it true.
 
 use super::{
-    FOLDER, Journal, LayerRecord, Record,
+    FOLDER, Journal, LayerRecord, Record, elsewhere,
     note::{self, Header, Note},
     place::{self, Lasting},
     record::{Claim, Epoch},
@@ -316,6 +316,28 @@ impl Ledger {
     /// Returns the format, by its name, that is noted of the image whose header is in `file`.
     pub fn format_of(&self, file: &dyn File) -> Result<Option<String>> {
         noted_format(self.host.as_ref(), &self.folders_of(file)?, file)
+    }
+
+    /// Notes beside `parent` in which other folder it has a child, so that whoever looks for its children looks there, too.
+    /// A hint: where it cannot be kept, or one of both is a device, there is none.
+    pub fn note_child(
+        &self,
+        parent: &(impl Carrier + ?Sized),
+        child: &(impl Carrier + ?Sized),
+    ) -> Result<()> {
+        let folder = |file: &dyn File| -> Result<Option<PathBuf>> {
+            let place = if file.is_device() { None } else { Some(self.host.opened_as(file)?) };
+            Ok(place.and_then(|place| place.parent().map(Path::to_path_buf)))
+        };
+        let (Some(above), Some(below)) =
+            (child.files().into_iter().next(), parent.files().into_iter().next())
+        else {
+            return Ok(());
+        };
+        match (folder(below.as_ref())?, folder(above.as_ref())?) {
+            (Some(own), Some(other)) => elsewhere::note(&self.host, &own, &other),
+            _ => Ok(()),
+        }
     }
 
     /// Removes what is noted of an image that is about to be removed.

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod draft;
+mod elsewhere;
 mod journal;
 mod ledger;
 mod note;
@@ -24,6 +25,7 @@ mod transfer;
 mod trust;
 
 pub use draft::{Draft, Publish};
+pub use elsewhere::elsewhere;
 pub use journal::{Fold, FoldMode, Held, HeldState, Intent, Journal, Position, Removed};
 pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before, noted_format};
 pub use place::NO_PLACE;

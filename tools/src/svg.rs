@@ -8,7 +8,6 @@
 //! ```
 
 use crate::{command::tree::Node, size};
-use std::path::Path;
 
 /// Pixels: a card, what lies between two of them, the border around all.
 const CARD: (u64, u64) = (240, 68);
@@ -108,8 +107,7 @@ impl Picture {
         self.lines.push(format!(r#"<g class="{class}"><title>{}</title>"#, escaped(&node.filename)));
         self.card(x, y);
         self.shape(format, (x, y + 12), (5, CARD.1 - 24));
-        let name = Path::new(&node.filename).file_name().unwrap_or_default().to_string_lossy();
-        self.text("name", (x + 16, y + 24), &shortened(&name));
+        self.text("name", (x + 16, y + 24), &shortened(&node.name));
         let held = size::show(node.actual_size);
         let facts = format!("{}, {}, {held} held", node.format, size::show(node.virtual_size));
         self.text("fact", (x + 16, y + 42), &facts);

@@ -244,10 +244,15 @@ impl Ending {
             }
             claiming.push(has_claim);
         }
-        let mut below = self.ledger.look(target.image.as_ref())?;
+        let (mut parent, mut below) = (&target.image, self.ledger.look(target.image.as_ref())?);
         for (layer, has_claim) in run.iter().zip(claiming).rev() {
             let image = layer.image.as_ref();
-            below = if has_claim { join(&self.ledger, image, &below)? } else { self.ledger.look(image)? };
+            below = if has_claim {
+                join(&self.ledger, image, (parent.as_ref(), &below))?
+            } else {
+                self.ledger.look(image)?
+            };
+            parent = &layer.image;
         }
         Ok(())
     }

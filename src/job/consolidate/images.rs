@@ -254,6 +254,7 @@ impl Images {
     fn name_parent_for_both(&self, ending: &Ending) -> Result<()> {
         match &self.parent {
             Some(parent) if folder_of(&self.target) != folder_of(&self.top.path) => {
+                ending.ledger.note_child(parent.image.as_ref(), self.top.image.as_ref())?;
                 ending.name_parent(self.sides.target.as_ref(), parent.path.as_os_str().as_bytes())
             }
             _ => Ok(()),
@@ -276,6 +277,7 @@ impl Images {
         let image = format::create(self.top.format(), file, &creation, &NoParts)?;
         imitate(image.as_ref(), &self.top);
         let claim = claim(fold.new_epoch, parent);
+        ending.ledger.note_child(self.sides.target.as_ref(), image.as_ref())?;
         ending.ledger.claim(image.as_ref(), Some(claim))?;
         if let Some(epoch) = fold.head_epoch.filter(|_| has_children) {
             // What lies on TOP knows it by that, as soon as it has the name.
@@ -433,6 +435,7 @@ fn make_draft(
     if let (Some(parent), Some(name)) = (parent, name) {
         let known = ending.ledger.freeze(parent.image.as_ref())?;
         let claim = known.layer.frozen.map(|record| claim(record.epoch, name));
+        ending.ledger.note_child(parent.image.as_ref(), image.as_ref())?;
         ending.ledger.claim(image.as_ref(), claim)?;
     }
     ending.ledger.know(image.as_ref())?;

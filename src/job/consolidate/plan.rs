@@ -156,7 +156,7 @@ pub(super) fn check_again(
     ignores_unread: bool,
 ) -> Result<()> {
     let folders: Vec<PathBuf> = paths.iter().map(|path| folder_of(path).to_path_buf()).collect();
-    let family = Family::scan(host, &folders)?;
+    let family = Family::scan_near(host, &folders, folders.get(..=run.0).unwrap_or(&folders))?;
     let files: Vec<Witness> = paths.iter().map(|path| host.witness(path)).collect::<Result<_>>()?;
     refuse_dependants(&family, (paths, &files), run)?;
     if ignores_unread || run.1 == FoldMode::NewImage { Ok(()) } else { family.refuse_unreadable(host) }
@@ -196,7 +196,15 @@ pub(super) fn make(
     journal: Option<&Journal>,
 ) -> Result<Planned> {
     let layers = chain.layers();
-    let family = Family::scan(host.as_ref(), &folders(layers))?;
+    let folders = folders(layers);
+    // What is another disk's, or in another folder, is not touched unless it is named.
+    let reach = match &request.into {
+        Some(into) => host.canonical(into).map_or(folders.len(), |into| {
+            layers.iter().position(|layer| layer.path == into).map_or(folders.len(), |at| at + 1)
+        }),
+        None => folders.iter().take_while(|folder| Some(*folder) == folders.first()).count(),
+    };
+    let family = Family::scan_near(host.as_ref(), &folders, folders.get(..reach).unwrap_or_default())?;
     let files: Vec<Witness> = layers.iter().map(|l| host.witness(&l.path)).collect::<Result<_>>()?;
     let scene = Scene { host, layers, family: &family, files: &files };
     let depth = scene.depth(request)?;

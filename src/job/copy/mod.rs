@@ -399,7 +399,7 @@ impl Copy {
             }
             layers.extend(below.chain.layers().iter().cloned());
             if let Some(known) = &below.first_look {
-                join(&self.ledger, image.as_ref(), known)?;
+                join(&self.ledger, image.as_ref(), (below.chain.head()?.image.as_ref(), known))?;
             }
         }
         // Last: the witness that is noted now vouches for the files as they are.

@@ -359,7 +359,11 @@ impl Look<'_> {
 
     /// Looks at what others that lie on a layer, or do not, mean for it.
     fn look_at_dependants(&mut self, at: usize, layer: &Layer, own: &Known) {
-        let children: Vec<PathBuf> = self.links.children(at).iter().filter_map(|at| self.path(*at)).collect();
+        let mut children: Vec<PathBuf> =
+            self.links.children(at).iter().filter_map(|at| self.path(*at)).collect();
+        if let Some(member) = self.family.members.get(at) {
+            children.extend(self.family.children_elsewhere(member.witness).map(|child| child.path.clone()));
+        }
         let path = &layer.path;
         let is_free = |layer: &Layer| !layer.image.files().iter().any(|f| is_marked_read_only(f.as_ref()));
         let record = own.layer.frozen;

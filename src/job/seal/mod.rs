@@ -361,7 +361,7 @@ fn seal_one<'a>(
     let known = ledger.seal(image, &hashed.tree, &before)?;
     let id = known.layer.frozen.and_then(|record| record.sealed).unwrap_or_else(|| hashed.tree.id());
     let known = match parent {
-        Some(parent) => join(ledger, image, &parent.known)?,
+        Some(parent) => join(ledger, image, (parent.layer.image.as_ref(), &parent.known))?,
         None => known,
     };
     let sealed = Sealed { id, how, read_bytes: hashed.read_bytes };

@@ -13,10 +13,7 @@ use deltachain::{
     io::Host,
 };
 use serde::Serialize;
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
 /// Show every hierarchy in folders: children as well as parents
 ///
@@ -43,6 +40,9 @@ pub struct Node {
     pub missing_parent: Option<String>,
     /// The images that stand on it.
     pub children: Vec<Node>,
+    /// What a person calls it: by its whole path, if it is not in one of the folders.
+    #[serde(skip)]
+    pub name: String,
 }
 
 impl Arguments {
@@ -110,7 +110,10 @@ impl Forest<'_> {
         }
         let lost = |l: &&deltachain::chain::Link| l.witness.is_none_or(|p| self.family.member(&p).is_none());
         let file = self.host.open(&member.path, deltachain::io::Access::ReadShared)?;
+        let is_here = |folder: &PathBuf| member.path.parent() == Some(folder);
+        let shown = member.path.file_name().filter(|_| self.family.folders.iter().any(is_here));
         Ok(Node {
+            name: shown.unwrap_or(member.path.as_os_str()).to_string_lossy().into_owned(),
             filename: name::text(&member.path).into_owned(),
             format: member.format.name(),
             virtual_size: member.size,
@@ -126,7 +129,7 @@ impl Forest<'_> {
 }
 
 fn label(node: &Node) -> String {
-    let name = Path::new(&node.filename).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = &node.name;
     let lost = node.missing_parent.as_ref().map_or_else(String::new, |p| format!(", on '{p}', not here"));
     let (disk, held) = (size::show(node.virtual_size), size::show(node.actual_size));
     format!("{name} ({}, {disk}, {held} on the host{lost})", node.format)

@@ -152,3 +152,85 @@ fn help_names_what_tree_draws_and_measure_says_what_it_wants() {
     assert_eq!((run.code, run.err.contains("--size SIZE")), (Some(64), true), "{}", run.err);
     assert_eq!(dchain(here, &["measure", "--size", "1M", "-f", "raw"]).code, Some(64));
 }
+
+/// `base`, and on it `head`, and in the folder inside it that a user made, `vm/child`.
+fn far_child() -> Scratch {
+    let folder = Scratch::new();
+    let here = folder.path();
+    fs::create_dir(folder.file("vm")).unwrap();
+    folder.qemu_img("create -q -f qcow2 base 1M");
+    folder.qemu_io("qcow2", "base", &["write -q -P 1 0 64k"]);
+    done(&here, &["create", "-f", "qcow2", "-b", "base", "-F", "qcow2", "head"]);
+    done(&here, &["create", "-f", "qcow2", "-b", "base", "-F", "qcow2", "vm/child"]);
+    folder
+}
+
+#[test]
+fn a_child_in_another_folder_keeps_its_parent() {
+    let folder = far_child();
+    let here = folder.path();
+    let child = folder.file("vm/child").display().to_string();
+    let refused = dchain(&here, &["consolidate", "--yes", "--into", "base", "head"]);
+    assert_eq!((refused.code, refused.err.contains(&child)), (Some(69), true), "{}", refused.err);
+    // It is not its disk's own, either.
+    let refused = dchain(&here, &["consolidate", "--yes", "head"]);
+    assert_eq!((refused.code, refused.err.contains(&child)), (Some(69), true), "{}", refused.err);
+    let tree = done(&here, &["tree", "."]).out;
+    assert!(tree.contains(&format!("── {child} (")) && tree.contains("── head ("), "{tree}");
+    let lint = done(&here, &["lint", "--output", "json", "."]).json();
+    let at_risk = lint["findings"].as_array().unwrap().iter().find(|f| f["kind"] == "siblings-at-risk");
+    assert!(at_risk.is_some_and(|finding| finding["about"].to_string().contains(&child)), "{lint}");
+    fs::remove_file(folder.file("head")).unwrap();
+    let resize = ["resize", "--yes", "base", "2M"];
+    // Both folders moved as one: the note leads from the one to the other still.
+    fs::create_dir(folder.file("moved")).unwrap();
+    for name in ["base", "vm", ".dchain"] {
+        fs::rename(folder.file(name), folder.file(&format!("moved/{name}"))).unwrap();
+    }
+    let refused = dchain(&folder.file("moved"), &resize);
+    assert_eq!(
+        (refused.code, refused.err.contains("/moved/vm/child lies on it")),
+        (Some(69), true),
+        "{}",
+        refused.err
+    );
+    // A note that leads to nothing, or to another one's child, is none.
+    fs::rename(folder.file("moved/vm/child"), folder.file("moved/vm/renamed")).unwrap();
+    assert_eq!(dchain(&folder.file("moved"), &resize).code, Some(69));
+    folder.try_run("qemu-img", ["rebase", "-q", "-u", "-b", "", "moved/vm/renamed"]);
+    done(&folder.file("moved"), &resize);
+    fs::remove_dir_all(folder.file("moved/vm")).unwrap();
+    done(&folder.file("moved"), &["resize", "--yes", "base", "3M"]);
+}
+
+#[test]
+fn every_command_that_puts_a_child_into_another_folder_notes_it() {
+    let commands: [(&[&str], &str); 4] = [
+        (&["snapshot", "base", "vm/new"], "vm/new"),
+        (&["rebase", "-b", "base", "-F", "qcow2", "vm/child"], "vm/child"),
+        (&["consolidate", "--into", "base", "--new", "vm/new", "head"], "vm/new"),
+        (&["relink", "--map", "lost=base", ".", "vm"], "vm/child"),
+    ];
+    for (command, made) in commands {
+        let folder = far_child();
+        let here = folder.path();
+        fs::remove_dir_all(folder.file(".dchain/elsewhere")).unwrap();
+        if command[0] == "relink" {
+            folder.qemu_img("rebase -q -u -b lost -F qcow2 vm/child");
+        }
+        let allowed = [command, &["--allow-dir", here.to_str().unwrap()]].concat();
+        let stated = if command[0] == "relink" { &[][..] } else { &["-f", "qcow2"] };
+        done(&here, &[&allowed[..], stated].concat());
+        if made != "vm/child" {
+            fs::remove_file(folder.file("vm/child")).unwrap();
+        }
+        fs::remove_file(folder.file("head")).unwrap();
+        let refused = dchain(&here, &["resize", "--yes", "base", "2M"]);
+        assert_eq!(
+            (refused.code, refused.err.contains(made)),
+            (Some(69), true),
+            "{command:?}: {}",
+            refused.err
+        );
+    }
+}

@@ -132,7 +132,7 @@ impl Made {
         if let Some(parent) = parent {
             let below = Chain::open(&arc(host), &path(&parent.name), &Opening::writing())?;
             if let Some(known) = freeze(&ledger(host), below.layers())? {
-                join(&ledger(host), image.as_ref(), &known)?;
+                join(&ledger(host), image.as_ref(), (below.head()?.image.as_ref(), &known))?;
             }
         }
         image.flush()?;
