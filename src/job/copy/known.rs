@@ -1,7 +1,7 @@
 //! What a copy knows without moving a byte: that an earlier run has done it all, and what the layers show whose bytes
 //! have just passed.
 
-use super::{Below, Copy, Placed, Request, Share, leave, placed};
+use super::{Below, Copy, Placed, Request, Share, leave, places::placed};
 use crate::{
     base::{ErrorKind, Result},
     chain::{Chain, Layer},

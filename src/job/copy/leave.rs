@@ -5,7 +5,7 @@
 //! - children go before their parents, durably one after the other: what is left is a chain at every moment;
 //! - a file goes only while it looks as it did when it was copied, nobody uses it, and nothing else lies on it.
 
-use super::file::is_done;
+use super::{file::is_done, places::places};
 use crate::{
     base::{Error, ErrorKind, Result, name::FileName},
     chain::{Chain, Family, Layer, Opening, View, open_layer, refuse_cut_off},
@@ -37,10 +37,9 @@ pub(super) fn copied_depth(
     (folder, transfer): (&Path, &Transfer),
 ) -> Result<usize> {
     let mut copied = depth;
-    for layer in chain.layers().iter().skip(depth) {
-        for file in layer.image.files() {
-            let place = folder.join(file.path().file_name().unwrap_or_default());
-            if !is_done(host, file.as_ref(), &place, transfer)? {
+    for (layer, places) in chain.layers().iter().zip(places(chain.layers(), folder)).skip(depth) {
+        for (file, place) in layer.image.files().iter().zip(&places) {
+            if !is_done(host, file.as_ref(), place, transfer)? {
                 return Ok(copied);
             }
         }

@@ -9,6 +9,7 @@
 mod file;
 mod known;
 mod leave;
+mod places;
 mod reformat;
 mod shelf;
 
@@ -25,9 +26,9 @@ use crate::{
     store::{Known, Ledger, Transfer, Trust, is_as_before},
 };
 use leave::Leaving;
+use places::placed;
 use shelf::{Match, Shelf};
 use std::{
-    collections::BTreeSet,
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -547,42 +548,6 @@ fn computed(chain: &Chain, progress: &Progress) -> Result<Vec<ContentId>> {
     }
     ids.reverse();
     Ok(ids)
-}
-
-/// Says where the topmost `depth` layers go.
-fn placed(
-    host: &dyn Host,
-    chain: &Chain,
-    depth: usize,
-    (folder, conversion): (&Path, Option<&Conversion>),
-    transfer: &Transfer,
-) -> Result<Vec<Placed>> {
-    if let Some(new) = conversion {
-        return new.placed(host, chain, folder, transfer);
-    }
-    let mut taken = BTreeSet::new();
-    let mut out = Vec::new();
-    for layer in chain.layers().iter().take(depth) {
-        for file in layer.image.files().iter().skip(1) {
-            if file.path().parent() != layer.path.parent() {
-                let what = format!("keeps bytes outside its folder, in {}", file.path().display());
-                return Err(Error::unsupported(what).path(&layer.path));
-            }
-        }
-        let to = folder.join(layer.path.file_name().unwrap_or_default());
-        let mut is_done = false;
-        for file in layer.image.files().iter().rev() {
-            let place = folder.join(file.path().file_name().unwrap_or_default());
-            // The header's file comes last, here and in time.
-            is_done = file::is_done(host, file.as_ref(), &place, transfer)?;
-            if !taken.insert(place.clone()) || (!is_done && host.kind(&place)?.is_some()) {
-                return Err(Error::new(ErrorKind::Exists, "is there already").path(&place));
-            }
-        }
-        let bytes = layer.image.files().iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
-        out.push(Placed::Copy { from: layer.path.clone(), to, bytes, is_done });
-    }
-    Ok(out)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! its content ID is computed and held against the old one's: each over that of the layer below, so that every
 //! layer is read once on either side.
 
-use super::{Below, Copy, Placed, Report, file};
+use super::{Below, Copy, Placed, Report, file, places::Names};
 use crate::{
     base::{
         Error, ErrorKind, GuestOffset, GuestRange, Result,
@@ -20,7 +20,6 @@ use crate::{
     store::{Transfer, Trust},
 };
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -71,12 +70,11 @@ impl Conversion {
             let what = "lies on another image, and a raw one cannot: only a whole disk can become raw";
             return Err(Error::unsupported(what).path(&child.path));
         }
-        let mut taken = BTreeSet::new();
-        let mut out = Vec::new();
+        let (mut names, mut out) = (Names::default(), Vec::new());
         for layer in chain.layers() {
-            let to = folder.join(self.name_of(layer));
+            let to = folder.join(names.take(self.name_of(layer), &layer.path));
             let is_done = file::is_done(host, layer.image.data_file().as_ref(), &to, transfer)?;
-            if !taken.insert(to.clone()) || (!is_done && host.kind(&to)?.is_some()) {
+            if !is_done && host.kind(&to)?.is_some() {
                 return Err(Error::new(ErrorKind::Exists, "is there already").path(&to));
             }
             let bytes = layer.image.files().iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;

@@ -145,3 +145,36 @@ fn a_source_stays_whose_data_another_image_needs() {
     assert!(run.err.contains("other keeps its bytes there"), "{}", run.err);
     assert_eq!(names(&folder, "vm"), ["base", "base.data", "other", "other.data"]);
 }
+
+#[test]
+fn layers_of_one_name_get_names_that_stay_the_same() {
+    let folder = Scratch::new();
+    let here = folder.path();
+    for name in ["a", "b", "there", "raw"] {
+        fs::create_dir(folder.file(name)).unwrap();
+    }
+    folder.qemu_img("create -q -f qcow2 b/vm.qcow2 1M");
+    folder.qemu_io("qcow2", "b/vm.qcow2", &["write -q -P 1 0 128k"]);
+    folder.qemu_img("create -q -f qcow2 -b ../b/vm.qcow2 -F qcow2 a/vm.qcow2");
+    folder.qemu_io("qcow2", "a/vm.qcow2", &["write -q -P 2 0 64k"]);
+    let allowed = folder.file("b").display().to_string();
+    let copy = |command: &[&str]| {
+        let run =
+            done(&here, &[command, &["--output", "json", "-f", "qcow2", "--allow-dir", &allowed]].concat())
+                .json();
+        let layers = if run["plan"].is_null() { &run["layers"] } else { &run["plan"]["layers"] };
+        let name = |n: usize| layers[n]["to"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+        (name(0), name(1))
+    };
+    let planned = copy(&["copy", "--dry-run", "a/vm.qcow2", "there"]);
+    let sum = planned.1.strip_prefix("vm-").and_then(|rest| rest.strip_suffix(".qcow2"));
+    assert!(planned.0 == "vm.qcow2" && sum.is_some_and(|sum| sum.len() == 8), "{planned:?}");
+    assert_eq!(copy(&["copy", "--verify", "a/vm.qcow2", "there"]), planned);
+    assert_eq!(copy(&["copy", "a/vm.qcow2", "there"]), planned, "it is there already");
+    assert_eq!(copy(&["convert", "--chain", "-O", "qcow2", "a/vm.qcow2", "raw"]), planned);
+    for name in ["there/vm.qcow2", "raw/vm.qcow2"] {
+        let info = folder.qemu_img(&format!("info {name}"));
+        assert!(info.contains(&format!("backing file: {} ", planned.1)), "{info}");
+        assert!(folder.flat("qcow2", name) == folder.flat("qcow2", "a/vm.qcow2"), "{name}");
+    }
+}

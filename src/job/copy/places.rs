@@ -1,0 +1,110 @@
+//! Where layers go: each file under its own name, as long as no layer above it has that.
+//!
+//! What stays true: the same chain gets the same names each time, so that a copy that was cut off finds them again.
+
+use super::{Conversion, Placed, file};
+use crate::{
+    base::{Error, ErrorKind, Result},
+    chain::{Chain, Layer},
+    io::Host,
+    store::Transfer,
+};
+use std::{
+    collections::BTreeSet,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+/// Digits of the sum that tells layers of one name apart.
+const SUM_DIGITS: usize = 8;
+
+/// Names in one folder, as they are given away.
+#[derive(Default)]
+pub(super) struct Names(BTreeSet<PathBuf>);
+
+impl Names {
+    /// Takes a name for the layer at `place`; if that is taken, one with a sum of the place before the suffix.
+    pub(super) fn take(&mut self, name: PathBuf, place: &Path) -> PathBuf {
+        if self.0.insert(name.clone()) {
+            return name;
+        }
+        let sum = blake3::hash(place.as_os_str().as_bytes()).to_hex();
+        let mut distinct = name.file_stem().unwrap_or_default().to_owned();
+        distinct.push("-");
+        distinct.push(sum.get(..SUM_DIGITS).unwrap_or_default());
+        if let Some(suffix) = name.extension() {
+            distinct.push(".");
+            distinct.push(suffix);
+        }
+        let distinct = PathBuf::from(distinct);
+        self.0.insert(distinct.clone());
+        distinct
+    }
+}
+
+/// Returns where the files of each layer go, the head's first, of each the one with the header first. Headers name further
+/// files, so that those keep their names: two may want the same.
+pub(super) fn places(layers: &[Layer], folder: &Path) -> Vec<Vec<PathBuf>> {
+    let mut names = Names::default();
+    let name = |path: &Path| PathBuf::from(path.file_name().unwrap_or_default());
+    let mut of = |layer: &Layer| {
+        let own = names.take(name(&layer.path), &layer.path);
+        let further: Vec<_> = layer.image.files().iter().skip(1).map(|file| name(file.path())).collect();
+        names.0.extend(further.iter().cloned());
+        std::iter::once(own).chain(further).map(|name| folder.join(name)).collect()
+    };
+    layers.iter().map(&mut of).collect()
+}
+
+/// Says where the topmost `depth` layers go.
+pub(super) fn placed(
+    host: &dyn Host,
+    chain: &Chain,
+    depth: usize,
+    (folder, conversion): (&Path, Option<&Conversion>),
+    transfer: &Transfer,
+) -> Result<Vec<Placed>> {
+    if let Some(new) = conversion {
+        return new.placed(host, chain, folder, transfer);
+    }
+    let mut taken = BTreeSet::new();
+    let mut out = Vec::new();
+    for (layer, places) in chain.layers().iter().zip(places(chain.layers(), folder)).take(depth) {
+        let files = layer.image.files();
+        for file in files.iter().skip(1) {
+            if file.path().parent() != layer.path.parent() {
+                let what = format!("keeps bytes outside its folder, in {}", file.path().display());
+                return Err(Error::unsupported(what).path(&layer.path));
+            }
+        }
+        let mut is_done = false;
+        for (file, place) in files.iter().zip(&places).rev() {
+            // The header's file comes last, here and in time.
+            is_done = file::is_done(host, file.as_ref(), place, transfer)?;
+            if !taken.insert(place.clone()) || (!is_done && host.kind(place)?.is_some()) {
+                return Err(Error::new(ErrorKind::Exists, "is there already").path(place));
+            }
+        }
+        let bytes = files.iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
+        let to = places.into_iter().next().unwrap_or_default();
+        out.push(Placed::Copy { from: layer.path.clone(), to, bytes, is_done });
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_taken_gets_a_sum_before_its_suffix() {
+        let mut names = Names::default();
+        let mut take = |name: &str, place: &str| names.take(name.into(), Path::new(place));
+        assert_eq!(take("vm.qcow2", "/a/vm.qcow2"), Path::new("vm.qcow2"));
+        let (one, other) = (take("vm.qcow2", "/b/vm.qcow2"), take("vm.qcow2", "/c/vm.qcow2"));
+        assert!(one.to_str().unwrap().starts_with("vm-") && one.extension().unwrap() == "qcow2", "{one:?}");
+        assert!(one != other && one.as_os_str().len() == "vm-01234567.qcow2".len(), "{one:?} {other:?}");
+        assert_eq!(take("disk", "/a/disk"), Path::new("disk"));
+        assert!(take("disk", "/b/disk").to_str().unwrap().starts_with("disk-"));
+    }
+}
