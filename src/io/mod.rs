@@ -10,6 +10,8 @@ pub mod real;
 
 mod blocks;
 mod file;
+#[cfg(feature = "vhost-user")]
+mod guest_memory;
 mod host;
 mod likeness;
 mod mode;
@@ -19,6 +21,8 @@ mod stamp;
 
 pub use blocks::Blocks;
 pub use file::{Access, Descriptor, File, Kept, Run, Witness};
+#[cfg(feature = "vhost-user")]
+pub use guest_memory::Lent;
 pub use host::{Entry, EntryKind, Host};
 pub use likeness::Likeness;
 pub use mode::{born_ns, is_marked_read_only, names};

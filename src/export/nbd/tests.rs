@@ -29,6 +29,8 @@ pub(in crate::export) struct Plain {
     bytes: Mutex<Vec<u8>>,
     pub(in crate::export) gate: Mutex<bool>,
     opened: Condvar,
+    /// How many reads have come to the gate so far.
+    pub(in crate::export) came: AtomicU64,
     /// How many operations have come so far, and what it was at the last flush.
     pub(in crate::export) count: AtomicU64,
     pub(in crate::export) flushed: AtomicU64,
@@ -40,6 +42,7 @@ impl Plain {
             bytes: Mutex::new(vec![0; size]),
             gate: Mutex::new(false),
             opened: Condvar::new(),
+            came: AtomicU64::new(0),
             count: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
         })
@@ -84,6 +87,7 @@ impl Disk for Plain {
     fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
         if at.bytes() < 512 {
             let mut gate = self.gate.lock();
+            self.came.fetch_add(1, SeqCst);
             while !*gate {
                 self.opened.wait(&mut gate);
             }

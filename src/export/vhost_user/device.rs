@@ -19,6 +19,7 @@ use crate::{
         Export,
         pace::{Pace, SHORT_BYTES},
     },
+    io::Lent,
 };
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -65,6 +66,8 @@ pub(super) struct Device {
     config: Config,
     features: u64,
     pub(super) memory: Memory,
+    /// All of it that somebody may still use: a guest may take it away at any time.
+    lent: Mutex<Vec<Lent>>,
     work: Mutex<Work>,
     /// A long request waits, or the end has come.
     called: Condvar,
@@ -150,6 +153,7 @@ impl Device {
             config,
             features,
             memory: GuestMemoryAtomic::new(GuestMemoryMmap::new()),
+            lent: Mutex::default(),
             work: Mutex::default(),
             called: Condvar::new(),
             done: Condvar::new(),
@@ -428,8 +432,12 @@ impl VhostUserBackend for Backend {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
-        // It is the one that the device has.
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        // It is the one that the device has. (Queues that run meanwhile may touch it a moment before this.)
+        let lent = Lent::new(memory.memory().into_inner()).map_err(io::Error::other)?;
+        let mut all = self.0.lent.lock();
+        all.retain(|before| !before.is_unused());
+        all.push(lent);
         Ok(())
     }
 

@@ -294,6 +294,33 @@ fn what_a_guest_asks_wrongly_is_refused_and_what_it_asks_next_is_done() {
     assert_eq!(guest.read(8, 1024), [7; 1024]);
 }
 
+/// A file that is made shorter under its mapping is SIGBUS for who reads there: of the whole process.
+#[test]
+fn a_guest_that_takes_its_memory_away_takes_no_other_guest_along() {
+    let bench = Bench::new();
+    let mut guest = Machine::enter(&bench);
+    assert_eq!(guest.write(8, &[7; 512]), status::OK);
+    // What the device reads from now on may be a request for the first sector.
+    bench.disk.open_gate();
+    let file = guest.memory.iter().next().unwrap().file_offset().unwrap().file().try_clone().unwrap();
+    guest.header(kind::IN, 8);
+    let chain = [(HEADER, 16, NEXT), (DATA, 512, WRITABLE | NEXT), (STATUS, 1, WRITABLE)];
+    for (nth, segment) in (0..).zip(chain) {
+        guest.describe(nth, segment, nth + 1);
+    }
+    guest.put(AVAILABLE + 4 + u64::from(guest.made % RING) * 2, 0_u16);
+    guest.put(AVAILABLE + 2, guest.made + 1);
+    // All but the ring is gone, then all.
+    for bytes in [AVAILABLE + 0x1000, 0] {
+        file.set_len(bytes).unwrap();
+        guest.kick.write(1).unwrap();
+        thread::sleep(Duration::from_millis(20));
+    }
+    // This process has lost the memory as well: nobody here may look.
+    drop(guest);
+    assert_eq!(Machine::enter(&bench).read(8, 512), [7; 512]);
+}
+
 #[test]
 fn a_ring_that_promises_more_than_it_holds_stands_still_and_is_set_up_anew() {
     let bench = Bench::new();
@@ -408,6 +435,11 @@ fn a_stop_is_bounded_also_with_a_guest_whose_request_hangs() {
     slow_down(&bench, &mut guest);
     guest.header(kind::IN, 0);
     guest.chain(10, &[(HEADER, 16, 0), (DATA, 512, WRITABLE), (STATUS, 1, WRITABLE)]);
+    let began = Instant::now();
+    while bench.disk.came.load(SeqCst) < 2 {
+        assert!(began.elapsed() < PATIENCE, "nobody takes the request up");
+        thread::sleep(Duration::from_millis(1));
+    }
     let began = Instant::now();
     assert!(!bench.stop(Duration::from_millis(200)));
     assert!(began.elapsed() < Duration::from_secs(5));
