@@ -63,8 +63,8 @@ impl Service {
     /// Returns what a consolidation of a disk would do. Fails as [`LiveConsolidation::prepare`].
     pub fn plan(&self, name: &str, request: &Request) -> Result<Plan> {
         let held = self.held(name)?;
-        held.refuse_job(name)?;
         held.settle()?;
+        held.refuse_job(name)?;
         Ok(self.prepare(&held, request)?.plan().clone())
     }
 
@@ -123,7 +123,12 @@ impl Service {
         };
         let spawned = thread::Builder::new().name(format!("job-{}", job.number)).spawn(work);
         match spawned {
-            Ok(thread) => self.threads.lock().push(thread),
+            Ok(thread) => {
+                let mut threads = self.threads.lock();
+                // The stack of one that has ended is kept until nobody may ask for it any more.
+                threads.retain(|thread| !thread.is_finished());
+                threads.push(thread);
+            }
             Err(e) => {
                 let error = Arc::new(Error::io("start a job's thread", e));
                 job.conclude(Outcome::Failed(Arc::clone(&error)));

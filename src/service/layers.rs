@@ -53,8 +53,8 @@ impl Service {
             return Err(Error::invalid("the granularity is a power of two from 512 to 1048576"));
         }
         let held = self.held(name)?;
-        held.refuse_job(name)?;
         held.settle()?;
+        held.refuse_job(name)?;
         let chain = held.disk.chain();
         let from = of.from.as_deref().map_or(Ok(1), |layer| self.depth_of(&chain, layer))?;
         let to = of.to.as_deref().map_or(Ok(0), |layer| self.depth_of(&chain, layer))?;

@@ -150,14 +150,17 @@ impl Held {
         self.job.lock().clone().filter(|job| !job.is_over())
     }
 
-    /// Refuses what cannot be done while a job changes the layers.
+    /// Refuses what cannot be done while a job changes the layers, or has failed and is not settled.
     fn refuse_job(&self, name: &str) -> Result<()> {
-        match self.running() {
-            Some(job) => {
-                let what = format!("disk '{name}': job {} is on it", job.number);
-                Err(Error::busy(what))
-            }
-            None => Ok(()),
+        if let Some(job) = self.running() {
+            return Err(Error::busy(format!("disk '{name}': job {} is on it", job.number)));
+        }
+        // Whoever settles it now may ask for the book: it is not waited for.
+        let is_settled = self.stuck.try_lock().is_some_and(|stuck| stuck.is_none());
+        if is_settled {
+            Ok(())
+        } else {
+            Err(Error::busy(format!("disk '{name}': a job on it has failed, and is not over")))
         }
     }
 
@@ -252,8 +255,12 @@ impl Service {
             self.held(name)?.settle()?;
         }
         let mut book = self.book.lock();
-        let entry = self.disks.lock().get(name).cloned().ok_or_else(|| none(name))?;
-        let Entry::Open(held) = entry else {
+        let entry = self.disks.lock().get(name).cloned();
+        let Some(Entry::Open(held)) = entry else {
+            let is_known = book.written().disks.contains_key(name);
+            if entry.is_none() && !is_known {
+                return Err(none(name));
+            }
             book.change(|written| drop(written.disks.remove(name)))?;
             self.disks.lock().remove(name);
             self.events.say(Happened::Detached, name, None);
@@ -345,6 +352,8 @@ impl Service {
         while self.is_freezing.load(SeqCst) {
             std::thread::sleep(GLANCE);
         }
+        // Who holds the book began before this, and may be about to start a job.
+        drop(self.book.try_lock_for(patience));
         let jobs: Vec<_> = self.jobs.lock().values().cloned().collect();
         for job in &jobs {
             job.progress.cancel();

@@ -324,6 +324,45 @@ fn a_disk_that_a_client_is_about_to_have_is_not_detached() {
 }
 
 #[test]
+fn a_job_that_begins_as_the_service_stops_is_stopped_with_it() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let book = service.book.lock();
+    let stops = std::thread::spawn({
+        let service = Arc::clone(&service);
+        move || service.stop(LONG)
+    });
+    while !service.is_stopping.load(SeqCst) {
+        std::thread::sleep(GLANCE);
+    }
+    // It was asked for before, and holds the book.
+    let held = service.held("vm").unwrap();
+    let request = Request::default();
+    let fold = LiveConsolidation::prepare(&scene.host, &held.disk, &held.opening, &request).unwrap();
+    let job = Job::new(1, "vm", fold.plan().clone(), MIB);
+    service.launch(&held, &job, super::fold::Stand::Planned(Box::new(fold), PACE)).unwrap();
+    drop((book, held));
+    stops.join().unwrap().unwrap();
+    assert!(job.is_over());
+}
+
+/// The first time it is kept that its head is another one by now; the second time it is forgotten.
+#[test]
+fn a_name_is_free_again_once_its_disk_is_forgotten() {
+    let scene = Scene::new();
+    let service = Service::start(scene.settings(), &[]).unwrap();
+    service.attach(&scene.named("top")).unwrap();
+    service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: None }]).unwrap();
+    service.detach("vm", false).unwrap();
+    let other = Named { is_read_only: true, ..scene.named("base") };
+    assert_eq!(service.attach(&other).unwrap_err().kind(), ErrorKind::Policy);
+    service.detach("vm", false).unwrap();
+    assert_eq!(service.detach("vm", false).unwrap_err().kind(), ErrorKind::NotFound);
+    service.attach(&other).unwrap();
+    stop(service);
+}
+
+#[test]
 fn con_10_a_job_that_stopped_with_the_service_goes_on_from_its_mark() {
     let scene = Scene::new();
     let service = scene.start();

@@ -195,6 +195,26 @@ fn guests_go_on_while_older_points_are_folded_below_them() {
     check_served(&scene, &service);
 }
 
+/// It knows the layers above it as they were: a head that came meanwhile would go with its end.
+#[test]
+fn nothing_begins_on_a_disk_whose_last_job_could_not_be_ended() {
+    let scene = Scene::new();
+    let (service, mut folding) = folding(&scene);
+    assert!(folding.step().unwrap().is_some());
+    let held = service.held("vm").unwrap();
+    *held.stuck.lock() = Some(Box::new(folding));
+    // As if it had got stuck a moment after whoever asks has looked.
+    let of = [SnapshotOf { disk: "vm".to_owned(), new: None }];
+    let said = service.snapshot_by(&mut service.book.lock(), &of).map(drop);
+    assert_eq!(said.unwrap_err().kind(), ErrorKind::Busy);
+    held.settle().unwrap();
+    service.snapshot_by(&mut service.book.lock(), &of).unwrap();
+    write(&service, 0, 4);
+    let mut bytes = vec![0; 8 << 20];
+    held.disk.read(GuestOffset::new(0), &mut bytes).unwrap();
+    assert!(bytes == expected(&[&AFTER[..], &[(0, 4)]].concat()));
+}
+
 #[test]
 fn a_fold_of_points_that_was_cut_off_is_begun_again_by_the_next_start() {
     let scene = Scene::new();

@@ -246,26 +246,25 @@ async fn wait(State(service): Held, Path(id): Path<String>, Query(patience): Que
     json(&JobView::from(job.as_ref()))
 }
 
-/// Tells a job something.
-async fn tell(
-    service: Arc<Service>,
+/// Tells a job something, which waits for nothing, and so not for others that wait for disks.
+fn tell(
+    service: &Service,
     id: &str,
-    what: impl FnOnce(&Service, u64) -> Result<Arc<deltachain::service::Job>, Error> + Send + 'static,
+    what: impl FnOnce(&Service, u64) -> Result<Arc<deltachain::service::Job>, Error>,
 ) -> Answer {
-    let number = number(id)?;
-    done(service, move |service| Ok(JobView::from(what(service, number)?.as_ref()))).await
+    json(&JobView::from(what(service, number(id)?)?.as_ref()))
 }
 
 async fn pause(State(service): Held, Path(id): Path<String>) -> Answer {
-    tell(service, &id, Service::pause).await
+    tell(&service, &id, Service::pause)
 }
 
 async fn resume(State(service): Held, Path(id): Path<String>) -> Answer {
-    tell(service, &id, Service::resume).await
+    tell(&service, &id, Service::resume)
 }
 
 async fn cancel(State(service): Held, Path(id): Path<String>) -> Answer {
-    tell(service, &id, Service::cancel).await
+    tell(&service, &id, Service::cancel)
 }
 
 #[derive(Default, Deserialize)]
@@ -280,7 +279,7 @@ struct Faster {
 async fn speed(State(service): Held, Path(id): Path<String>, bytes: Bytes) -> Answer {
     let asked: Faster = body(&bytes)?;
     let speed = Speed { rate: asked.rate, share: asked.share, latency_target: ms(asked.latency_target)? };
-    tell(service, &id, move |service, number| service.set_speed(number, speed)).await
+    tell(&service, &id, |service, number| service.set_speed(number, speed))
 }
 
 #[cfg(test)]
