@@ -31,7 +31,7 @@ use crate::{
         Error, Guard, GuestOffset, GuestRange, Result,
         units::{SECTOR_BYTES, index},
     },
-    disk::{Disk, Status},
+    disk::{Disk, STATUS_MAX, Status},
     format::{Below, Format, Image, ParentName},
     io::{Host, Kept, Likeness},
 };
@@ -202,10 +202,15 @@ impl Chain {
 
     /// Appends the merged map of `range` (within the size), in order, covering it.
     pub fn runs(&self, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
+        self.first_runs(range, usize::MAX, out)
+    }
+
+    /// The same until about `most` runs are there.
+    fn first_runs(&self, range: GuestRange, most: usize, out: &mut Vec<Run>) -> Result<()> {
         if self.is_writable {
-            self.merged.runs_under(self.head()?.image.as_ref(), range, out)
+            self.merged.runs_under(self.head()?.image.as_ref(), range, most, out)
         } else {
-            self.merged.runs(range, out)
+            self.merged.first_runs(range, most, out)
         }
     }
 
@@ -310,7 +315,7 @@ impl Disk for Chain {
     fn status(&self, range: GuestRange, out: &mut Vec<Status>) -> Result<()> {
         self.check_range(range)?;
         let mut runs = Vec::new();
-        self.runs(range, &mut runs)?;
+        self.first_runs(range, STATUS_MAX, &mut runs)?;
         out.extend(runs.iter().map(|run| Status {
             range: run.range,
             depth: run.layer.and_then(|l| u32::try_from(l).ok()),

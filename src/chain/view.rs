@@ -183,8 +183,13 @@ impl View {
 
     /// Appends the merged map of `range`, in order, covering it; past the end it is zero and nobody's.
     pub fn runs(&self, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
+        self.first_runs(range, usize::MAX, out)
+    }
+
+    /// The same until `most` runs are there, and at the end of a step.
+    pub(super) fn first_runs(&self, range: GuestRange, most: usize, out: &mut Vec<Run>) -> Result<()> {
         let (mut at, mut window) = (range.start, self.page_bytes);
-        while at < range.end() {
+        while at < range.end() && out.len() < most {
             let piece = GuestRange::between(at, range.end().min(at.floor(self.page_bytes).plus(window)));
             let known = if window == self.page_bytes {
                 let page = self.page(at)?;
@@ -207,8 +212,19 @@ impl View {
     }
 
     /// The same with `head` over this view's layers, which count from 1 on then. What the head says is not kept.
-    pub(super) fn runs_under(&self, head: &dyn Image, range: GuestRange, out: &mut Vec<Run>) -> Result<()> {
-        for piece in range.pieces(self.page_bytes) {
+    pub(super) fn runs_under(
+        &self,
+        head: &dyn Image,
+        range: GuestRange,
+        most: usize,
+        out: &mut Vec<Run>,
+    ) -> Result<()> {
+        // What a head without a unit says is as fine as a host's blocks.
+        let unit = Some(head.unit()).filter(|unit| *unit > 1).unwrap_or(4096);
+        for piece in range.pieces(self.page_bytes.min(unit * PAGE_UNITS_MAX)) {
+            if out.len() >= most {
+                break;
+            }
             let (mut extents, mut below) = (Vec::new(), Vec::new());
             describe(head, piece, &mut extents).map_err(|e| e.doing("reading the map"))?;
             check_cover(head, piece, &extents)?;

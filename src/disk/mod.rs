@@ -6,6 +6,9 @@ use crate::{
     io::Kept,
 };
 
+/// The most runs that anybody is told of at once: what guests have cut up into small pieces costs no more memory.
+pub const STATUS_MAX: usize = 65_536;
+
 /// A run of guest bytes as a client may ask for it (`base:allocation` and qemu's depth).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -50,6 +53,7 @@ pub trait Disk: Send + Sync {
     /// Returns once every write that had returned before this call is durable.
     fn flush(&self) -> Result<()>;
 
-    /// Appends what is known of `range`, in order, covering it.
+    /// Appends what is known of `range` from its start on, in order: of all of it, unless that is more than [`STATUS_MAX`]
+    /// runs; then of as much as that and no more than twice as much.
     fn status(&self, range: GuestRange, out: &mut Vec<Status>) -> Result<()>;
 }

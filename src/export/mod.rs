@@ -85,6 +85,7 @@ pub trait Context: Send + Sync {
     /// Returns the name that clients ask for, with its namespace (`qemu:dirty-bitmap:NAME`).
     fn name(&self) -> &str;
 
-    /// Appends what is said of `range`, in order, covering it.
+    /// Appends what is said of `range` from its start on, in order: of all of it, unless that is more than
+    /// [`crate::disk::STATUS_MAX`] stretches; then of as much as that and no more than twice as much.
     fn describe(&self, range: GuestRange, out: &mut Vec<Stretch>) -> Result<()>;
 }

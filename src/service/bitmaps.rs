@@ -4,6 +4,7 @@
 use crate::{
     base::{Error, GuestRange, Result, units::index},
     chain::Chain,
+    disk::STATUS_MAX,
     export::{Context, Stretch},
     format::{Bits, Image},
     io::Witness,
@@ -85,6 +86,9 @@ impl Context for Recording {
 fn describe(bits: &Bits, range: GuestRange, out: &mut Vec<Stretch>) {
     let granule = bits.granularity_bytes();
     for piece in range.pieces(granule) {
+        if out.len() > STATUS_MAX {
+            break;
+        }
         let nth = piece.start.bytes() / granule;
         let byte = bits.bytes().get(index(nth / 8)).copied().unwrap_or_default();
         let flags = u64::from(byte >> (nth % 8) & 1);

@@ -77,3 +77,56 @@ proptest! {
         prop_assert!(is_in_order(&painted) && canvas.take().is_empty());
     }
 }
+
+/// What a guest has cut into small pieces is told in part: the rest can be asked for.
+#[test]
+fn what_is_known_of_a_disk_is_told_of_so_much_at_once() {
+    use crate::{
+        chain::{Chain, Layer},
+        format::{Creation, Format, NoParts, ParentName, Parts, create, open},
+        io::{Access, File, Host, faulty::SimHost},
+    };
+    /// With it, pages of the map are small.
+    struct Small;
+    impl Parts for Small {
+        fn open_part(&self, _name: &[u8]) -> Result<Arc<dyn File>> {
+            Err(Error::invalid("none"))
+        }
+
+        fn budget(&self) -> Budget {
+            Budget::new(Budget::BYTES_MIN).unwrap()
+        }
+    }
+    const CLUSTERS: u64 = 8192;
+    let host = SimHost::new();
+    let options = vec![("cluster_size".into(), "512".into())];
+    let creation = Creation { size: CLUSTERS * 512, parent: None, options };
+    let file = host.create("/disk".as_ref()).unwrap();
+    let image = create(Format::Qcow2, file, &creation, &NoParts).unwrap();
+    for nth in 0..CLUSTERS / 2 {
+        image.write(GuestOffset::new(nth * 1024), &[1; 512], &View::new(&[])).unwrap();
+    }
+    image.flush().unwrap();
+    drop(image);
+    let options = vec![("cluster_size".into(), "512".into())];
+    let parent = Some(ParentName { name: b"disk".to_vec(), format: Some("qcow2".to_owned()) });
+    let creation = Creation { size: CLUSTERS * 512, parent, options };
+    let head = create(Format::Qcow2, host.create("/head".as_ref()).unwrap(), &creation, &NoParts).unwrap();
+    let head = Layer { path: "/head".into(), is_stated: true, image: head };
+    for is_writable in [true, false] {
+        let file = host.open("/disk".as_ref(), Access::Read).unwrap();
+        let image = open(Format::Qcow2, file, false, &Small).unwrap();
+        let base = Layer { path: "/disk".into(), is_stated: true, image };
+        let chain = Chain::of(
+            [head.clone()].into_iter().filter(|_| is_writable).chain([base]).collect(),
+            is_writable,
+        );
+        let whole = range(0, CLUSTERS * 512);
+        let (mut all, mut told) = (Vec::new(), Vec::new());
+        chain.first_runs(whole, 100, &mut told).unwrap();
+        chain.runs(whole, &mut all).unwrap();
+        assert_eq!(all.len() as u64, CLUSTERS);
+        assert!((100..all.len() / 2).contains(&told.len()), "{} {is_writable}", told.len());
+        assert_eq!(told[..], all[..told.len()]);
+    }
+}

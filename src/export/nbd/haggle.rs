@@ -110,8 +110,8 @@ pub(super) struct Haggling<'a> {
     has_no_zeroes: bool,
     cover: Cover,
     style: Style,
-    /// For which export contexts were chosen, and which.
-    chosen: Option<(String, Vec<Chosen>)>,
+    /// For which export contexts were chosen, and the names of which: a client that only haggles holds no disk.
+    chosen: Option<(String, Vec<String>)>,
 }
 
 impl<'a> Haggling<'a> {
@@ -179,7 +179,10 @@ impl<'a> Haggling<'a> {
 
     fn agree(&mut self, export: Export) -> Next {
         let chosen = self.chosen.take().filter(|(name, _)| *name == export.name);
-        let contexts = chosen.map(|(_, contexts)| contexts).unwrap_or_default();
+        let names = chosen.map(|(_, names)| names).unwrap_or_default();
+        let is_chosen = |name: &str| names.iter().any(|chosen| chosen == name);
+        let contexts: Vec<Chosen> =
+            contexts(&export).filter(|(_, context)| is_chosen(context.name())).collect();
         let terms = Terms {
             style: self.style,
             size: export.disk.size(),
@@ -310,7 +313,7 @@ impl<'a> Haggling<'a> {
         };
         let Some(export) = self.open(option, name, out) else { return };
         let mut chosen = Vec::new();
-        for (id, context) in (0_u32..).zip(status::contexts(&export)) {
+        for (id, context) in contexts(&export) {
             let called = context.name();
             let is_meant = |query: &&str| {
                 *query == called || !is_choosing && query.ends_with(':') && called.starts_with(query)
@@ -318,7 +321,7 @@ impl<'a> Haggling<'a> {
             if queries.iter().any(is_meant) || !is_choosing && queries.is_empty() {
                 let said = [id.to_be_bytes().as_slice(), called.as_bytes()].concat();
                 reply(out, option, answer::META_CONTEXT, &said);
-                chosen.push((id, context));
+                chosen.push(called.to_owned());
             }
         }
         reply(out, option, answer::ACK, &[]);
@@ -326,6 +329,11 @@ impl<'a> Haggling<'a> {
             self.chosen = Some((export.name, chosen));
         }
     }
+}
+
+/// Returns all contexts of an export, and what they are called in replies.
+fn contexts(export: &Export) -> impl Iterator<Item = Chosen> {
+    (0_u32..).zip(status::contexts(export))
 }
 
 /// Appends a reply to an option.

@@ -4,17 +4,18 @@
 use super::wire::state;
 use crate::{
     base::{GuestRange, Result},
-    disk::{Disk, Status},
+    disk::{Disk, STATUS_MAX, Status},
     export::{Context, Export, Stretch},
 };
 use std::sync::Arc;
 
-/// The most stretches in one answer: 1 MiB at 16 bytes each, as qemu bounds it; the client asks again for the rest.
-const STRETCHES_MAX: usize = 65_536;
-/// The first step through a range, in bytes.
+/// The first step through a range, in bytes, and the longest.
 const STEP_BYTES: u64 = 1 << 30;
+const STEP_BYTES_MAX: u64 = 1 << 40;
 /// A step that found fewer stretches than this is followed by a longer one.
 const FEW: usize = 64;
+/// After so many steps what was found is told: the client asks again for the rest.
+const STEPS_MAX: u32 = 128;
 
 /// `base:allocation`: where a disk holds bytes, and where it reads as zeros.
 struct Allocation(Arc<dyn Disk>);
@@ -64,22 +65,24 @@ pub(super) fn contexts(export: &Export) -> Vec<Arc<dyn Context>> {
     all
 }
 
-/// Returns what a context says of `range` from its start on: all of it, unless there are many stretches; at least
-/// the first one, whole within the range.
+/// Returns what a context says of `range` from its start on: all of it, unless there are many stretches (1 MiB at 16 bytes
+/// each, as qemu bounds it) or it is very large.
 pub(super) fn gather(context: &dyn Context, range: GuestRange, is_one: bool) -> Result<Vec<Stretch>> {
-    let most = if is_one { 1 } else { STRETCHES_MAX };
+    let most = if is_one { 1 } else { STATUS_MAX };
     let (mut found, mut at, mut step) = (Vec::new(), range.start, STEP_BYTES);
     let mut part = Vec::new();
-    // One more than is told: the last one that is told has ended then.
-    while at < range.end() && found.len() <= most {
-        let piece = GuestRange::between(at, at.plus(step).min(range.end()));
+    for _ in 0..STEPS_MAX {
+        // One more than is told: the last one that is told has ended then.
+        if at >= range.end() || found.len() > most {
+            break;
+        }
         part.clear();
-        context.describe(piece, &mut part)?;
+        context.describe(GuestRange::between(at, at.plus(step).min(range.end())), &mut part)?;
         for stretch in &part {
             stretch.append_to(&mut found);
+            at = at.plus(stretch.bytes);
         }
-        step = if part.len() < FEW { step.saturating_mul(4) } else { STEP_BYTES };
-        at = piece.end();
+        step = if part.len() < FEW { (step * 4).min(STEP_BYTES_MAX) } else { STEP_BYTES };
     }
     found.truncate(most);
     Ok(found)

@@ -30,6 +30,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long requests go on between two attempts, at least.
 const BREATH: Duration = Duration::from_millis(12);
 
+/// Zeros go in pieces of this size: the legs can change between two.
+const ZERO_BYTES: u64 = 1 << 30;
+
 /// A disk that guests use, whose layers may change underneath.
 #[derive(Debug)]
 pub struct LiveDisk {
@@ -240,7 +243,7 @@ impl Disk for LiveDisk {
     }
 
     fn zero(&self, range: GuestRange, kept: Kept) -> Result<()> {
-        self.change(range, Change::Zero(kept))
+        range.pieces(ZERO_BYTES).try_for_each(|piece| self.change(piece, Change::Zero(kept)))
     }
 
     fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool {
@@ -262,6 +265,7 @@ impl Disk for LiveDisk {
     }
 
     fn status(&self, range: GuestRange, out: &mut Vec<Status>) -> Result<()> {
-        self.legs.read().current.status(range, out)
+        // Of a large disk it takes longer than the legs may be held.
+        self.chain().status(range, out)
     }
 }

@@ -21,10 +21,14 @@ use std::{
 const SIZE: u64 = 8 << 10;
 
 fn layer(host: &SimHost, name: &str, parent: Option<&str>) -> Layer {
+    layer_of(host, name, parent, (SIZE, 512))
+}
+
+fn layer_of(host: &SimHost, name: &str, parent: Option<&str>, (size, cluster): (u64, u32)) -> Layer {
     let path = Path::new("/").join(name);
     let parent = parent.map(|name| ParentName { name: name.into(), format: Some("qcow2".into()) });
-    let options = vec![("cluster_size".into(), "512".into())];
-    let creation = Creation { size: SIZE, parent, options };
+    let options = vec![("cluster_size".into(), cluster.to_string())];
+    let creation = Creation { size, parent, options };
     let image = format::create(Format::Qcow2, host.create(&path).unwrap(), &creation, &NoParts).unwrap();
     image.flush().unwrap();
     host.sync_folder(Path::new("/")).unwrap();
@@ -127,6 +131,39 @@ fn a_group_does_not_close_its_first_disks_while_it_waits_for_a_slow_one() {
     assert!(longest < Duration::from_millis(250), "{longest:?}");
     assert_eq!((read(&quick, 0), read(&slow, 0)), (0, 1));
     assert_eq!(slow.chain().layers().len(), 2);
+}
+
+/// Other requests wait while the legs change, and the legs for the requests before them.
+#[test]
+fn a_look_at_the_map_does_not_hold_the_legs_and_a_large_zero_not_for_long() {
+    let host = SimHost::new();
+    let size = 3 << 30;
+    let base = layer_of(&host, "base", None, (size, 2 << 20));
+    base.image.write(GuestOffset::new(0), &[1; 512], &crate::chain::View::new(&[])).unwrap();
+    base.image.flush().unwrap();
+    drop(base);
+    let file = host.open(Path::new("/base"), Access::Write).unwrap();
+    let image = format::open(Format::Qcow2, file, true, &NoParts).unwrap();
+    let base = Layer { path: "/base".into(), is_stated: true, image };
+    let disk = LiveDisk::new(Chain::of(vec![base.clone()], true));
+    let target = layer_of(&host, "target", None, (size, 2 << 20)).image;
+    let grain = mirror::Grain { block_bytes: 1 << 20, region_bytes: 1 << 20 };
+    let mirror = mirror::Mirror::new(size, grain, &mirror::Noted::default());
+    let leg = Leg::new(target, crate::chain::View::new(&[]), mirror, Box::new(Unwritten), None);
+    let leg = Arc::new(leg);
+    std::thread::scope(|scope| {
+        host.hold(Path::new("/base"), Waits::NextRead).unwrap();
+        scope.spawn(|| disk.status(GuestOffset::new(0).range(size), &mut Vec::new()));
+        while host.waiting() == 0 {
+            std::thread::yield_now();
+        }
+        let (told, hears) = std::sync::mpsc::channel();
+        scope.spawn(|| disk.take_leg(&leg).pause).join().map(|pause| told.send(pause)).unwrap().unwrap();
+        hears.recv_timeout(Duration::from_secs(5)).unwrap();
+        host.release();
+    });
+    disk.zero(GuestOffset::new(0).range(size), crate::io::Kept::Nothing).unwrap();
+    assert_eq!((leg.latencies().take(true).unwrap().requests, read(&disk, 0)), (3, 0));
 }
 
 #[test]

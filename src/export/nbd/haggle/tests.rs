@@ -91,6 +91,23 @@ fn contexts_are_chosen_for_one_export_and_one_shape_of_replies() {
     assert_eq!(go(&mut haggling), (Style::Extended, 2));
 }
 
+/// A client has ten seconds to make up its mind: its disk is detached meanwhile.
+#[test]
+fn a_client_that_only_haggles_holds_no_disk() {
+    let disk = Plain::new(1 << 20);
+    let exports = crate::export::nbd::tests::One(Arc::clone(&disk));
+    let mut haggling = Haggling::new(&exports, true, Cover::None);
+    kinds(&mut haggling, option::STRUCTURED_REPLY, &[]);
+    let asked = queries("disk", &["base:allocation", "qemu:allocation-depth"]);
+    assert_eq!(kinds(&mut haggling, option::SET_META_CONTEXT, &asked).len(), 3);
+    // Of the test, and of what it exports.
+    assert_eq!(Arc::strong_count(&disk), 2);
+    let Next::Transmission(agreed) = haggling.answer(option::EXPORT_NAME, b"disk", &mut Vec::new()) else {
+        panic!()
+    };
+    assert_eq!(agreed.contexts.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [0, 1]);
+}
+
 #[test]
 fn a_namespace_lists_what_is_in_it_and_chooses_nothing() {
     let mut haggling = begin(Cover::None);
