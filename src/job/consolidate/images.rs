@@ -35,6 +35,8 @@ pub(super) struct Images {
     parent: Option<Layer>,
     /// The file that gets the result's name, if it is not the target.
     pub(super) draft: Option<PathBuf>,
+    /// What a new image was asked for with.
+    pub(super) options: Vec<(String, String)>,
     /// The bits of the target's bitmaps, from before a change of its size.
     bits: OnceLock<BTreeMap<String, Bits>>,
 }
@@ -87,7 +89,8 @@ impl Images {
         let sides = Sides { run, target: target.image, below, size: setup.plan.size };
         let parent = lower.into_iter().next();
         let bits = OnceLock::new();
-        Ok((Self { sides, mode, top, target: target.path, parent, draft, bits }, found))
+        let options = setup.request.new.as_ref().map(|new| new.options.clone()).unwrap_or_default();
+        Ok((Self { sides, mode, top, target: target.path, parent, draft, options, bits }, found))
     }
 
     /// The same for a disk in use, whose `layers` are open: the target, which is at `depth`, for writing.
@@ -99,7 +102,7 @@ impl Images {
         let image = Arc::clone(&target.image);
         let sides = Sides { run: View::new(run), target: image, below: View::new(lower), size: plan.size };
         let (mode, target, parent) = (plan.mode, target.path.clone(), lower.first().cloned());
-        Ok(Self { sides, mode, top, target, parent, draft, bits: OnceLock::new() })
+        Ok(Self { sides, mode, top, target, parent, draft, options: Vec::new(), bits: OnceLock::new() })
     }
 
     /// The same for a disk in use that is folded into a new image in the making, `draft`: that is opened again if the job
@@ -122,7 +125,8 @@ impl Images {
         let sides =
             Sides { run: View::new(run), target: place.image, below: View::new(lower), size: plan.size };
         let (mode, parent, bits) = (plan.mode, lower.first().cloned(), OnceLock::new());
-        Ok(Self { sides, mode, top, target: place.path.clone(), parent, draft: Some(place.path), bits })
+        let (target, draft, options) = (place.path.clone(), Some(place.path), new.options.clone());
+        Ok(Self { sides, mode, top, target, parent, draft, options, bits })
     }
 
     /// Returns whether the target is no layer of the chain.

@@ -538,7 +538,7 @@ pub(super) fn request_of(
     }
     let path = journal.place(&fold.result);
     let format = Some(Format::parse(&fold.format)?);
-    let new = is_new.then(|| NewImage { path, format, options: Vec::new() });
+    let new = is_new.then(|| NewImage { path, format, options: fold.options.clone() });
     let keeps_target_name = fold.mode == FoldMode::TargetName;
     Ok(Request { into, new, keeps_target_name, ..request.clone() })
 }

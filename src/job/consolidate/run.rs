@@ -423,6 +423,7 @@ pub(super) fn bind(
         format: images.result_format().name().to_owned(),
         draft: images.draft.as_deref().map(|draft| names.one(draft)),
         removed: names.removed(ending.host.as_ref(), &plan.removed)?,
+        options: images.options.clone(),
         bitmaps: bound.bitmaps,
     };
     match stands {

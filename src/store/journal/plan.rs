@@ -45,12 +45,12 @@ record! {
         208 => size: u64,
         216 => list_bytes: u64,
         /// Layers of the run and the target. Names: theirs, the result's, its format's, the draft's; for each of
-        /// the removed files its name and a [`FileMark`]; for each of the target's
+        /// the removed files its name and a [`FileMark`]; each option of a new image as KEY=VALUE; for each of the target's
         /// bitmaps a letter, the granularity as a power of two, and its name.
         224 => layers: u32,
         228 => names_bytes: u32,
         232 => removed: u32,
-        236 => reserved: u32,
+        236 => options: u32,
     }
 }
 
@@ -160,6 +160,8 @@ pub struct Fold {
     pub draft: Option<PathBuf>,
     /// Files that go once the record is durable.
     pub removed: Vec<Removed>,
+    /// The options that a new image was asked for with.
+    pub options: Vec<(String, String)>,
     /// The target's bitmaps before the job.
     pub bitmaps: Vec<Held>,
 }
@@ -181,7 +183,8 @@ pub(super) fn encode(fold: &Fold) -> Result<Vec<u8>> {
     let letter = |held: &Held| HeldState::ALL.iter().find(|(s, _)| *s == held.state).map_or(0, |(_, l)| *l);
     let shift = |held: &Held| held.granularity_bytes.trailing_zeros().to_le_bytes()[0];
     let bitmaps = fold.bitmaps.iter().map(|h| [&[letter(h), shift(h)], h.name.as_bytes()].concat());
-    for bytes in layers.chain(result).chain(removed).chain(bitmaps) {
+    let options = fold.options.iter().map(|(key, value)| format!("{key}={value}").into_bytes());
+    for bytes in layers.chain(result).chain(removed).chain(options).chain(bitmaps) {
         let length = u16::try_from(bytes.len()).map_err(|_| Error::invalid("a name of 64 KiB or more"))?;
         names.extend_from_slice(&length.to_le_bytes());
         names.extend_from_slice(&bytes);
@@ -208,7 +211,7 @@ pub(super) fn encode(fold: &Fold) -> Result<Vec<u8>> {
         layers: layers.ok_or_else(|| Error::unsupported("a run of more than 1024 layers"))?,
         names_bytes: u32::try_from(names.len()).map_err(|_| Error::invalid("names of 4 GiB or more"))?,
         removed: u32::try_from(fold.removed.len()).unwrap_or(u32::MAX),
-        reserved: 0,
+        options: u32::try_from(fold.options.len()).unwrap_or(u32::MAX),
     };
     let mut bytes = plan.to_bytes().to_vec();
     bytes.append(&mut names);
@@ -299,13 +302,22 @@ fn path(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
 }
 
+fn read_option(bytes: &[u8]) -> Result<(String, String)> {
+    let text = str::from_utf8(bytes).ok();
+    let (key, value) = text
+        .and_then(|text| text.split_once('='))
+        .ok_or_else(|| Error::corrupt("the plan has an option that is not KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
 fn decode(plan: &Plan, names: &[&[u8]]) -> Result<Fold> {
     let epoch = |bytes| Some(bytes).filter(|b| *b != [0; 16]).map(Epoch::from_bytes);
     let layers = plan.layers.min(LAYERS_MAX);
     let few = || Error::corrupt(format!("the plan has {} names for {layers} layers", names.len()));
     let (layers, rest) = names.split_at_checked(index(u64::from(layers))).ok_or_else(few)?;
     let ([result, format, draft], rest) = rest.split_first_chunk().ok_or_else(few)?;
-    let (removed, bitmaps) = rest.split_at_checked(index(u64::from(plan.removed) * 2)).ok_or_else(few)?;
+    let (removed, rest) = rest.split_at_checked(index(u64::from(plan.removed) * 2)).ok_or_else(few)?;
+    let (options, bitmaps) = rest.split_at_checked(index(u64::from(plan.options))).ok_or_else(few)?;
     Ok(Fold {
         job: u128::from_le_bytes(plan.job),
         mode: FoldMode::from_number(plan.mode)
@@ -329,6 +341,7 @@ fn decode(plan: &Plan, names: &[&[u8]]) -> Result<Fold> {
         format: String::from_utf8_lossy(format).into_owned(),
         draft: Some(path(draft)).filter(|name| !name.as_os_str().is_empty()),
         removed: removed.chunks(2).map(decode_removed).collect::<Result<_>>()?,
+        options: options.iter().map(|option| read_option(option)).collect::<Result<_>>()?,
         bitmaps: bitmaps.iter().map(|bytes| decode_held(bytes)).collect::<Result<_>>()?,
     })
 }

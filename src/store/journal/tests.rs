@@ -21,6 +21,10 @@ fn fold() -> Fold {
             name: "middle".into(),
             file: Witness { file_system: 6, inode: 7, bytes: 8, modified_ns: -9, boot: 0 },
         }],
+        options: vec![
+            ("cluster_size".to_owned(), "4096".to_owned()),
+            ("preallocation".to_owned(), "a=b".to_owned()),
+        ],
         bitmaps: vec![Held {
             name: "changes".to_owned(),
             granularity_bytes: 1 << 31,

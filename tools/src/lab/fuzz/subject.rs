@@ -144,6 +144,7 @@ fn journal() -> Answer<(Vec<u8>, PathBuf)> {
         format: "raw".into(),
         draft: None,
         removed: vec![Removed { name: "middle.qcow2".into(), file: WITNESS }],
+        options: Vec::new(),
         bitmaps: vec![Held {
             name: "changes".to_owned(),
             granularity_bytes: 65536,
