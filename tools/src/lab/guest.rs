@@ -7,6 +7,7 @@
 mod machine;
 mod served;
 
+use crate::{Told, told};
 use deltachain::base::clock::Stopwatch;
 use machine::{Files, Machine};
 use served::Served;
@@ -64,13 +65,6 @@ impl fmt::Display for Tally {
         write!(f, "{} KiB copied and {} mirrored, ", kib(self.copied_bytes), kib(self.mirrored_bytes))?;
         write!(f, "longest pause {:.1?}; fsck clean, {} hashes right", self.pause, self.files)
     }
-}
-
-/// What went wrong, in words.
-type Told<T> = Result<T, String>;
-
-fn told(error: impl fmt::Display) -> String {
-    error.to_string()
 }
 
 /// Has a guest write for so many rounds; the first thing that is wrong ends it.

@@ -10,6 +10,7 @@ mod copy;
 pub mod live;
 mod scene;
 
+use crate::{Told, told};
 use deltachain::base::{clock::Stopwatch, seed::Seeded};
 use scene::Scene;
 use serde_json::Value;
@@ -89,13 +90,6 @@ impl fmt::Display for Tally {
         write!(f, "{} jobs that were gone on with ended, ", self.ended)?;
         write!(f, "{} with a mark to go on from, {} compared by qemu-img", self.marked, self.compared)
     }
-}
-
-/// What went wrong, in words.
-type Told<T> = Result<T, String>;
-
-fn told(error: impl fmt::Display) -> String {
-    error.to_string()
 }
 
 impl Job {

@@ -19,12 +19,22 @@ pub mod kill;
 pub mod mirror;
 pub mod mutants;
 
+mod daemon;
 mod foreign;
 mod history;
 mod log;
 mod mark;
 mod verdict;
 
+use std::fmt;
+
 pub use history::{HISTORIES, History, Setup, Step};
 pub use log::{Kind, Log, Op};
 pub use verdict::Verdict;
+
+/// What went wrong, in words.
+type Told<T> = Result<T, String>;
+
+fn told(error: impl fmt::Display) -> String {
+    error.to_string()
+}

@@ -1,11 +1,10 @@
 //! The disk: an image with an ext4 that `dchaind` serves, and the commands that reshape it.
 
 use super::{Programs, Told, Wire, run, told};
+use crate::daemon::Daemon;
 use serde_json::Value;
 use std::{
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -14,9 +13,9 @@ const SIZE_MIB: u64 = 128;
 /// A fold of what a guest writes in a second takes about as long: so that it writes during folds, too.
 const RATE: &str = "4M";
 
-/// `dchaind` with the disk `vm`, killed when this goes.
+/// `dchaind` with the disk `vm`.
 pub(super) struct Served {
-    daemon: Child,
+    daemon: Daemon,
     folder: PathBuf,
     dchain: PathBuf,
     wire: Wire,
@@ -37,18 +36,14 @@ impl Served {
         // What the kernel does behind a mount it does here, too: it clears the inode tables.
         run(folder, "mkfs.ext4", &["-q", "-E", "lazy_itable_init=1", "new.raw"])?;
         run(folder, "qemu-img", &["convert", "-O", "qcow2", "new.raw", "head-0"])?;
-        let mut command = Command::new(&programs.dchaind);
-        command.current_dir(folder).args(["--disk", "vm=head-0", "--control", "unix:c", "--state", "state"]);
-        command.args(match wire {
+        let place = match wire {
             Wire::Nbd => ["--nbd", "unix:s"],
             Wire::VhostUser => ["--vhost-user", "vm=s"],
-        });
-        let mut daemon = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(told)?;
-        let out = daemon.stdout.take();
+        };
+        let arguments = [&["--disk", "vm=head-0"], &place[..]].concat();
+        let daemon = Daemon::start(&programs.dchaind, folder, &arguments, true)?;
         let (folder, dchain) = (folder.to_path_buf(), programs.dchain.clone());
-        let served = Self { daemon, folder, dchain, wire, snapshots: 0 };
-        let mut lines = out.into_iter().flat_map(|out| BufReader::new(out).lines().map_while(Result::ok));
-        if lines.any(|line| line == "ready") { Ok(served) } else { Err("dchaind did not start".to_owned()) }
+        Ok(Self { daemon, folder, dchain, wire, snapshots: 0 })
     }
 
     /// Returns what qemu needs to hear of the disk.
@@ -86,28 +81,18 @@ impl Served {
     }
 
     /// Ends the daemon as its unit does; returns the disk's image.
-    pub(super) fn stop(mut self) -> Told<PathBuf> {
+    pub(super) fn stop(self) -> Told<PathBuf> {
         let disk = self.ask(&["disk", "show", "vm"])?;
         let layers = disk.get("layers").and_then(Value::as_array).map_or(0, Vec::len);
         if layers != 1 {
             return Err(format!("{layers} layers are left"));
         }
-        run(&self.folder, "kill", &[&self.daemon.id().to_string()])?;
-        let status = self.daemon.wait().map_err(told)?;
         let head = disk.get("path").and_then(Value::as_str).ok_or("the disk has no path")?;
-        if status.success() { Ok(head.into()) } else { Err(format!("dchaind: {status}")) }
+        self.daemon.stop().map(|()| head.into())
     }
 
     fn ask(&self, arguments: &[&str]) -> Told<Value> {
         let all = [arguments, &["--socket", "c", "--output", "json"]].concat();
         serde_json::from_str(&run(&self.folder, &self.dchain, &all)?).map_err(told)
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        // Where it has ended, there is nothing to kill.
-        drop(self.daemon.kill());
-        drop(self.daemon.wait());
     }
 }

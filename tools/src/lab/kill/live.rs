@@ -11,7 +11,10 @@ use super::{
     scene::{Scene, check, names},
     told,
 };
-use crate::mark::{self, Mark, SECTOR};
+use crate::{
+    daemon::Daemon,
+    mark::{self, Mark, SECTOR},
+};
 use deltachain::{
     base::{
         GuestOffset,
@@ -29,9 +32,8 @@ use deltachain::{
 use serde_json::Value;
 use std::{
     fs,
-    io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::Duration,
@@ -105,16 +107,11 @@ impl Served {
 
 /// One folder with its disks, and the daemon of the moment.
 struct Live<'a> {
+    /// The first to go: the folder goes with the scene.
+    daemon: Option<Daemon>,
     scene: Scene,
     program: &'a Path,
     disks: Vec<Served>,
-    daemon: Option<Child>,
-}
-
-impl Drop for Live<'_> {
-    fn drop(&mut self) {
-        self.kill();
-    }
 }
 
 impl<'a> Live<'a> {
@@ -405,31 +402,18 @@ impl<'a> Live<'a> {
     }
 
     fn start(&mut self) -> Told<()> {
-        let mut command = Command::new(self.program.with_file_name("dchaind"));
-        command.current_dir(self.scene.folder()).args(["--control", "unix:c", "--state", "state"]);
-        command.args(["--nbd", "unix:s", "--disk", "vm=top", "--disk", "log=log"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut daemon = command.spawn().map_err(told)?;
-        let out = daemon.stdout.take().ok_or("no stdout")?;
-        self.daemon = Some(daemon);
-        let mut lines = BufReader::new(out).lines().map_while(Result::ok);
-        if lines.any(|line| line == "ready") { Ok(()) } else { Err("dchaind did not start".to_owned()) }
+        let program = self.program.with_file_name("dchaind");
+        let arguments = ["--nbd", "unix:s", "--disk", "vm=top", "--disk", "log=log"];
+        self.daemon = Some(Daemon::start(&program, self.scene.folder(), &arguments, false)?);
+        Ok(())
     }
 
     fn kill(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            // Where it has ended, there is nothing to kill.
-            drop(daemon.kill());
-            drop(daemon.wait());
-        }
+        self.daemon = None;
     }
 
-    /// Ends the daemon as its unit does.
     fn stop(&mut self) -> Told<()> {
-        let mut daemon = self.daemon.take().ok_or("no daemon")?;
-        let killed = Command::new("kill").arg(daemon.id().to_string()).status().map_err(told)?;
-        let status = daemon.wait().map_err(told)?;
-        if killed.success() && status.success() { Ok(()) } else { Err(format!("dchaind: {status}")) }
+        self.daemon.take().ok_or("no daemon")?.stop()
     }
 
     fn ask<'b>(&self, arguments: impl IntoIterator<Item = &'b str>) -> Command {
