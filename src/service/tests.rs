@@ -233,6 +233,30 @@ fn con_6_a_new_image_that_has_its_name_is_the_head_that_the_next_start_opens() {
 }
 
 /// A cancelled one leaves nothing of the new image.
+/// What was asked for is not forgotten where the image in the making has to be made anew.
+#[test]
+fn a_new_image_is_made_anew_as_it_was_asked_for() {
+    let scene = Scene::new();
+    let service = scene.start();
+    let options = vec![("cluster_size".to_owned(), "4096".to_owned())];
+    let new = NewImage { path: scene.path("new"), format: None, options };
+    let request = Request { new: Some(new), ..Request::default() };
+    let job = service.consolidate("vm", &FoldRequest { request, ..fold(8 * MIB) }).unwrap();
+    wait_for_bytes(&job);
+    stop(service);
+    let names = std::fs::read_dir(scene.folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    let draft = names.filter(|path| path.to_string_lossy().contains(".new.")).collect::<Vec<_>>();
+    assert_eq!(draft.len(), 1, "{draft:?}");
+    std::fs::remove_file(&draft[0]).unwrap();
+    let service = scene.start();
+    let job = service.job(1).unwrap();
+    service.set_speed(1, Speed { rate: Some(0), ..Speed::default() }).unwrap();
+    assert!(job.wait(LONG) && JobView::from(job.as_ref()).report.is_some(), "{:?}", job.outcome());
+    let details = service.held("vm").unwrap().disk.chain().head().unwrap().image.details().unwrap();
+    assert_eq!(details.cluster_bytes, Some(4096));
+    stop(service);
+}
+
 #[test]
 fn con_10_a_new_image_that_is_given_up_goes() {
     let scene = Scene::new();
@@ -339,7 +363,8 @@ fn a_job_that_begins_as_the_service_stops_is_stopped_with_it() {
     let held = service.held("vm").unwrap();
     let request = Request::default();
     let fold = LiveConsolidation::prepare(&scene.host, &held.disk, &held.opening, &request).unwrap();
-    let job = Job::new(1, "vm", fold.plan().clone(), MIB);
+    let job =
+        Job::new(1, "vm", fold.plan().clone(), super::job::Told::of(MIB, crate::job::Manners::default()));
     service.launch(&held, &job, super::fold::Stand::Planned(Box::new(fold), PACE)).unwrap();
     drop((book, held));
     stops.join().unwrap().unwrap();

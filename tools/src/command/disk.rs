@@ -44,12 +44,13 @@ enum Action {
         #[arg(value_name = "NAME=PATH[,format=FMT][,read-only]", value_parser = options::disk)]
         disk: Named,
         /// Before a snapshot or a backup, run PROGRAM, which has the guest hold still (it finds `DCHAIN_DISK` and
-        /// `DCHAIN_PHASE` in its environment); where it fails, there is no snapshot
-        #[arg(long, value_name = "PROGRAM")]
-        freeze: Option<PathBuf>,
-        /// Afterwards run PROGRAM, which has the guest go on, whatever became of the snapshot
-        #[arg(long, value_name = "PROGRAM")]
-        thaw: Option<PathBuf>,
+        /// `DCHAIN_PHASE` in its environment); where it fails, there is no snapshot. Its arguments follow in the same way, each
+        /// with --freeze
+        #[arg(long, value_name = "PROGRAM", allow_hyphen_values = true)]
+        freeze: Vec<PathBuf>,
+        /// Afterwards run PROGRAM, which has the guest go on, whatever became of the snapshot; arguments as with --freeze
+        #[arg(long, value_name = "PROGRAM", allow_hyphen_values = true)]
+        thaw: Vec<PathBuf>,
         /// Kill either program after so many seconds (30 if not given)
         #[arg(long, value_name = "SECONDS")]
         hook_timeout: Option<u64>,
@@ -80,8 +81,13 @@ impl Arguments {
                 answer.print(&disk, |out| show(&disk, out))?;
             }
             Action::Attach { daemon, disk, freeze, thaw, hook_timeout } => {
-                let program = |path: &Option<PathBuf>| {
-                    path.iter().map(|path| absolute(path)).collect::<Result<Vec<_>, _>>()
+                // What the daemon runs it finds from the root; arguments are as they are.
+                let program = |words: &[PathBuf]| {
+                    let word = |(at, word): (usize, &PathBuf)| match at {
+                        0 => absolute(word),
+                        _ => Ok(word.to_string_lossy().into_owned()),
+                    };
+                    words.iter().enumerate().map(word).collect::<Result<Vec<_>, _>>()
                 };
                 let body = json!({
                     "path": absolute(&disk.path)?,

@@ -8,7 +8,7 @@ use crate::{
     options, output,
 };
 use deltachain::{
-    base::Error,
+    base::{Error, name::FileName},
     export::nbd::{Certificates, Tls},
     io::Access,
     job::consolidate::{LivePace, Patience},
@@ -39,10 +39,11 @@ struct Config {
     disks: BTreeMap<String, Disk>,
 }
 
+/// A disk, as the file and who attaches one say it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Disk {
-    path: PathBuf,
+pub struct Disk {
+    path: FileName,
     format: Option<String>,
     #[serde(default)]
     read_only: bool,
@@ -50,8 +51,20 @@ struct Disk {
     freeze: Vec<String>,
     #[serde(default)]
     thaw: Vec<String>,
+    /// Seconds.
     hook_timeout: Option<u64>,
-    vhost_user: Option<PathBuf>,
+    /// Sockets are made at the start of the daemon.
+    pub vhost_user: Option<PathBuf>,
+}
+
+impl Disk {
+    /// Returns what the service is to open; fails with what is wrong with its format.
+    pub fn named(self, name: String) -> Result<Named, String> {
+        let format = self.format.as_deref().map(options::format).transpose();
+        let hooks = Hooks { freeze: self.freeze, thaw: self.thaw, timeout: self.hook_timeout };
+        let (format, path) = (format.map_err(|what| format!("format: {what}"))?, self.path.0);
+        Ok(Named { name, path, format, is_read_only: self.read_only, hooks })
+    }
 }
 
 impl Config {
@@ -69,16 +82,14 @@ fn wrong(file: &Path, what: &str) -> Failure {
 pub fn complete(mut arguments: Arguments, given: &Given) -> Result<Arguments, Failure> {
     if let Some(file) = arguments.config.clone() {
         let config = Config::read(&file)?;
-        for (name, disk) in config.disks {
-            let format = disk.format.as_deref().map(options::format).transpose();
-            let format = format.map_err(|what| wrong(&file, &format!("disks.{name}.format: {what}")))?;
-            if let Some(path) = disk.vhost_user {
+        for (name, mut disk) in config.disks {
+            if let Some(path) = disk.vhost_user.take() {
                 arguments.vhost_user.push(Guest { disk: name.clone(), path });
             }
-            if !arguments.disks.iter().any(|one| one.name == name) {
-                let (path, is_read_only) = (disk.path, disk.read_only);
-                let hooks = Hooks { freeze: disk.freeze, thaw: disk.thaw, timeout: disk.hook_timeout };
-                arguments.disks.push(Named { name, path, format, is_read_only, hooks });
+            let place = format!("disks.{name}");
+            let named = disk.named(name).map_err(|what| wrong(&file, &format!("{place}.{what}")))?;
+            if !arguments.disks.iter().any(|one| one.name == named.name) {
+                arguments.disks.push(named);
             }
         }
         let address = |text: &String| arguments::address(text);

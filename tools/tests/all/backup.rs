@@ -315,7 +315,7 @@ fn a_disk_in_use_tells_what_changed_and_goes_back_to_a_layer() {
 fn hook(folder: &Scratch, name: &str, besides: &str) {
     use std::os::unix::fs::PermissionsExt;
     let text = format!(
-        "#!/bin/sh\necho $DCHAIN_PHASE $DCHAIN_DISK >> {}\n{besides}\n",
+        "#!/bin/sh\necho $DCHAIN_PHASE $DCHAIN_DISK $* >> {}\n{besides}\n",
         folder.file("log").display()
     );
     fs::write(folder.file(name), text).unwrap();
@@ -342,19 +342,22 @@ fn guests_are_frozen_and_thawed_by_programs_around_snapshots_and_backups() {
         fs::read_to_string(folder.file("log")).map(|text| fs::remove_file(folder.file("log")).map(|()| text))
     };
     let daemon = start();
-    answer(&folder, "disk attach b=b,format=raw --freeze hang --thaw thaw --hook-timeout 1");
+    answer(
+        &folder,
+        "disk attach b=b,format=raw --freeze hang --freeze -f --freeze /mnt --thaw thaw --hook-timeout 1",
+    );
     answer(&folder, "backup begin --disk a");
-    assert_eq!(log().unwrap().unwrap(), "freeze a\nthaw a\n");
+    assert_eq!(log().unwrap().unwrap(), "freeze a now\nthaw a\n");
     fs::write(folder.file("refuse"), "").unwrap();
     let refused = ask(&folder, "snapshot --disk a");
     assert!(refused.code == Some(1) && refused.err.contains("it is busy"), "{}", refused.err);
-    assert_eq!(log().unwrap().unwrap(), "freeze a\nthaw a\n");
+    assert_eq!(log().unwrap().unwrap(), "freeze a now\nthaw a\n");
     // A restart knows what it was told of the other disk.
     assert!(daemon.stop().0.success());
     let daemon = start();
     let refused = ask(&folder, "snapshot --disk b");
     assert!(refused.code == Some(1) && refused.err.contains("took more than 1 s"), "{}", refused.err);
-    assert_eq!(log().unwrap().unwrap(), "freeze b\nthaw b\n");
+    assert_eq!(log().unwrap().unwrap(), "freeze b -f /mnt\nthaw b\n");
     assert_eq!(answer(&folder, "disk show b")["layers"].as_array().unwrap().len(), 1);
     assert!(daemon.stop().0.success());
 }

@@ -7,7 +7,7 @@ use super::{
     gate::Gate,
     layers, metrics, page,
 };
-use crate::options;
+use crate::{options, settings::Disk};
 use axum::{
     Extension, Json, Router,
     body::Bytes,
@@ -19,7 +19,7 @@ use axum::{
 use deltachain::{
     base::{Error, name},
     job::consolidate::{NewImage, Request},
-    service::{FoldRequest, Hooks, JobView, Named, Service, SnapshotOf, Speed},
+    service::{FoldRequest, JobView, Service, SnapshotOf, Speed},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -84,27 +84,13 @@ async fn disk(State(service): Held, Path(name): Path<String>) -> Answer {
     done(service, move |service| service.view_disk(&name)).await
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Attach {
-    path: String,
-    format: Option<String>,
-    #[serde(default)]
-    read_only: bool,
-    #[serde(default)]
-    freeze: Vec<String>,
-    #[serde(default)]
-    thaw: Vec<String>,
-    /// Seconds.
-    hook_timeout: Option<u64>,
-}
-
 async fn attach(State(service): Held, Path(name): Path<String>, bytes: Bytes) -> Answer {
-    let asked: Attach = body(&bytes)?;
-    let path = absolute(&asked.path)?;
-    let format = asked.format.as_deref().map(options::format).transpose().map_err(Refusal::senseless)?;
-    let hooks = Hooks { freeze: asked.freeze, thaw: asked.thaw, timeout: asked.hook_timeout };
-    let named = Named { name, path, format, is_read_only: asked.read_only, hooks };
+    let asked: Disk = body(&bytes)?;
+    if asked.vhost_user.is_some() {
+        return Err(Refusal::senseless("vhost-user: sockets are made at the start of the daemon"));
+    }
+    let named = asked.named(name).map_err(Refusal::senseless)?;
+    refuse_relative(&named.path)?;
     done(service, move |service| {
         service.attach(&named)?;
         service.view_disk(&named.name)
@@ -113,13 +99,17 @@ async fn attach(State(service): Held, Path(name): Path<String>, bytes: Bytes) ->
 }
 
 /// The daemon's folder is nobody's business.
+fn refuse_relative(path: &std::path::Path) -> Result<(), Refusal> {
+    if path.is_absolute() {
+        Ok(())
+    } else {
+        Err(Refusal::senseless(format!("'{}': a path from the root is wanted", name::text(path))))
+    }
+}
+
 fn absolute(text: &str) -> Result<std::path::PathBuf, Refusal> {
     let path = name::path(text);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        Err(Refusal::senseless(format!("'{text}': a path from the root is wanted")))
-    }
+    refuse_relative(&path).map(|()| path)
 }
 
 /// What there is no more.
