@@ -4,7 +4,10 @@
 use super::*;
 use crate::{
     base::HostOffset,
-    io::{Entry, EntryKind, Witness, faulty::Crash},
+    io::{
+        Entry, EntryKind, Witness,
+        faulty::{Crash, kill_states},
+    },
     job::consolidate::ending::Ending,
     store::Removed,
 };
@@ -108,6 +111,29 @@ fn con_10_a_job_that_makes_a_new_image_is_given_up_and_nothing_is_lost() {
 #[test]
 fn con_10_a_job_whose_target_keeps_its_name_is_given_up() {
     abandon_everywhere(Scene { keeps_target_name: true, sizes: [20 << 10, 24 << 10, 24 << 10], ..PLAIN }, 60);
+}
+
+/// What the killed job had not made durable is so before the run relies on it.
+#[test]
+fn con_10_a_killed_job_is_given_up_and_the_disk_opens_after_a_power_cut() {
+    let (machine, expected) = folded(PLAIN);
+    let mut cuts = 0;
+    for kill in kill_states(&machine.trace()).take(60) {
+        let left = kill.host.events();
+        let is_landed = |journal: Journal| Ending::has_begun(&kill.host, &journal).unwrap();
+        if journal(&kill.host, "top").is_none_or(is_landed) {
+            continue;
+        }
+        abandon(&kill.host, "top").unwrap();
+        for cut in crash_states(&kill.host.trace(), 5, 0).filter(|cut| cut.after >= left).step_by(3) {
+            let story =
+                format!("killed after {}, power cut after {} {:?}", kill.after, cut.after, cut.landing);
+            let shown = view(&cut.host, "top").unwrap_or_else(|error| panic!("{story}: {error}"));
+            assert!(shown == expected, "{story}");
+            cuts += 1;
+        }
+    }
+    assert!(cuts > 100, "{cuts}");
 }
 
 /// A machine whose power failed right before the record of the job that `folded` has done.
