@@ -19,8 +19,13 @@ use crate::{
 };
 
 const MIB: u64 = 1 << 20;
-const PACE: LivePace =
-    LivePace { block_bytes: 64 << 10, mark_bytes: 128 << 10, share: 1.0, patience: Patience::Endless };
+const PACE: LivePace = LivePace {
+    block_bytes: 64 << 10,
+    mark_bytes: 128 << 10,
+    mark_pause: std::time::Duration::ZERO,
+    share: 1.0,
+    patience: Patience::Endless,
+};
 /// Longer than any of this takes.
 const LONG: Duration = Duration::from_mins(1);
 

@@ -9,6 +9,7 @@ use crate::{
     base::{Error, HostOffset, HostRange, Result, units},
     io::{Access, Descriptor, File, Kept, Run, Witness},
 };
+use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use rustix::{
     fs::{FallocateFlags, OFlags, SeekFrom},
@@ -22,6 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    thread,
 };
 
 /// Zeros are written this many bytes at a time where the host cannot make them itself.
@@ -37,6 +39,9 @@ const NOT_CACHED: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// Writes of this many bytes and more take turns in a regular file.
 const LARGE_BYTES: usize = 128 << 10;
+
+/// Blocks of 512 bytes that are forgotten in no time: 64 MiB.
+const LONG_BLOCKS: i64 = 1 << 17;
 
 /// A file or block device of this machine.
 #[derive(Debug)]
@@ -56,6 +61,29 @@ pub(super) struct RealFile {
     makes_zeros: [AtomicBool; 2],
     /// Whether large writes leave nothing in the host's cache; off again where the file system cannot.
     streams: Arc<AtomicBool>,
+    /// Dropped after the place: whoever waits for that closes the file last.
+    last: Option<Sender<()>>,
+}
+
+impl Drop for RealFile {
+    /// The host takes long to forget a large file that has no name any more: another thread waits for that.
+    fn drop(&mut self) {
+        let Place::Held(fd) = &self.place else { return };
+        let is_long = |stat: &rustix::fs::Stat| stat.st_nlink == 0 && stat.st_blocks > LONG_BLOCKS;
+        if self.is_device || !rustix::fs::fstat(fd).is_ok_and(|stat| is_long(&stat)) {
+            return;
+        }
+        let Ok(other) = fd.try_clone() else { return };
+        let (last, dropped) = crossbeam_channel::bounded::<()>(0);
+        self.last = Some(last);
+        let close = move || {
+            // Nothing is sent: the sender goes.
+            let _ = dropped.recv();
+            drop(other);
+        };
+        // Without a thread it is closed here.
+        drop(thread::Builder::new().name("close".to_owned()).spawn(close));
+    }
 }
 
 #[derive(Debug)]
@@ -99,6 +127,7 @@ impl RealFile {
             turn: Mutex::new(()),
             makes_zeros: makes_zeros.map(AtomicBool::new),
             streams: Arc::default(),
+            last: None,
         })
     }
 

@@ -42,6 +42,9 @@ const LIVE: [u8; 32] = [0; 32];
 /// Bytes after which the host begins to write the target back, so that a mark waits for little.
 const WRITE_BACK_BYTES: u64 = 16 << 20;
 
+/// Checkpoints beside the copier after which the intent map forgets a region: a few seconds.
+const LINGERS: usize = 4;
+
 /// What is done beside the copier.
 enum Due {
     WriteBack,
@@ -122,12 +125,12 @@ impl Mirroring {
     /// Returns what the run and what guests wrote over it decide, where `noted` leaves it in doubt.
     fn find(&self, noted: &Noted, size: u64, pace: LivePace) -> Result<RangeSet> {
         let mut decided = Work::find(&self.images.sides.run, size)?.list;
-        let (disk, grain) = (GuestOffset::new(0).range(size), pace.grain(size));
+        let grain = pace.grain(size);
         if self.images.is_new() {
             // What a crash left there alone is not what the disk shows, as it would be of one of its layers.
-            let region =
-                |number: &u64| GuestOffset::new(number * grain.region_bytes).range(grain.region_bytes);
-            noted.regions.iter().for_each(|number| decided.insert(region(number).clip(disk)));
+            let (path, image) = (self.images.target.clone(), Arc::clone(&self.images.sides.target));
+            let own = View::new(&[Layer { path, is_stated: true, image }]);
+            Work::find(&own, size)?.list.iter().for_each(|range| decided.insert(range));
         }
         Ok(left(&decided, noted, grain, size))
     }
@@ -327,10 +330,10 @@ impl Folding {
             let flusher = scope.spawn(|| {
                 asked.into_iter().try_for_each(|due| match due {
                     Due::WriteBack => {
-                        leg.begin_flush();
+                        leg.begin_flush(&moving);
                         Ok(())
                     }
-                    Due::Mark => leg.checkpoint(&moving),
+                    Due::Mark => leg.checkpoint(&moving, LINGERS),
                 })
             });
             let copied = self.copy_all(&leg, &ask, progress);
@@ -342,7 +345,7 @@ impl Folding {
     }
 
     fn copy_all(&mut self, leg: &Leg, ask: &Sender<Due>, progress: &Progress) -> Result<()> {
-        let (mut unwritten, mut unmarked) = (0, 0);
+        let (mut unwritten, mut unmarked, mut marked) = (0, 0, Stopwatch::start());
         let mut pacing = Pacing::new(self.pace);
         loop {
             progress.checkpoint()?;
@@ -353,8 +356,9 @@ impl Folding {
             progress.moved(bytes);
             (unwritten, unmarked) = (unwritten + bytes, unmarked + bytes);
             // One that is under way is not waited for: it is asked again after the next block.
-            if unmarked >= self.pace.mark_bytes && ask.try_send(Due::Mark).is_ok() {
-                (unwritten, unmarked) = (0, 0);
+            let is_due = unmarked >= self.pace.mark_bytes && marked.elapsed() >= self.pace.mark_pause;
+            if is_due && ask.try_send(Due::Mark).is_ok() {
+                (unwritten, unmarked, marked) = (0, 0, Stopwatch::start());
             }
             if unwritten >= WRITE_BACK_BYTES && ask.try_send(Due::WriteBack).is_ok() {
                 unwritten = 0;
@@ -403,7 +407,7 @@ impl Folding {
     /// Makes what has landed durable, and notes it.
     pub fn checkpoint(&self) -> Result<()> {
         match &self.stage {
-            Stage::Mirroring(mirroring) => mirroring.leg()?.checkpoint(&mirroring.moving),
+            Stage::Mirroring(mirroring) => mirroring.leg()?.checkpoint(&mirroring.moving, 0),
             Stage::Ending(_) | Stage::Over => Err(gone_over()),
         }
     }
@@ -446,10 +450,13 @@ impl Folding {
         if self.report.report.plan.verify != Verify::Nothing {
             self.report.report.verified = Some(Verify::Tree);
         }
-        let mark = GuestOffset::new(self.report.report.plan.size);
+        let said = mirroring.leg()?.finish();
         let mut kept = noting.kept.lock();
-        let intent = kept.going_on()?.intent().clone();
-        kept.going_on()?.note_with(Position { mark, is_ready: true }, intent)?;
+        let mut intent = kept.going_on()?.intent().clone();
+        intent.regions.extend(said.regions);
+        intent.regions.sort_unstable();
+        intent.regions.dedup();
+        kept.going_on()?.note_with(Position { mark: said.mark, is_ready: true }, intent)?;
         kept.is_recorded = true;
         let journal = kept.going_on()?;
         let recorded = images.record(&self.ending, journal);

@@ -39,8 +39,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 pub struct LivePace {
     /// What the copier takes in hand at once; a power of two. Writes to it wait.
     pub block_bytes: u64,
-    /// Bytes between two marks: what a crash makes copied again, at most.
+    /// Bytes between two marks, at least: what a crash makes copied again.
     pub mark_bytes: u64,
+    /// Time between two marks, at least: guests write to the part that is done, whose places have to be noted first.
+    pub mark_pause: Duration,
     /// The part of the target's time, above 0 and at most 1, that the copier keeps for itself while guests write; more
     /// than half only where a goal for their latency is set.
     pub share: f64,
@@ -86,6 +88,7 @@ impl LivePace {
     pub const USUAL: Self = Self {
         block_bytes: 1 << 20,
         mark_bytes: 256 << 20,
+        mark_pause: Duration::from_secs(1),
         share: 0.5,
         patience: Patience::WhereApart(Duration::from_secs(30)),
     };
@@ -135,15 +138,21 @@ impl Pacing {
         let share = manners.share.unwrap_or(self.pace.share).clamp(0.01, 1.0);
         self.moved += bytes;
         self.listen(leg, progress, share);
+        leg.grant(part_of(bytes, (1.0 - share) / share));
         let rest = |fair: f64, part: f64| own.mul_f64((fair - part).max(0.0) / part).min(PAUSE_MAX);
         let guest = leg.take_guest_time();
-        match manners.latency_target {
-            Some(_) => rest(1.0, self.part.max(share)),
-            // Guests write to the target one at a time: the copier has half of it as it is.
-            None => rest(0.5, share).min(guest),
+        if manners.latency_target.is_some() {
+            return rest(1.0, self.part.max(share));
         }
+        // Few of their writes are in flight: giving way costs the copier little.
+        if guest < own * 2 {
+            std::thread::yield_now();
+        }
+        // Guests write to the target one at a time: the copier has half of it as it is.
+        rest(0.5, share).min(guest)
     }
 
+    /// Takes in what guests felt, now and then.
     fn listen(&mut self, leg: &Leg, progress: &Progress, share: f64) {
         let window = self.since.elapsed();
         if window < WINDOW {
@@ -282,4 +291,15 @@ fn claim(layers: &[Layer]) -> Result<()> {
         set_access(layer, Access::ReadToWrite)?;
     }
     set_access(target, Access::Write)
+}
+
+/// Returns so many times `bytes`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "a share of what was just moved: neither negative nor exact"
+)]
+fn part_of(bytes: u64, times: f64) -> u64 {
+    (bytes as f64 * times) as u64
 }

@@ -1,6 +1,7 @@
 //! The second leg of a disk in use: the target of a fold, kept equal by the mirror.
 
 use super::{
+    fair::{COURTESY, Fairness},
     hands::{Hands, Left},
     latency::Latencies,
     mirror::{Admission, Checkpoint, Ended, Mirror, Noted, Part, Route},
@@ -134,6 +135,7 @@ pub struct Leg {
     /// One guest at a time writes to a target that does not hang: the host lets one writer into a file, and the copier
     /// would be one of as many as guests have requests in flight.
     turnstile: Mutex<()>,
+    fairness: Fairness,
     /// A write has ended, or the copier's hand is empty.
     turned: Condvar,
     notes: Mutex<Box<dyn Notes>>,
@@ -165,6 +167,7 @@ impl Leg {
             patience,
             mirror: Mutex::new(mirror),
             turnstile: Mutex::new(()),
+            fairness: Fairness::new(COURTESY),
             turned: Condvar::new(),
             notes: Mutex::new(notes),
             wanted: Mutex::default(),
@@ -191,6 +194,11 @@ impl Leg {
         self.mirrored_bytes.load(Relaxed)
     }
 
+    /// Lets guests write so many bytes more, before they wait for the copier to move as much as is its share.
+    pub fn grant(&self, bytes: u64) {
+        self.fairness.grant(bytes);
+    }
+
     /// Returns how long guests' writes have taken, all together, since this was last asked.
     pub fn take_guest_time(&self) -> Duration {
         Duration::from_nanos(self.guest_ns.swap(0, Relaxed))
@@ -212,6 +220,8 @@ impl Leg {
 
     pub(super) fn change(&self, current: &Chain, range: GuestRange, change: Change<'_>) -> Result<()> {
         let watch = Stopwatch::start();
+        self.fairness.ask(range.bytes);
+        let waited = watch.elapsed();
         let Some((number, parts)) = self.enter(range)? else { return change.on_chain(current, range) };
         let mut answer = change.on_chain(current, range);
         let mut how = if answer.is_ok() { Ended::Landed } else { Ended::Failed };
@@ -228,7 +238,8 @@ impl Leg {
         self.turned.notify_all();
         let took = watch.elapsed();
         self.latencies.count(took);
-        self.guest_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        let own = took.saturating_sub(waited);
+        self.guest_ns.fetch_add(u64::try_from(own.as_nanos()).unwrap_or(u64::MAX), Relaxed);
         answer
     }
 
@@ -401,8 +412,9 @@ impl Leg {
         Ok(Advance::Moved { copied_bytes, zeroed_bytes, next: hand.end() })
     }
 
-    /// Has the host begin to write the target back; nothing is waited for.
-    pub fn begin_flush(&self) {
+    /// Has the host begin to write back what a checkpoint makes durable; nothing is waited for.
+    pub fn begin_flush(&self, current: &Chain) {
+        drop(current.head().map(|head| io::begin_flush(head.image.data_file().as_ref())));
         // What comes of it shows at the next flush.
         drop(self.on_target(|target| {
             io::begin_flush(target.image.data_file().as_ref());
@@ -410,8 +422,14 @@ impl Leg {
         }));
     }
 
-    /// Makes what has landed durable on both legs, and notes it. Guests go on meanwhile.
-    pub fn checkpoint(&self, current: &Chain) -> Result<()> {
+    /// Returns what the journal must say once everything has landed and is durable; beside what it says by then.
+    pub fn finish(&self) -> Noted {
+        self.mirror.lock().finish()
+    }
+
+    /// Makes what has landed durable on both legs, and notes it; regions stay noted for `lingers` checkpoints after guests
+    /// wrote there. Guests go on meanwhile.
+    pub fn checkpoint(&self, current: &Chain, lingers: usize) -> Result<()> {
         let checkpoint: Checkpoint = self.mirror.lock().checkpoint();
         if Guard::MirrorCurrentFlush.trips(true) {
             current.flush()?;
@@ -421,7 +439,7 @@ impl Leg {
         }
         let mut notes = self.notes.lock();
         self.check()?;
-        let said = self.mirror.lock().settle(&checkpoint);
+        let said = self.mirror.lock().settle(&checkpoint, lingers);
         notes.note(&said)
     }
 }

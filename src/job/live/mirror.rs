@@ -24,11 +24,13 @@
 //! 3. Writes that overlap take turns: they could land in one order here and in the other there.
 //! 4. A route holds from the moment it is chosen: it is chosen when the write is let in, not while it waits.
 //! 5. A region is noted, durably, before either leg of a write to both begins in it ([`Admission::Note`]): after a
-//!    crash one leg may have it without the other.
+//!    crash one leg may have it without the other. Not past every mark that the journal may bear: all that is decided
+//!    there is copied again anyway.
 //! 6. The done-mark passes a byte only after a flush of *both* legs. Of the target: else a crash would lose the copy.
 //!    Of current: else the copy would outlive the write that it copied, and come to light when the fold ends.
 //! 7. What is written while the work list is being found is on the list: its map may have been looked at before.
-//! 8. A region's note goes only after a flush of both legs that began when no write to both was in flight in it.
+//! 8. A region's note goes only after a flush of both legs that began when no write to both was in flight in it; and
+//!    late, since whoever writes there again would wait for a durable write.
 //!
 //! Pure: this decides, the caller performs and reports back.
 
@@ -36,7 +38,7 @@ use crate::{
     base::{Guard, GuestOffset, GuestRange},
     map::RangeSet,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Where bytes of a write must go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,10 +130,15 @@ pub struct Mirror {
     touched: Option<RangeSet>,
     hand: Option<GuestRange>,
     flights: Vec<Flight>,
-    /// Regions that the durable intent map names, with the number of the last write let into each.
+    /// Regions in doubt, with the number of the last write let into each: the durable intent map names those that begin
+    /// before `noted_until`.
     intent: BTreeMap<u64, u64>,
     admitted: u64,
+    /// How many writes had been let in when each of the last checkpoints began.
+    settled: VecDeque<u64>,
     mark: GuestOffset,
+    /// The furthest mark that the journal may bear.
+    noted_until: GuestOffset,
     /// Whether the record comes next: nothing gets on the list any more.
     is_closing: bool,
 }
@@ -152,7 +159,9 @@ impl Mirror {
             flights: Vec::new(),
             intent,
             admitted: 0,
+            settled: VecDeque::new(),
             mark: noted.mark,
+            noted_until: noted.mark,
             is_closing: false,
         }
     }
@@ -263,8 +272,8 @@ impl Mirror {
         }
         let flight = Flight { number: self.admitted + 1, range, parts };
         let regions: Vec<u64> = flight.doubles().flat_map(|part| self.regions(part)).collect();
-        let fresh: Vec<u64> =
-            regions.iter().copied().filter(|region| !self.intent.contains_key(region)).collect();
+        let is_fresh = |region: &u64| self.is_noted(*region) && !self.intent.contains_key(region);
+        let fresh: Vec<u64> = regions.iter().copied().filter(is_fresh).collect();
         if Guard::MirrorIntent.trips(!fresh.is_empty()) {
             return Admission::Note(fresh);
         }
@@ -286,6 +295,11 @@ impl Mirror {
         range.start.bytes() / self.grain.region_bytes..=last / self.grain.region_bytes
     }
 
+    /// Returns whether a region in doubt has to be noted.
+    fn is_noted(&self, region: u64) -> bool {
+        region * self.grain.region_bytes < self.noted_until.bytes()
+    }
+
     /// Takes note that the durable intent map names these regions, too.
     pub fn noted(&mut self, regions: &[u64]) {
         for region in regions {
@@ -295,7 +309,8 @@ impl Mirror {
 
     /// Returns what a journal that notes `fresh` regions has to say.
     pub fn to_note(&self, fresh: &[u64]) -> Noted {
-        let mut regions: Vec<u64> = self.intent.keys().chain(fresh).copied().collect();
+        let doubtful = self.intent.keys().filter(|region| self.is_noted(**region));
+        let mut regions: Vec<u64> = doubtful.chain(fresh).copied().collect();
         regions.sort_unstable();
         regions.dedup();
         Noted { mark: self.mark, regions }
@@ -329,14 +344,31 @@ impl Mirror {
 
     /// Ends a checkpoint, both legs having been flushed since it began; returns what the journal must say next.
     ///
-    /// Regions that nobody wrote since are not in doubt any more: from here on a write to them notes them again.
-    pub fn settle(&mut self, checkpoint: &Checkpoint) -> Noted {
-        for region in &checkpoint.quiet {
-            if self.intent.get(region).is_some_and(|last| *last <= checkpoint.admitted) {
-                self.intent.remove(region);
+    /// Regions that nobody wrote since, nor for the last `lingers` checkpoints before it, are not in doubt any more: from here
+    /// on a write to them notes them again.
+    pub fn settle(&mut self, checkpoint: &Checkpoint, lingers: usize) -> Noted {
+        self.settled.push_back(checkpoint.admitted);
+        while self.settled.len() > lingers
+            && let Some(before) = self.settled.pop_front()
+        {
+            for region in &checkpoint.quiet {
+                if self.intent.get(region).is_some_and(|last| *last <= before) {
+                    self.intent.remove(region);
+                }
             }
         }
-        self.mark = checkpoint.frontier;
+        self.move_mark(checkpoint.frontier)
+    }
+
+    /// Moves the mark behind the last byte; returns what the journal must say once everything has landed and is durable.
+    pub fn finish(&mut self) -> Noted {
+        self.move_mark(GuestOffset::new(self.size))
+    }
+
+    /// Before the journal says so: from here on what begins before the mark is noted.
+    fn move_mark(&mut self, mark: GuestOffset) -> Noted {
+        self.mark = mark;
+        self.noted_until = self.noted_until.max(mark);
         self.to_note(&[])
     }
 }

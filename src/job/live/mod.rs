@@ -9,6 +9,7 @@
 //! request is under way, which takes as long as the longest one and no longer than a guest would notice.
 
 mod disk;
+mod fair;
 mod hands;
 mod latency;
 mod leg;

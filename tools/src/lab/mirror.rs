@@ -250,10 +250,10 @@ fn copy(leg: &Leg, current: &Arc<Chain>, run: &View, seed: u64) -> base::Result<
     while let Advance::Moved { next, .. } = leg.advance(current, at, &mut buffers)? {
         at = next;
         if random.chance(1, 4) {
-            leg.checkpoint(current)?;
+            leg.checkpoint(current, 1)?;
         }
     }
-    leg.checkpoint(current)
+    leg.checkpoint(current, 0)
 }
 
 fn round(seed: u64) -> Result<(), String> {

@@ -287,7 +287,7 @@ impl World {
                 return vec![];
             }
             let flushing = world.flushing.take().unwrap();
-            let said = world.mirror.settle(&flushing.checkpoint);
+            let said = world.mirror.settle(&flushing.checkpoint, 0);
             world.noting = Some(Noting { said, fresh: vec![] });
             if Guard::MirrorCurrentFlush.trips(true) {
                 world.safe = flushing.acknowledged;
@@ -517,4 +517,38 @@ fn each_guard_is_missed_when_it_is_off() {
         let wrong = guard.without(cut).err().unwrap_or_else(|| panic!("nothing noticed {guard:?}"));
         assert!(wrong.contains("at last"), "{guard:?}: {wrong}");
     }
+}
+
+#[test]
+fn what_lies_past_every_mark_is_not_noted() {
+    let mut mirror = Mirror::new(CELLS as u64, GRAIN, &Noted::default());
+    mirror.survey(&RangeSet::new());
+    let cell = |at| GuestOffset::new(at).range(1);
+    let Admission::Go(first, _) = mirror.begin(cell(0)) else { panic!("had to wait") };
+    let checkpoint = mirror.checkpoint();
+    mirror.end(first, Ended::Landed);
+    // The mark passes it: it is noted with the mark, as nothing says that both legs have it.
+    assert_eq!(mirror.settle(&checkpoint, 0), Noted { mark: GuestOffset::new(4), regions: vec![0] });
+    assert_eq!(mirror.begin(cell(2)), Admission::Note(vec![1]));
+    // A write that failed moves the mark back; the journal may bear the one before until it is told.
+    let Admission::Go(failed, _) = mirror.begin(cell(1)) else { panic!("had to wait") };
+    mirror.end(failed, Ended::Failed);
+    let back = mirror.checkpoint();
+    assert_eq!(mirror.settle(&back, 0).mark, GuestOffset::new(1));
+    assert_eq!(mirror.begin(cell(2)), Admission::Note(vec![1]));
+}
+
+#[test]
+fn a_region_stays_noted_while_somebody_writes_there() {
+    let mut mirror = Mirror::new(CELLS as u64, GRAIN, &Noted::default());
+    mirror.survey(&RangeSet::new());
+    let settle = |mirror: &mut Mirror| {
+        let checkpoint = mirror.checkpoint();
+        mirror.settle(&checkpoint, 2).regions
+    };
+    assert_eq!(settle(&mut mirror), [0; 0]);
+    mirror.noted(&[0]);
+    let Admission::Go(number, _) = mirror.begin(GuestOffset::new(0).range(1)) else { panic!("had to wait") };
+    mirror.end(number, Ended::Landed);
+    assert_eq!([(); 3].map(|()| settle(&mut mirror)), [vec![0], vec![0], vec![]]);
 }

@@ -310,7 +310,13 @@ pub(super) fn keeps_zeros_when_the_target_fails() -> Result<bool> {
         let opening = writing(&host).for_live_use();
         let disk = Arc::new(LiveDisk::new(Chain::open(&arc(&host), &path("top"), &opening)?));
         let request = Request { into: Some(path("base")), ..Request::default() };
-        let pace = LivePace { block_bytes: 1024, mark_bytes: 1024, share: 1.0, patience: Patience::Endless };
+        let pace = LivePace {
+            block_bytes: 1024,
+            mark_bytes: 1024,
+            mark_pause: std::time::Duration::ZERO,
+            share: 1.0,
+            patience: Patience::Endless,
+        };
         let fold = LiveConsolidation::prepare(&arc(&host), &disk, &opening, &request)?.begin(pace)?;
         // Its map is known from here on, and says that nothing is there.
         disk.read(range.start, &mut [0; 1024])?;

@@ -18,8 +18,13 @@ use deltachain::{
 };
 use std::{sync::Arc, thread, time::Duration};
 
-const PACE: LivePace =
-    LivePace { block_bytes: 1024, mark_bytes: 1024, share: 1.0, patience: Patience::Endless };
+const PACE: LivePace = LivePace {
+    block_bytes: 1024,
+    mark_bytes: 1024,
+    mark_pause: std::time::Duration::ZERO,
+    share: 1.0,
+    patience: Patience::Endless,
+};
 
 fn opening(host: &SimHost) -> Opening {
     writing(host).for_live_use()

@@ -30,8 +30,13 @@ use deltachain::{
 use std::{path::Path, sync::Arc, thread, time::Duration};
 
 const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
-const LIVE_PACE: LivePace =
-    LivePace { block_bytes: 4096, mark_bytes: 6000, share: 1.0, patience: Patience::Endless };
+const LIVE_PACE: LivePace = LivePace {
+    block_bytes: 4096,
+    mark_bytes: 6000,
+    mark_pause: std::time::Duration::ZERO,
+    share: 1.0,
+    patience: Patience::Endless,
+};
 const IMPATIENT: LivePace = LivePace { patience: Patience::Always(Duration::from_millis(20)), ..LIVE_PACE };
 const SECTOR: u64 = 512;
 const NOTES: &str = "/told";
