@@ -212,10 +212,15 @@ impl Host for RealHost {
         let mut entries = Vec::new();
         for entry in fs::read_dir(folder).map_err(io_error("list")).in_file(folder)? {
             let path = entry.map_err(io_error("list")).in_file(folder)?.path();
+            let kind = match self.kind(&path) {
+                // Whoever opens what the link leads to hears that it is closed to this user.
+                Err(e) if e.os().is_some_and(|os| os.kind() == io::ErrorKind::PermissionDenied) => {
+                    Some(EntryKind::File)
+                }
+                kind => kind?,
+            };
             // A link to nothing, or a name removed meanwhile, is no entry.
-            if let Some(kind) = self.kind(&path)? {
-                entries.push(Entry { path, kind });
-            }
+            entries.extend(kind.map(|kind| Entry { path, kind }));
         }
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(entries)
@@ -224,7 +229,7 @@ impl Host for RealHost {
     fn kind(&self, path: &Path) -> Result<Option<EntryKind>> {
         match rustix::fs::stat(path) {
             Ok(stat) => Ok(Some(kind_of(FileType::from_raw_mode(stat.st_mode)))),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(e) => Err(Error::io("look for", e.into()).path(path)),
         }
     }

@@ -190,6 +190,7 @@ fn names_are_made_listed_and_removed() {
     write(&host, &a, b"2");
     assert_eq!(host.create(&a).unwrap_err().kind(), ErrorKind::Exists);
     std::os::unix::fs::symlink("nowhere", inner.join("dangling")).unwrap();
+    std::os::unix::fs::symlink("itself", inner.join("itself")).unwrap();
     let listed: Vec<_> =
         host.list(&inner).unwrap().into_iter().map(|entry| (entry.path, entry.kind)).collect();
     assert_eq!(listed, [(a.clone(), EntryKind::File), (b, EntryKind::File)]);

@@ -1,12 +1,16 @@
 //! Whose a disk is, and who may use it, after other files took its place.
 
 use crate::{
-    dchain::{done, qemu},
+    dchain::{Run, done, qemu},
     foreign::Scratch,
 };
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, symlink},
+        process::CommandExt,
+    },
+    process::Command,
 };
 
 fn mode(folder: &Scratch, name: &str) -> u32 {
@@ -49,4 +53,31 @@ fn a_private_disk_stays_private_and_keeps_its_owner() {
     done(&at, &["consolidate", "--yes", "next"]);
     assert_eq!((mode(&folder, "next"), owner()), (0o600, before), "a consolidated disk");
     assert!(!folder.file("base").exists());
+}
+
+#[test]
+fn links_to_what_is_closed_and_to_themselves_do_not_hide_a_folder() {
+    let folder = Scratch::new();
+    folder.qemu_img("create -q -f qcow2 base 1M");
+    fs::create_dir(folder.file("closed")).unwrap();
+    fs::write(folder.file("closed/secret"), "secret").unwrap();
+    symlink("closed/secret", folder.file("link")).unwrap();
+    symlink("itself", folder.file("itself")).unwrap();
+    // Whoever runs it must be able to: it may be built where only root looks.
+    fs::copy(env!("CARGO_BIN_EXE_dchain"), folder.file("dchain")).unwrap();
+    set_mode(&folder, "closed", 0);
+    set_mode(&folder, "", 0o755);
+    let mut tree = Command::new(folder.file("dchain"));
+    tree.args(["tree", "."]).current_dir(folder.path());
+    if fs::metadata("/proc/self").unwrap().uid() == 0 {
+        tree.uid(65534);
+    }
+    let run = Run::from(tree.output().unwrap());
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(
+        run.out.contains("base (qcow2") && run.out.contains("unreadable: ") && run.out.contains("/link: "),
+        "{}",
+        run.out
+    );
+    set_mode(&folder, "closed", 0o755);
 }
