@@ -141,7 +141,9 @@ impl Service {
         let plan = match done {
             Ok(plan) => plan,
             Err((error, true)) => {
-                // The old head has no name any more: who wrote it would write it for nobody.
+                // The old head has no name any more: who has it still would write it for nobody.
+                held.disk.swap(Chain::of(held.disk.chain().layers().to_vec(), false));
+                held.guests.here().iter().for_each(|(_, guest)| guest.cut());
                 let named = super::Named {
                     name: name.to_owned(),
                     path: held.disk.chain().head()?.path.clone(),

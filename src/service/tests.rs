@@ -376,6 +376,71 @@ fn a_job_that_begins_as_the_service_stops_is_stopped_with_it() {
     assert!(job.is_over());
 }
 
+/// A client that is told to go.
+#[derive(Default)]
+struct Watched(AtomicBool);
+
+impl crate::export::Guest for Watched {
+    fn peer(&self) -> String {
+        String::new()
+    }
+
+    fn is_secret(&self) -> bool {
+        false
+    }
+
+    fn stop(&self) {}
+
+    fn cut(&self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// The old head has lost its name: what a client that is still there wrote to it would be acknowledged and gone.
+#[test]
+fn a_disk_that_went_back_and_cannot_be_opened_is_written_by_nobody() {
+    use crate::{
+        export::{Exports, Guest},
+        io::faulty::{Failure, Fault, SimHost},
+    };
+    let mut refused = 0;
+    for at in 0.. {
+        let sim = SimHost::new();
+        let host: Arc<dyn Host> = Arc::new(sim.clone());
+        let opening = Opening::writing().with_ledger(Ledger::new(Arc::clone(&host), None));
+        let new = create::NewImage { format: Format::Qcow2, size: Some(MIB), parent: None, options: vec![] };
+        create(&host, "/base".as_ref(), &new, &opening).unwrap();
+        snapshot(&host, "/base".as_ref(), "/top".as_ref(), &[], &opening).unwrap();
+        let settings = Settings {
+            host,
+            opening,
+            state: Some("/state".into()),
+            resumes: true,
+            pace: PACE,
+            quiesce: Arc::new(AskNobody),
+        };
+        let (name, path) = ("vm".to_owned(), "/top".into());
+        let named = Named { name, path, format: None, is_read_only: false, hooks: Hooks::default() };
+        let service = Service::start(settings, &[named]).unwrap();
+        let export = service.open("vm").unwrap();
+        let watched = Arc::new(Watched::default());
+        export.guests.enter(&(Arc::clone(&watched) as Arc<dyn Guest>));
+        let last = sim.ios() + at;
+        sim.fail(Some(Fault { at: last, is_lasting: false, failure: Failure::Io }));
+        let reverted = service.revert("vm", "/base".as_ref(), true);
+        let is_past = sim.ios() <= last;
+        sim.fail(None);
+        let is_refused = matches!(service.disks.lock().get("vm"), Some(Entry::Refused(..)));
+        refused += usize::from(is_refused);
+        let is_written = export.disk.write(GuestOffset::new(0), &[7; 512]).is_ok();
+        assert_eq!((is_written, watched.0.load(SeqCst)), (!is_refused, is_refused), "I/O {at}: {reverted:?}");
+        if is_past {
+            break;
+        }
+    }
+    assert!(refused > 0);
+}
+
 /// The first time it is kept that its head is another one by now; the second time it is forgotten.
 #[test]
 fn a_name_is_free_again_once_its_disk_is_forgotten() {
