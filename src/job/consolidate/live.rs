@@ -107,6 +107,9 @@ const WINDOW: Duration = Duration::from_millis(100);
 /// After so long it does, however few requests there were.
 const WINDOW_MAX: Duration = Duration::from_millis(500);
 
+/// Being woken takes about as long where processors are busy.
+const OWED_MIN: Duration = Duration::from_millis(2);
+
 /// No pause is longer: whoever tells the job something waits for its end.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
@@ -119,12 +122,21 @@ pub(super) struct Pacing {
     part: f64,
     since: Stopwatch,
     moved: u64,
+    /// Time that is left to guests once it is worth to sleep.
+    owed: Duration,
 }
 
 impl Pacing {
     pub(super) fn new(pace: LivePace) -> Self {
         let since = Stopwatch::start();
-        Self { pace, throttle: Throttle::new(pace.share), part: pace.share, since, moved: 0 }
+        Self {
+            pace,
+            throttle: Throttle::new(pace.share),
+            part: pace.share,
+            since,
+            moved: 0,
+            owed: Duration::ZERO,
+        }
     }
 
     /// Returns how long the copier lets guests go first, which has copied so many bytes in that time.
@@ -138,15 +150,22 @@ impl Pacing {
         let share = manners.share.unwrap_or(self.pace.share).clamp(0.01, 1.0);
         self.moved += bytes;
         self.listen(leg, progress, share);
-        leg.grant(part_of(bytes, (1.0 - share) / share));
+        let is_ahead = leg.grant(part_of(bytes, (1.0 - share) / share));
         let rest = |fair: f64, part: f64| own.mul_f64((fair - part).max(0.0) / part).min(PAUSE_MAX);
         let guest = leg.take_guest_time();
         if manners.latency_target.is_some() {
             return rest(1.0, self.part.max(share));
         }
-        // Few of their writes are in flight: giving way costs the copier little.
-        if guest < own * 2 {
+        if is_ahead {
+            // Guests write little: giving way costs the copier little.
             std::thread::yield_now();
+            if guest > own * 2 {
+                // Not for want of requests, then: they are many, and small.
+                self.owed += rest(1.0, share) / 2;
+            }
+        }
+        if self.owed > OWED_MIN {
+            return std::mem::take(&mut self.owed);
         }
         // Guests write to the target one at a time: the copier has half of it as it is.
         rest(0.5, share).min(guest)

@@ -53,8 +53,8 @@ impl Fairness {
         }
     }
 
-    /// The copier has moved something: guests may write `bytes` bytes more.
-    pub(super) fn grant(&self, bytes: u64) {
+    /// The copier has moved something: guests may write `bytes` bytes more. Returns whether they are far behind their part.
+    pub(super) fn grant(&self, bytes: u64) -> bool {
         let mut state = self.state.lock();
         // What they wrote while nobody copied is not held against them.
         let before =
@@ -64,6 +64,7 @@ impl Fairness {
         if state.balance >= 0 {
             self.granted.notify_all();
         }
+        state.balance == BURST_BYTES
     }
 }
 
