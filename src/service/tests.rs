@@ -444,21 +444,6 @@ fn a_disk_that_went_back_and_cannot_be_opened_is_written_by_nobody() {
 
 /// The first time it is kept that its head is another one by now; the second time it is forgotten.
 #[test]
-fn a_name_is_free_again_once_its_disk_is_forgotten() {
-    let scene = Scene::new();
-    let service = Service::start(scene.settings(), &[]).unwrap();
-    service.attach(&scene.named("top")).unwrap();
-    service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: None }]).unwrap();
-    service.detach("vm", false).unwrap();
-    let other = Named { is_read_only: true, ..scene.named("base") };
-    assert_eq!(service.attach(&other).unwrap_err().kind(), ErrorKind::Policy);
-    service.detach("vm", false).unwrap();
-    assert_eq!(service.detach("vm", false).unwrap_err().kind(), ErrorKind::NotFound);
-    service.attach(&other).unwrap();
-    stop(service);
-}
-
-#[test]
 fn con_10_a_job_that_stopped_with_the_service_goes_on_from_its_mark() {
     let scene = Scene::new();
     let service = scene.start();
@@ -542,41 +527,6 @@ fn a_snapshot_is_the_head_that_the_next_start_opens() {
 }
 
 #[test]
-fn a_disk_that_the_book_has_elsewhere_is_not_served() {
-    let scene = Scene::new();
-    let service = scene.start();
-    stop(service);
-    let service = Service::start(scene.settings(), &[scene.named("base")]).unwrap();
-    let refused = service.refused();
-    assert_eq!(refused[0].1.kind(), ErrorKind::Policy);
-    assert!(!service.view_disk("vm").unwrap().is_served);
-    // A person may say that it is meant.
-    service.detach("vm", false).unwrap();
-    assert_eq!(service.attach(&scene.named("nothing")).unwrap_err().kind(), ErrorKind::NotFound);
-}
-
-#[test]
-fn attached_disks_come_back_and_detached_ones_do_not() {
-    let scene = Scene::new();
-    let start = || Service::start(scene.settings(), &[]).unwrap();
-    let service = start();
-    service.attach(&scene.named("top")).unwrap();
-    assert_eq!(service.attach(&scene.named("top")).unwrap_err().kind(), ErrorKind::Exists);
-    let other = Service::start(scene.settings(), &[]);
-    assert_eq!(other.unwrap_err().kind(), ErrorKind::Busy);
-    stop(service);
-    let service = start();
-    let guest = service.held("vm").unwrap().disk.clone();
-    guest.zero(GuestOffset::new(0).range(MIB), Kept::Nothing).unwrap();
-    assert_eq!(service.detach("vm", false).unwrap_err().kind(), ErrorKind::Busy);
-    drop(guest);
-    service.detach("vm", false).unwrap();
-    assert!(scene.shown("top") == expected(&[(0, 0)]));
-    drop(service);
-    assert!(start().view_disks().unwrap().is_empty());
-}
-
-#[test]
 fn a_disk_whose_job_cannot_go_on_is_not_served() {
     let scene = Scene::new();
     let service = scene.start();
@@ -595,23 +545,6 @@ fn a_disk_whose_job_cannot_go_on_is_not_served() {
     assert!(service.job(job.number).unwrap().wait(LONG));
     stop(service);
     assert!(scene.shown("top") == expected(&[]));
-}
-
-#[test]
-fn a_disk_whose_head_takes_the_targets_name_is_found_under_it() {
-    let scene = Scene::new();
-    let service = scene.start();
-    let request = Request { keeps_target_name: true, ..Request::default() };
-    let job = service.consolidate("vm", &FoldRequest { request, ..FoldRequest::default() }).unwrap();
-    assert!(job.wait(LONG));
-    write(&service, 0, 7);
-    stop(service);
-    assert!(!scene.path("top").exists());
-    // The command line still names the first head.
-    let service = scene.start();
-    assert_eq!(service.view_disk("vm").unwrap().path.0, scene.path("base"));
-    stop(service);
-    assert!(scene.shown("base") == expected(&[(0, 7)]));
 }
 
 #[test]
