@@ -140,10 +140,21 @@ pub fn follow(daemon: &Daemon, id: u64, watching: &Watching, answer: &Answer) ->
         return Ok(Exit::Resumable);
     }
     if let Some(error) = job.get("error").filter(|error| !error.is_null()) {
-        return Err(refused(error));
+        return Err(helped(refused(error)));
     }
     answer.print(&job, |out| line(&job, out))?;
     Ok(if is_left(&job) { Exit::Resumable } else { Exit::Done })
+}
+
+/// Adds what helps a job that did not do what it was to do; the daemon knows nothing of commands.
+fn helped(failure: Failure) -> Failure {
+    match failure.exit {
+        Exit::NoSpace => failure.hint("free some space, then run the same command again"),
+        Exit::Resumable => {
+            failure.hint("the same command folds the disk again, and goes on where that is possible")
+        }
+        _ => failure,
+    }
 }
 
 /// Returns how far the daemon says that a job is.

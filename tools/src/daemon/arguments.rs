@@ -32,7 +32,7 @@ pub struct Arguments {
     /// Keep in DIR which image is the head of which disk, so that a restart finds all as it was
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
-    /// Take these options and disks from FILE, too (TOML)
+    /// Take disks, and --nbd, --control, --web, --web-token, --state and --tls... from FILE, too (TOML)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Do not go on with consolidations that were cut off
