@@ -20,7 +20,7 @@ use std::{
 use tempfile::TempDir;
 
 /// How long the guest is at work when the fold begins.
-const LEAD: Duration = Duration::from_millis(100);
+pub(crate) const LEAD: Duration = Duration::from_millis(100);
 /// A job of qemu that does not end is given up after so long.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Snapshots and folds whose pauses are looked at.
@@ -201,7 +201,7 @@ fn sample(side: Side, guest: Guest, folder: &Path) -> Result<Sample, String> {
     run(place, "cp", &["--reflink=never", "../base.qcow2", "w.base"])?;
     run(place, "qemu-img", &["rebase", "-u", "-F", "qcow2", "-b", "w.base", "w.d"])?;
     run(place, "sync", &[])?;
-    let server = start(side, place)?;
+    let server = start(side, place, "qcow2")?;
     let guest = Fio::start(guest, place)?;
     thread::sleep(LEAD);
     let mut delta = fs::metadata(place.join("w.d")).map_err(|e| e.to_string())?.blocks() as f64 * 512.0;
@@ -212,7 +212,7 @@ fn sample(side: Side, guest: Guest, folder: &Path) -> Result<Sample, String> {
             delta = figure(&job, "/report/plan/copy-bytes").unwrap_or(delta);
             figure(&job, "/report/copied-bytes").unwrap_or_default()
         }
-        _ => qemu_job(side, place, watch)?,
+        _ => qemu_job(side, place, watch, LIMIT)?,
     };
     let (seconds, ended) = (watch.elapsed().as_secs_f64(), now_ms());
     let (rate, p99_us) = guest.stop(began, ended)?;
@@ -226,7 +226,7 @@ pub(crate) fn pauses(data: &mut Data) -> Result<Vec<[String; 7]>, String> {
     let place = TempDir::new_in(&data.folder).map_err(|e| e.to_string())?;
     let place = place.path();
     run(place, "qemu-img", &["create", "-q", "-f", "qcow2", "w.d", "1G"])?;
-    let server = start(Side::Ours, place)?;
+    let server = start(Side::Ours, place, "qcow2")?;
     let guest = Fio::start(Guest::Full(4), place)?;
     let (mut snapshots, mut swaps) = (Vec::new(), Vec::new());
     for round in 0..PAUSES {
@@ -248,8 +248,8 @@ pub(crate) fn pauses(data: &mut Data) -> Result<Vec<[String; 7]>, String> {
     Ok(vec![line("swap", swaps), line("snapshot", snapshots)])
 }
 
-/// A server that runs; stopped when this goes.
-struct Server(Child);
+/// A program that runs; ended when this goes.
+pub(crate) struct Server(pub(crate) Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -258,7 +258,8 @@ impl Drop for Server {
     }
 }
 
-fn start(side: Side, place: &Path) -> Result<Server, String> {
+/// Serves the chain in `place`, whose base is of the format `base`.
+pub(crate) fn start(side: Side, place: &Path, base: &str) -> Result<Server, String> {
     let mut command = match side {
         Side::Ours | Side::Cp => {
             let mut command = Command::new(env!("CARGO_BIN_EXE_dchaind"));
@@ -277,9 +278,9 @@ fn start(side: Side, place: &Path) -> Result<Server, String> {
         Side::Commit | Side::Mirror => {
             run(place, "qemu-img", &["create", "-q", "-f", "qcow2", "w.t", "4G"])?;
             let mut command = Command::new("qemu-storage-daemon");
+            command.args(["--blockdev", "driver=file,node-name=fb,filename=w.base"]);
+            command.args(["--blockdev", &format!("driver={base},node-name=base,file=fb")]);
             for node in [
-                "driver=file,node-name=fb,filename=w.base",
-                "driver=qcow2,node-name=base,file=fb",
                 "driver=file,node-name=fd,filename=w.d",
                 "driver=qcow2,node-name=top,file=fd,backing=base",
                 "driver=file,node-name=ft,filename=w.t",
@@ -305,7 +306,7 @@ fn start(side: Side, place: &Path) -> Result<Server, String> {
 }
 
 /// Runs the job to its end, or to the limit; returns how many bytes it copied.
-fn qemu_job(side: Side, place: &Path, watch: Instant) -> Result<f64, String> {
+pub(crate) fn qemu_job(side: Side, place: &Path, watch: Instant, limit: Duration) -> Result<f64, String> {
     let mut qmp = Qmp::connect(&place.join("c"))?;
     match side {
         Side::Commit => qmp.ask("block-commit", &json!({"job-id": "j", "device": "top"}))?,
@@ -323,7 +324,7 @@ fn qemu_job(side: Side, place: &Path, watch: Instant) -> Result<f64, String> {
             is_ready = true;
             qmp.ask("job-complete", &json!({"id": "j"}))?;
         }
-        if watch.elapsed() > LIMIT {
+        if watch.elapsed() > limit {
             return Ok(copied);
         }
         thread::sleep(Duration::from_millis(10));
@@ -331,10 +332,10 @@ fn qemu_job(side: Side, place: &Path, watch: Instant) -> Result<f64, String> {
 }
 
 /// fio as a guest, and where its logs go.
-struct Fio(Option<(Child, PathBuf, f64)>);
+pub(crate) struct Fio(Option<(Child, PathBuf, f64)>);
 
 impl Fio {
-    fn start(guest: Guest, place: &Path) -> Result<Self, String> {
+    pub(crate) fn start(guest: Guest, place: &Path) -> Result<Self, String> {
         let (block, rate) = match guest {
             Guest::Idle => return Ok(Self(None)),
             Guest::Full(block) => (block, None),
@@ -351,7 +352,7 @@ impl Fio {
     }
 
     /// Ends it; returns bytes a second, and the 99th percentile in microseconds, of what ended between two times.
-    fn stop(mut self, began: u64, ended: u64) -> Result<(f64, f64), String> {
+    pub(crate) fn stop(mut self, began: u64, ended: u64) -> Result<(f64, f64), String> {
         let Some((mut child, log, block)) = self.0.take() else { return Ok((0.0, 0.0)) };
         drop(Command::new("kill").args(["-INT", &child.id().to_string()]).status());
         child.wait().map_err(|e| e.to_string())?;
@@ -387,7 +388,7 @@ fn guest_mib(place: &Path) -> u64 {
     info.get("virtual-size").and_then(Value::as_u64).unwrap_or_default() >> 20
 }
 
-fn figure(value: &Value, place: &str) -> Option<f64> {
+pub(crate) fn figure(value: &Value, place: &str) -> Option<f64> {
     value.pointer(place).and_then(Value::as_f64)
 }
 
@@ -396,12 +397,12 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or_default()
 }
 
-fn ask(place: &Path, arguments: &[&str]) -> Result<Value, String> {
+pub(crate) fn ask(place: &Path, arguments: &[&str]) -> Result<Value, String> {
     let all = [arguments, &["--socket", "c", "--output", "json"]].concat();
     serde_json::from_str(&run(place, env!("CARGO_BIN_EXE_dchain"), &all)?).map_err(|e| e.to_string())
 }
 
-fn run(folder: &Path, program: &str, arguments: &[&str]) -> Result<String, String> {
+pub(crate) fn run(folder: &Path, program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program).current_dir(folder).args(arguments).stdin(Stdio::null()).output();
     let output = output.map_err(|e| format!("{program}: {e}"))?;
     if output.status.success() {

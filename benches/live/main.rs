@@ -4,9 +4,12 @@
 //! a fresh server each time, and is judged by the ratio of the medians; absolute figures only say which machine it
 //! was. Server and fio share the machine's cores.
 //!
-//! Folds and snapshots (`folds.rs`) are measured under fio, too, against qemu-storage-daemon's jobs.
+//! Folds and snapshots (`folds.rs`) are measured under fio, too, against qemu-storage-daemon's jobs; `throttled.rs` folds
+//! into a slow file, and `vhost.rs` reads in a virtual machine.
 //!
-//! Needs qemu-utils, nbdkit and fio; 25 GB of disk, and memory for the data to stay cached. Options, after `--`:
+//! Needs qemu-utils, nbdkit with its filter rate, nbdfuse (of libnbd-bin; who is not root needs fuse3), fio,
+//! qemu-system-x86 and what `tools/test.sh --install` unpacks into `target/guest`; 25 GB of disk, and memory for the data
+//! to stay cached. Options, after `--`:
 //!
 //! - `--only PATTERN`: rows whose name contains it · `--list`: their names · `--runs N` (default 3)
 //! - `--seconds N`: how long fio runs each time (default 2) · `--markdown`: the table as the README shows it
@@ -22,6 +25,8 @@ mod load;
 mod qmp;
 mod rows;
 mod server;
+mod throttled;
+mod vhost;
 
 use clap::Parser;
 use load::Figures;
@@ -58,6 +63,16 @@ struct Options {
     bench: bool,
 }
 
+/// What a row that is unlike others does; returns the table's lines.
+type Other = fn(&mut data::Data, &Options) -> Result<Vec<[String; 7]>, String>;
+
+/// The rows that are unlike others.
+const OTHERS: [(&str, Other); 3] = [
+    (throttled::ROW, |data, options| throttled::lines(data, options.runs)),
+    (folds::PAUSE_ROW, |data, _| folds::pauses(data)),
+    (vhost::ROW, vhost::lines),
+];
+
 const HEAD: [&str; 7] = ["work", "against", "ours", "theirs", "ratio", "server CPU a request", "reach"];
 
 fn main() -> ExitCode {
@@ -74,10 +89,10 @@ fn bench(options: &Options) -> Result<(), String> {
     let is_wanted = |name: &str| name.contains(&options.only);
     let rows: Vec<_> = ROWS.iter().filter(|row| is_wanted(row.name)).collect();
     let folds: Vec<_> = folds::ROWS.iter().filter(|row| is_wanted(row.name)).collect();
-    let pauses = Some(folds::PAUSE_ROW).filter(|name| is_wanted(name));
+    let others: Vec<_> = OTHERS.iter().filter(|(name, _)| is_wanted(name)).collect();
     if options.list {
-        let names = rows.iter().map(|row| row.name).chain(folds.iter().map(|row| row.name)).chain(pauses);
-        names.for_each(|name| println!("{name}"));
+        let names = rows.iter().map(|row| row.name).chain(folds.iter().map(|row| row.name));
+        names.chain(others.iter().map(|(name, _)| *name)).for_each(|name| println!("{name}"));
         return Ok(());
     }
     let mut data = data::Data::new(&data_folder(options.scale), options.scale)?;
@@ -95,8 +110,8 @@ fn bench(options: &Options) -> Result<(), String> {
     for row in folds {
         add(row.run(&mut data, options.runs)?);
     }
-    if pauses.is_some() {
-        add(folds::pauses(&mut data)?);
+    for (_, work) in others {
+        add(work(&mut data, options)?);
     }
     print!("{}", table(&lines, options.markdown));
     Ok(())

@@ -20,6 +20,10 @@ pub(crate) enum Server {
     QemuRaw(&'static str),
     /// `qemu-nbd` on a qcow2 image.
     QemuQcow2(&'static str, Files),
+    /// `dchaind`, over vhost-user.
+    OursVhost(&'static str),
+    /// `qemu-storage-daemon`, over vhost-user, and by what it reads its file.
+    QemuVhost(&'static str, &'static str),
 }
 
 /// Which files of the data are served.
@@ -35,7 +39,7 @@ pub(crate) enum Files {
 pub(crate) struct Running {
     child: Child,
     uri: String,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Server {
@@ -47,6 +51,9 @@ impl Server {
             Self::Nbdkit(_) => "nbdkit file",
             Self::QemuRaw(_) => "qemu-nbd --aio=io_uring",
             Self::QemuQcow2(..) => "qemu-nbd",
+            Self::OursVhost(_) => "ours, vhost-user",
+            Self::QemuVhost(_, "io_uring") => "qemu-storage-daemon, aio=io_uring",
+            Self::QemuVhost(..) => "qemu-storage-daemon",
         }
     }
 
@@ -85,13 +92,31 @@ impl Server {
                 command.arg(bring(folder, file, *files).map_err(wrong)?);
                 command
             }
+            Self::OursVhost(file) => {
+                let path = bring(folder, file, Files::Copy).map_err(wrong)?.display().to_string();
+                let mut command = Command::new(env!("CARGO_BIN_EXE_dchaind"));
+                command.args(["--disk", &format!("disk={path},format={}", format_of(file))]);
+                command.args(["--vhost-user", &format!("disk={socket_text}")]);
+                command
+            }
+            Self::QemuVhost(file, aio) => {
+                let path = bring(folder, file, Files::Copy).map_err(wrong)?.display().to_string();
+                let mut command = Command::new("qemu-storage-daemon");
+                let node = format!("driver=file,node-name=disk,aio={aio},filename={path}");
+                let place = format!("num-queues=2,addr.type=unix,addr.path={socket_text}");
+                let export = format!("type=vhost-user-blk,id=x,node-name=disk,writable=on,{place}");
+                command.args(["--blockdev", &node, "--export", &export]);
+                command
+            }
         };
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(wrong)?;
         let disk = if matches!(self, Self::Ours(..)) { "disk" } else { "" };
         let running =
-            Running { child, uri: format!("nbd+unix:///{disk}?socket={socket_text}"), _folder: place };
+            Running { child, uri: format!("nbd+unix:///{disk}?socket={socket_text}"), folder: place };
+        // Over vhost-user, who comes in has the disk.
+        let is_alone = matches!(self, Self::OursVhost(_) | Self::QemuVhost(..));
         for _ in 0..500 {
-            if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+            if socket.exists() && (is_alone || std::os::unix::net::UnixStream::connect(&socket).is_ok()) {
                 return Ok(running);
             }
             thread::sleep(Duration::from_millis(20));
@@ -104,6 +129,11 @@ impl Running {
     /// Returns where the disk is.
     pub(crate) fn uri(&self) -> &str {
         &self.uri
+    }
+
+    /// Returns the folder with its socket, `s`, which goes when this goes.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Returns the processor time that it took so far, in seconds (`proc(5)`: user and system time, in ticks of 1/100 s).

@@ -9,6 +9,7 @@ mod served;
 
 use crate::{Told, told};
 use deltachain::base::clock::Stopwatch;
+pub use machine::emulator;
 use machine::{Files, Machine};
 use served::Served;
 use std::{

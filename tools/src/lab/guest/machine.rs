@@ -77,25 +77,7 @@ impl Machine {
     /// Starts it with a disk that `device` tells qemu of; the kernel is in the folder `kernel`. Returns once the guest
     /// writes.
     pub(super) fn boot(folder: &Path, kernel: &Path, device: &[String]) -> Told<Self> {
-        let memory = initramfs(folder, kernel)?;
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args([
-            "-accel",
-            "tcg",
-            "-smp",
-            "2",
-            "-m",
-            "256M",
-            "-nodefaults",
-            "-no-reboot",
-            "-display",
-            "none",
-        ]);
-        // vhost-user needs the guest's memory in a file.
-        qemu.args(["-object", "memory-backend-memfd,id=memory,size=256M,share=on"]);
-        qemu.args(["-machine", "q35,memory-backend=memory", "-serial", "stdio"]).args(device);
-        qemu.arg("-kernel").arg(found(&kernel.join("boot"), "vmlinuz-")?).arg("-initrd").arg(memory);
-        qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        let mut qemu = emulator(folder, kernel, INIT, device)?;
         let mut qemu = qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(told)?;
         let (input, out) = (qemu.stdin.take().ok_or("no stdin")?, qemu.stdout.take().ok_or("no stdout")?);
         let (sender, lines) = mpsc::channel();
@@ -170,8 +152,23 @@ impl Drop for Machine {
     }
 }
 
+/// Returns qemu's emulator with a machine that has two processors, the disk that `device` tells of, and `init` as its first
+/// program, a script of busybox; its serial line is standard input and output. What the machine needs is packed in `folder`;
+/// the folder `kernel` is what `tools/test.sh --install` unpacks. An error is a sentence.
+pub fn emulator(folder: &Path, kernel: &Path, init: &str, device: &[String]) -> Told<Command> {
+    let memory = initramfs(folder, kernel, init)?;
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-accel", "tcg", "-smp", "2", "-m", "256M", "-nodefaults", "-no-reboot", "-display", "none"]);
+    // vhost-user needs the guest's memory in a file.
+    qemu.args(["-object", "memory-backend-memfd,id=memory,size=256M,share=on"]);
+    qemu.args(["-machine", "q35,memory-backend=memory", "-serial", "stdio"]).args(device);
+    qemu.arg("-kernel").arg(found(&kernel.join("boot"), "vmlinuz-")?).arg("-initrd").arg(memory);
+    qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
+    Ok(qemu)
+}
+
 /// Packs what the guest runs; returns where.
-fn initramfs(folder: &Path, kernel: &Path) -> Told<PathBuf> {
+fn initramfs(folder: &Path, kernel: &Path, init: &str) -> Told<PathBuf> {
     let root = folder.join("guest");
     let busybox = kernel.join("bin/busybox");
     let drivers = found(&kernel.join("lib/modules"), "")?.join("kernel/drivers");
@@ -190,7 +187,7 @@ fn initramfs(folder: &Path, kernel: &Path) -> Told<PathBuf> {
         let name = module.rsplit('/').next().unwrap_or(module);
         copy(&drivers.join(format!("{module}.ko")), format!("modules/{name}.ko"))?;
     }
-    fs::write(root.join("init"), INIT).map_err(told)?;
+    fs::write(root.join("init"), init).map_err(told)?;
     super::run(&root, "chmod", &["755", "init"])?;
     names.push("init".to_owned());
     let packed = folder.join("guest.cpio");
