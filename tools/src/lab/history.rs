@@ -182,7 +182,8 @@ pub const HISTORIES: [History; 18] = [
     History { before: Before::Bitmap, deeds: &[Deed::Bitmap], ..qcow2("qcow2-bitmap", SMALL, 400) },
     History {
         before: Before::KeptBitmap,
-        deeds: &[Deed::Bitmap, Deed::Pack, Deed::Move, Deed::Adopt],
+        // What is packed comes to light with entries only, behind a flush of their own: none here would miss this one.
+        deeds: &[Deed::Bitmap, Deed::Move, Deed::Adopt],
         ..qcow2("qcow2-kept-bitmap", SMALL, 400)
     },
     History { deeds: &[Deed::Release, Deed::Pack], parent: 300, ..qcow2("qcow2-release", SMALL, 400) },
