@@ -150,7 +150,7 @@ impl Pacing {
         let share = manners.share.unwrap_or(self.pace.share).clamp(0.01, 1.0);
         self.moved += bytes;
         self.listen(leg, progress, share);
-        let is_ahead = leg.grant(part_of(bytes, (1.0 - share) / share));
+        let is_ahead = leg.grant(part_of(bytes, (1.0 - share) / share), own);
         let rest = |fair: f64, part: f64| own.mul_f64((fair - part).max(0.0) / part).min(PAUSE_MAX);
         let guest = leg.take_guest_time();
         if manners.latency_target.is_some() {

@@ -194,10 +194,10 @@ impl Leg {
         self.mirrored_bytes.load(Relaxed)
     }
 
-    /// Lets guests write so many bytes more, before they wait for the copier to move as much as is its share; returns
-    /// whether they are far behind that.
-    pub fn grant(&self, bytes: u64) -> bool {
-        self.fairness.grant(bytes)
+    /// Lets guests write so many bytes more, before they wait for the copier to move as much as is its share; its last
+    /// move `took` so long. Returns whether they are far behind that.
+    pub fn grant(&self, bytes: u64, took: Duration) -> bool {
+        self.fairness.grant(bytes, took)
     }
 
     /// Returns how long guests' writes have taken, all together, since this was last asked.
