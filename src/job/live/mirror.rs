@@ -348,9 +348,8 @@ impl Mirror {
     /// on a write to them notes them again.
     pub fn settle(&mut self, checkpoint: &Checkpoint, lingers: usize) -> Noted {
         self.settled.push_back(checkpoint.admitted);
-        while self.settled.len() > lingers
-            && let Some(before) = self.settled.pop_front()
-        {
+        let past = self.settled.len().saturating_sub(lingers);
+        if let Some(before) = self.settled.drain(..past).next_back() {
             for region in &checkpoint.quiet {
                 if self.intent.get(region).is_some_and(|last| *last <= before) {
                     self.intent.remove(region);

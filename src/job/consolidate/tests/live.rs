@@ -20,6 +20,16 @@ pub(super) const LIVE_PACE: LivePace = LivePace {
 };
 const SECTOR: u64 = 512;
 
+/// Folds of each kind.
+pub(super) const SCENES: [Scene; 6] = [
+    PLAIN,
+    Scene { base: Format::Raw, ..PLAIN },
+    Scene { keeps_target_name: true, ..PLAIN },
+    Scene { is_new: true, ..PLAIN },
+    Scene { sizes: [16 << 10, 20 << 10, 24 << 10], ..PLAIN },
+    Scene { sizes: [24 << 10, 20 << 10, 21 << 10], ..PLAIN },
+];
+
 pub(super) fn live_opening(host: &SimHost) -> Opening {
     Opening::writing().with_ledger(ledger(host)).for_live_use()
 }
@@ -219,15 +229,7 @@ fn con_1_a_fold_under_a_writing_guest_shows_what_it_wrote() {
 
 #[test]
 fn con_6_power_cuts_and_kills_under_a_guest() {
-    let scenes = [
-        PLAIN,
-        Scene { base: Format::Raw, ..PLAIN },
-        Scene { keeps_target_name: true, ..PLAIN },
-        Scene { is_new: true, ..PLAIN },
-        Scene { sizes: [16 << 10, 20 << 10, 24 << 10], ..PLAIN },
-        Scene { sizes: [24 << 10, 20 << 10, 21 << 10], ..PLAIN },
-    ];
-    let cuts: usize = scenes.into_iter().zip(0..).map(|(scene, seed)| cut(scene, seed, (2, 1))).sum();
+    let cuts: usize = SCENES.into_iter().zip(0..).map(|(scene, seed)| cut(scene, seed, (2, 1))).sum();
     println!("{cuts} cuts");
     assert!(cuts > 2000);
 }

@@ -1,7 +1,7 @@
 //! What is required of a fold under a guest, by the requirements' names, where no other test has them.
 
 use super::{
-    live::{Guest, LIVE_PACE, history, live_disk, live_opening, shown},
+    live::{Guest, LIVE_PACE, SCENES, history, live_disk, live_opening, shown},
     *,
 };
 use crate::{
@@ -15,15 +15,6 @@ use std::{
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     time::Duration,
 };
-
-const SCENES: [Scene; 6] = [
-    PLAIN,
-    Scene { base: Format::Raw, ..PLAIN },
-    Scene { keeps_target_name: true, ..PLAIN },
-    Scene { is_new: true, ..PLAIN },
-    Scene { sizes: [16 << 10, 20 << 10, 24 << 10], ..PLAIN },
-    Scene { sizes: [24 << 10, 20 << 10, 21 << 10], ..PLAIN },
-];
 
 fn begin(host: &SimHost, disk: &Arc<LiveDisk>) -> Folding {
     let job = LiveConsolidation::prepare(&arc(host), disk, &live_opening(host), &PLAIN.request()).unwrap();
