@@ -74,7 +74,8 @@ fn sixty_four_tebibytes_of_nothing_take_no_time() {
     let empty = tree.id();
     tree.set((64 << 40) / LEAF_BYTES - 1, leaf(b"the last leaf")).unwrap();
     assert_ne!(tree.id(), empty);
-    assert!(watch.elapsed().as_millis() < 50, "{:?}", watch.elapsed());
+    // Leaf by leaf it would be hours.
+    assert!(watch.elapsed().as_secs() < 20, "{:?}", watch.elapsed());
     assert!(stored(&tree).len() < 100);
 }
 

@@ -12,7 +12,7 @@ use crate::{
     },
 };
 use std::{
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     time::Duration,
 };
 
@@ -95,29 +95,34 @@ fn con_8_a_disk_in_use_is_not_folded_into_what_another_image_lies_on() {
 fn con_9_guests_go_on_all_the_while_and_the_pause_of_the_swap_is_told() {
     let (host, _) = PLAIN.build();
     let disk = live_disk(&host).unwrap();
-    let (is_over, mut took) = (AtomicBool::new(false), Vec::new());
+    let (is_over, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    let goes_on = || {
+        let (watch, from) = (Stopwatch::start(), written.load(SeqCst));
+        while written.load(SeqCst) < from + 20 && watch.elapsed() < Duration::from_mins(1) {
+            std::thread::yield_now();
+        }
+        written.load(SeqCst) >= from + 20
+    };
     let report = std::thread::scope(|scope| {
-        let guest = scope.spawn(|| {
-            let mut took = Vec::new();
+        scope.spawn(|| {
             while !is_over.load(SeqCst) {
-                let watch = Stopwatch::start();
-                disk.write(GuestOffset::new(took.len() as u64 % 48 * 512), &[7; 512]).unwrap();
-                took.push(watch.elapsed());
+                let number = written.load(SeqCst);
+                disk.write(GuestOffset::new(number % 48 * 512), &[7; 512]).unwrap();
+                written.store(number + 1, SeqCst);
             }
-            took
         });
+        let before = goes_on();
         let mut folding = begin(&host, &disk);
+        let begun = goes_on();
         let copied = folding.copy(&Progress::default());
+        let all_copied = goes_on();
         let report = folding.finish(copied, &Progress::default());
+        let swapped = goes_on();
         is_over.store(true, SeqCst);
-        took = guest.join().unwrap();
+        assert_eq!((before, begun, all_copied, swapped), (true, true, true, true), "the guest stands still");
         report.unwrap()
     });
-    took.sort_unstable();
-    let p99 = took[took.len() * 99 / 100];
-    println!("{} writes, p99 {p99:?}, pause {:?}", took.len(), report.pause);
-    assert!(took.len() > 20 && p99 < Duration::from_secs(1), "{p99:?}");
-    assert!(report.pause > Duration::ZERO && report.pause < Duration::from_secs(1), "{:?}", report.pause);
+    assert!(report.pause > Duration::ZERO && report.pause < Duration::from_mins(1), "{:?}", report.pause);
 }
 
 #[test]
