@@ -1,0 +1,57 @@
+//! The rows: what is compared with what, and what is to be reached.
+
+use crate::{
+    place::Place,
+    reach::{Bound, Figure, Reach},
+    run::Row,
+};
+
+/// What rows have unless they say otherwise.
+const ROW: Row = Row {
+    name: "",
+    command: "",
+    place: Place::Data,
+    pieces: &[],
+    warm: "",
+    prepare: "",
+    setup: "",
+    ours: "",
+    theirs: &[],
+    against: "-",
+    proof: "",
+    output: "",
+    reach: &[],
+    ends: "",
+    times: 1,
+};
+
+/// At most so many seconds.
+const fn within(seconds: f64) -> Reach {
+    Reach::of(Figure::Wall, Bound::Absolute(seconds))
+}
+
+const MANY: &str = "$PROBE images many $((10000 * $MIB / 4096))";
+
+/// All rows, in the table's order.
+pub(crate) const ROWS: &[Row] = &[
+    Row {
+        name: "lint of 10,000 images, warm",
+        command: "lint",
+        prepare: MANY,
+        setup: "$DCHAIN lint many",
+        ours: "exec $DCHAIN lint many",
+        reach: &[within(2.0)],
+        ends: "nothing is written",
+        ..ROW
+    },
+    Row {
+        name: "tree of 10,000 images, warm",
+        command: "tree",
+        prepare: MANY,
+        setup: "$DCHAIN tree many",
+        ours: "exec $DCHAIN tree many",
+        reach: &[within(2.0)],
+        ends: "nothing is written",
+        ..ROW
+    },
+];
