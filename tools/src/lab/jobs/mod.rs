@@ -215,10 +215,15 @@ impl Run {
 /// tried for what they do not show.
 pub fn forget(seeds: Range<u64>, by: By, noticed: &[Forgotten]) -> Result<Vec<Forgotten>, String> {
     let find = |seeds: Range<u64>| {
-        let mut places = Places::new();
-        // Those of a live fold have names: they are guards.
-        let named = JOBS.iter().filter(|job| job.name != "live");
-        named.into_iter().try_for_each(|job| job.find_barriers(seeds.clone(), by, &mut places))?;
+        let (mut places, mut live) = (Places::new(), Places::new());
+        // Those of a live fold itself have names: they are guards. What it shares with others it may be the one to show.
+        for job in &JOBS {
+            let places = if job.name == "live" { &mut live } else { &mut places };
+            job.find_barriers(seeds.clone(), by, places)?;
+        }
+        for (place, runs) in live {
+            places.entry(place).and_modify(|others: &mut Vec<Run>| others.extend(runs));
+        }
         places.retain(|place, _| !noticed.iter().any(|one| one.noticed.is_some() && one.asks() == place));
         Ok(places)
     };
@@ -240,7 +245,13 @@ pub(crate) fn until_noticed<R: Send + Sync>(
         let first = seeds.start + round * count;
         let mut places = find(first..first + count)?;
         places.retain(|place, _| !found.get(place).is_some_and(Option::is_some));
-        let judged = places.into_par_iter().map(|(place, runs)| (place, runs.iter().find_map(&shows)));
+        let judged = places.into_par_iter().map(|(place, runs)| {
+            let noticed = runs.iter().find_map(&shows);
+            if noticed.is_none() {
+                eprintln!("{place}: {} runs do not show it", runs.len());
+            }
+            (place, noticed)
+        });
         found.extend(judged.collect::<Vec<_>>());
         let open = || found.iter().filter(|(_, noticed)| noticed.is_none()).map(|(place, _)| place.as_str());
         if open().next().is_none() {
