@@ -28,6 +28,12 @@ impl Trace {
     pub fn events(&self) -> usize {
         self.events.len()
     }
+
+    /// Returns which of them are barriers that did their work, in order.
+    pub fn barriers(&self) -> Vec<usize> {
+        let is_barrier = |event: &Event| matches!(event, Event::Flush { .. } | Event::Sync { .. });
+        self.events.iter().enumerate().filter(|(_, event)| is_barrier(event)).map(|(at, _)| at).collect()
+    }
 }
 
 /// Which of the events that were not durable yet had reached the disk.

@@ -23,7 +23,7 @@ use deltachain::{
 };
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelBridge, ParallelIterator};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -135,7 +135,7 @@ impl Job {
     }
 
     /// Adds to `places` which barriers of which seeds stand for each: those of the job, and those of the job that
-    /// goes on after a kill.
+    /// goes on after a kill, right before each kind of barrier: when most is in the cache that it would make durable.
     fn find_barriers(&'static self, seeds: Range<u64>, by: By, places: &mut JobPlaces) -> Result<(), String> {
         for seed in seeds {
             let scene = self.scene(seed)?;
@@ -152,8 +152,14 @@ impl Job {
                 }
             };
             add(None, &host);
-            let trace = host.trace();
-            for crash in kill_states(&trace).step_by(trace.events() / KILLS + 1) {
+            let (trace, mut asked) = (host.trace(), BTreeSet::new());
+            let first: BTreeSet<usize> = trace
+                .barriers()
+                .into_iter()
+                .zip(host.barrier_names())
+                .filter_map(|(at, stack)| asked.insert(By::Need.place(&stack)).then_some(at))
+                .collect();
+            for crash in kill_states(&trace).filter(|crash| first.contains(&crash.after)) {
                 crash.host.begin_named_operation();
                 scene.finish(&crash.host)?;
                 add(Some(crash.after), &crash.host);
@@ -180,9 +186,6 @@ struct Run {
     killed: Option<usize>,
     numbers: Vec<u64>,
 }
-
-/// About so many kills of a job are followed by a life whose barriers are forgotten.
-const KILLS: usize = 12;
 
 impl Run {
     /// Returns what shows that the barriers were forgotten.
