@@ -4,7 +4,7 @@
 //! As `--bench offline` does it: ours, theirs, ours, theirs ... on the same data with a warm page cache, judged by the ratio
 //! of the medians. Rows about many images have nothing to stand against, and have a time that they must not pass.
 //!
-//! Needs qemu-utils; the data takes 200 MB and some seconds to make. Options, after `--`, and the data folder: as for
+//! Needs qemu-utils; the data takes 3 GB and a minute to make. Options, after `--`, and the data folder: as for
 //! `--bench offline`, whose data is used.
 
 #[path = "../offline/data.rs"]

@@ -194,7 +194,7 @@ impl Family {
 }
 
 /// Reads the header of the image at `path`.
-pub(super) fn member(host: &dyn Host, path: &Path) -> Result<Member> {
+pub fn member(host: &dyn Host, path: &Path) -> Result<Member> {
     let file = host.open(path, Access::ReadShared)?;
     let notes = [path.parent().unwrap_or(Path::new("/")).join(FOLDER)];
     let is_raw = noted_format(host, &notes, file.as_ref())?.as_deref() == Some(Format::Raw.name());

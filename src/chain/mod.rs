@@ -18,7 +18,7 @@ mod pair;
 mod policy;
 mod view;
 
-pub use family::{Family, Link, Member};
+pub use family::{Family, Link, Member, member};
 pub use lineage::{Standing, check_lineage, freeze, join, lineage, refuse_cut_off};
 pub use link::{header_name, is_plain, relative_name};
 pub use open::{FORMAT_UNSTATED, Opening, check_layer, open_layer};

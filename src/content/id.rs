@@ -95,6 +95,15 @@ pub struct IdPrefix {
 }
 
 impl IdPrefix {
+    /// Returns the first of all IDs that could start so.
+    pub fn first(&self) -> ContentId {
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(self.digits.chunks(2)) {
+            *byte = pair.first().map_or(0, |high| high << 4) | pair.get(1).copied().unwrap_or(0);
+        }
+        ContentId(bytes)
+    }
+
     /// Returns whether `id` starts so.
     pub fn matches(&self, id: &ContentId) -> bool {
         let all = id.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);

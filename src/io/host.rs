@@ -28,6 +28,24 @@ pub struct Entry {
     pub path: PathBuf,
     /// What it stands for.
     pub kind: EntryKind,
+    /// Whether it is a symbolic link to that.
+    pub is_link: bool,
+}
+
+/// What a file system says of a file or folder without its being opened. While two looks in one boot are equal, nobody
+/// changed it in between, but within one tick of the clock that stamps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The file system, by a number that holds as long as the boot (`st_dev`).
+    pub device: u64,
+    /// The inode number.
+    pub inode: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Time of the last change to the bytes, or to a folder's names, in nanoseconds since 1970.
+    pub modified_ns: i128,
+    /// Time of the last change to anything, as owner, permissions or the time above; no program can set it.
+    pub changed_ns: i128,
 }
 
 /// The names and files of one machine. Paths are absolute or relative to the working folder.
@@ -74,6 +92,12 @@ pub trait Host: Send + Sync + fmt::Debug {
 
     /// Returns what the file looks like from outside, without opening or locking it.
     fn witness(&self, path: &Path) -> Result<Witness>;
+
+    /// Returns what the file system says of a file or folder; links are followed.
+    fn status(&self, path: &Path) -> Result<Status>;
+
+    /// Returns a number that stands for this machine from one boot to the next; 0 if it has none.
+    fn machine(&self) -> u128;
 
     /// Returns the space free for new data in the file system that holds `folder`, in bytes.
     fn free_bytes(&self, folder: &Path) -> Result<u64>;

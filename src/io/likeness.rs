@@ -31,6 +31,11 @@ impl Likeness {
         Uid::from_raw(self.owner) == rustix::process::geteuid()
     }
 
+    /// Returns whether others than the owner may write it.
+    pub const fn is_written_by_others(self) -> bool {
+        self.mode & 0o022 != 0
+    }
+
     /// The same, and the owner may read and write: what a file that is being worked on needs.
     #[must_use]
     pub const fn at_work(self) -> Self {

@@ -23,7 +23,7 @@ pub use blocks::Blocks;
 pub use file::{Access, Descriptor, File, Kept, Run, Witness};
 #[cfg(feature = "vhost-user")]
 pub use guest_memory::Lent;
-pub use host::{Entry, EntryKind, Host};
+pub use host::{Entry, EntryKind, Host, Status};
 pub use likeness::Likeness;
 pub use mode::{born_ns, is_marked_read_only, names};
 pub use moved::{Moved, begin_flush, copy, is_helped, may_share, share, stream};

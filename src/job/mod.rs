@@ -11,6 +11,7 @@ pub mod create;
 #[cfg(test)]
 mod cuts;
 pub mod diff;
+pub mod find;
 pub mod lint;
 pub mod live;
 pub mod measure;

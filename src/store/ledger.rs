@@ -1,7 +1,7 @@
 //! Gathers what is known of a layer, and writes it down in the order that keeps it true.
 
 use super::{
-    FOLDER, Journal, LayerRecord, Record, elsewhere,
+    FOLDER, Index, Journal, LayerRecord, Record, elsewhere,
     note::{self, Header, Note},
     place::{self, Lasting},
     record::{Claim, Epoch},
@@ -66,9 +66,14 @@ pub struct Known {
 }
 
 impl Known {
+    /// Returns the content ID that the layer's record says, whether or not it can be believed.
+    pub fn sealed(&self) -> Option<ContentId> {
+        self.layer.frozen.and_then(|record| record.sealed)
+    }
+
     /// Returns the content ID of the layer's view, if that is certain.
     pub fn proven(&self) -> Option<ContentId> {
-        self.layer.frozen.and_then(|record| record.sealed).filter(|_| self.trust == Trust::Trusted)
+        self.sealed().filter(|_| self.trust == Trust::Trusted)
     }
 }
 
@@ -278,6 +283,11 @@ impl Ledger {
             }
         }
         Ok(None)
+    }
+
+    /// Returns the index of a folder, which is a whole path without links.
+    pub fn index(&self, folder: &Path) -> Index {
+        Index::new(&self.host, folder, self.state.as_deref())
     }
 
     /// Returns the journal of the job on the layer at `top`, to look at; `None` if there is none.

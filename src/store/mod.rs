@@ -16,6 +16,7 @@
 
 mod draft;
 mod elsewhere;
+mod index;
 mod journal;
 mod ledger;
 mod note;
@@ -26,6 +27,7 @@ mod trust;
 
 pub use draft::{Draft, Publish};
 pub use elsewhere::elsewhere;
+pub use index::Index;
 pub use journal::{Fold, FoldMode, Held, HeldState, Intent, Journal, Position, Removed};
 pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before, noted_format};
 pub use place::NO_PLACE;

@@ -80,7 +80,7 @@ fn replace(host: &Arc<dyn Host>, (path, lasting): (&Path, Lasting), content: &Co
 }
 
 /// Makes a folder and those above it, each durable before something is put into it.
-fn make_durable_folder(host: &dyn Host, folder: &Path) -> Result<()> {
+pub(super) fn make_durable_folder(host: &dyn Host, folder: &Path) -> Result<()> {
     if host.kind(folder)?.is_some() {
         return Ok(());
     }
@@ -122,7 +122,7 @@ struct Cursor {
 }
 
 /// Hands an error through the standard library's traits, keeping what the operating system said.
-fn os(error: &Error) -> io::Error {
+pub(super) fn os(error: &Error) -> io::Error {
     let code = error.os().and_then(io::Error::raw_os_error);
     code.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
 }

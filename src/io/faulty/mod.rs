@@ -18,7 +18,7 @@ mod file;
 pub use crash::{Crash, Landing, Trace, crash_states, kill_states};
 pub use fault::{Failure, Fault, Waits};
 
-use super::{Access, Entry, EntryKind, File, Host, Witness};
+use super::{Access, Entry, EntryKind, File, Host, Status, Witness};
 use crate::base::{Error, ErrorKind, Result};
 use disk::{Change, Disk, Event, Inode, NameChange, Node};
 use fault::{Action, Faults};
@@ -346,7 +346,7 @@ impl Host for SimHost {
         let inside = machine.disk.names.iter().filter(|(path, _)| path.parent() == Some(&whole));
         let entries = inside.filter_map(|(path, node)| {
             let kind = if node.file().is_some() { EntryKind::File } else { EntryKind::Folder };
-            Some(Entry { path: folder.join(path.file_name()?), kind })
+            Some(Entry { path: folder.join(path.file_name()?), kind, is_link: false })
         });
         Ok(entries.collect())
     }
@@ -377,6 +377,16 @@ impl Host for SimHost {
     fn witness(&self, path: &Path) -> Result<Witness> {
         let machine = self.machine.lock();
         Ok(machine.witness(machine.file(path)?))
+    }
+
+    /// Folders have no times here.
+    fn status(&self, path: &Path) -> Result<Status> {
+        let Witness { inode, bytes, modified_ns, .. } = self.witness(path)?;
+        Ok(Status { device: 1, inode, bytes, modified_ns, changed_ns: modified_ns })
+    }
+
+    fn machine(&self) -> u128 {
+        1
     }
 
     fn free_bytes(&self, _folder: &Path) -> Result<u64> {

@@ -13,7 +13,7 @@ mod witness;
 pub(super) use sys::{BlockExtent, begin_flush, blocks, clone_range};
 pub(super) use witness::is_multigrain;
 
-use super::{Access, Entry, EntryKind, File, Host, Witness};
+use super::{Access, Entry, EntryKind, File, Host, Status, Witness};
 use crate::base::{Error, ErrorKind, Result, error::InFile};
 use file::RealFile;
 use pool::Pool;
@@ -211,8 +211,15 @@ impl Host for RealHost {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let mut entries = Vec::new();
         for entry in fs::read_dir(folder).map_err(io_error("list")).in_file(folder)? {
-            let path = entry.map_err(io_error("list")).in_file(folder)?.path();
-            let kind = match self.kind(&path) {
+            let entry = entry.map_err(io_error("list")).in_file(folder)?;
+            let (path, own) = (entry.path(), entry.file_type().ok());
+            let is_link = own.is_some_and(|own| own.is_symlink());
+            let looked = if own.is_some_and(|own| own.is_file()) {
+                Ok(Some(EntryKind::File))
+            } else {
+                self.kind(&path)
+            };
+            let kind = match looked {
                 // Whoever opens what the link leads to hears that it is closed to this user.
                 Err(e) if e.os().is_some_and(|os| os.kind() == io::ErrorKind::PermissionDenied) => {
                     Some(EntryKind::File)
@@ -220,7 +227,7 @@ impl Host for RealHost {
                 kind => kind?,
             };
             // A link to nothing, or a name removed meanwhile, is no entry.
-            entries.extend(kind.map(|kind| Entry { path, kind }));
+            entries.extend(kind.map(|kind| Entry { path, kind, is_link }));
         }
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(entries)
@@ -253,6 +260,22 @@ impl Host for RealHost {
     fn witness(&self, path: &Path) -> Result<Witness> {
         let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
         fd.and_then(witness::of).map_err(|e| Error::io("look at its state", e.into()).path(path))
+    }
+
+    fn status(&self, path: &Path) -> Result<Status> {
+        let stat = rustix::fs::stat(path).map_err(|e| Error::io("look at its state", e.into()).path(path))?;
+        let ns = |seconds: i64, rest: u64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        Ok(Status {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            bytes: u64::try_from(stat.st_size).unwrap_or_default(),
+            modified_ns: ns(stat.st_mtime, stat.st_mtime_nsec),
+            changed_ns: ns(stat.st_ctime, stat.st_ctime_nsec),
+        })
+    }
+
+    fn machine(&self) -> u128 {
+        witness::machine()
     }
 
     fn free_bytes(&self, folder: &Path) -> Result<u64> {

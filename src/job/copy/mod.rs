@@ -506,9 +506,9 @@ fn find_match(
     if share == Share::Deny || depth == 1 {
         return Ok((depth, None));
     }
-    let (shelf, progress) = (Shelf::scan(host, ledger, folder, opening)?, Progress::default());
+    let (mut shelf, progress) = (Shelf::scan(host, ledger, folder, opening)?, Progress::default());
     let deepest = if share == Share::ChildOnly { 2 } else { depth };
-    if !shelf.is_empty() {
+    if !shelf.is_empty()? {
         let ids = ids(chain, &progress)?;
         for (at, id) in ids.iter().enumerate().take(deepest).skip(1) {
             if let Some(found) = shelf.find(host, *id, opening, &progress)? {

@@ -3,7 +3,7 @@
 use crate::{
     data::Data,
     failure::{Exit, Failure},
-    options::{self, Reading, Source},
+    options::{self, Reading, References, Source},
     output::Answer,
     progress::Watching,
     size,
@@ -12,9 +12,10 @@ use clap::{Args, Subcommand};
 use deltachain::{
     base::name,
     chain::Chain,
-    content::ContentId,
+    content::{ContentId, IdPrefix},
     io::Access,
     job::{
+        find::find,
         seal::{self, How, Sealed},
         verify::verify,
     },
@@ -38,6 +39,10 @@ enum What {
     Seal(Seal),
     /// Compute the content ID of IMAGE as it is now, and compare it with the recorded one
     Verify(Verify),
+    /// Say which images of a folder show a content ID, by their records; nothing is hashed
+    ///
+    /// A folder of 256 files or more has an index, which is made with the first question.
+    Find(Find),
 }
 
 #[derive(Args, Debug)]
@@ -71,6 +76,17 @@ struct Verify {
     image: PathBuf,
 }
 
+#[derive(Args, Debug)]
+struct Find {
+    #[command(flatten)]
+    references: References,
+    /// The content ID, or how it starts (4 hex digits at least)
+    id: IdPrefix,
+    /// The folder
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+}
+
 impl Arguments {
     /// Does what is asked for.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
@@ -78,6 +94,7 @@ impl Arguments {
             What::Show(show) => show.run(answer),
             What::Seal(seal) => seal.run(answer),
             What::Verify(verify) => verify.run(answer),
+            What::Find(find) => find.run(answer),
         }
     }
 }
@@ -217,5 +234,25 @@ impl Verify {
             (Some(id), Some(wanted)) if id != wanted => Exit::Refused,
             _ => Exit::Done,
         })
+    }
+}
+
+impl Find {
+    fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let host = options::host();
+        let opening = self.references.opening(host.as_ref(), Access::ReadShared)?;
+        let folder = options::folder(host.as_ref(), &self.folder)?;
+        let found = find(&host, &options::ledger(&host), &folder, &self.id, &opening)?;
+        answer.print_list(&found, |found, out| {
+            found.iter().try_for_each(|image| {
+                let trust = match image.trust {
+                    Trust::Doubted(doubt) => format!("doubted: {doubt}"),
+                    Trust::Trusted => "trusted".to_owned(),
+                    Trust::Claimed | Trust::Unknown => "claimed".to_owned(),
+                };
+                writeln!(out, "{}: {}, {trust}", name::text(&image.path), image.id)
+            })
+        })?;
+        Ok(Exit::Done)
     }
 }

@@ -1,6 +1,9 @@
 //! Chains carried to another folder: what is there already is linked, and the result reads the same.
 
-use crate::foreign::{Scratch, assert_same};
+use crate::{
+    dchain::done,
+    foreign::{Scratch, assert_same},
+};
 use deltachain::{
     base::{Error, ErrorKind},
     chain::{Chain, Opening, Policy},
@@ -180,4 +183,28 @@ fn cid_8_a_copied_chain_goes_on_being_believed_and_a_changed_parent_is_noticed()
     target.qemu_io("qcow2", "c1", &["write -q -P 9 0 4k"]);
     let error = Chain::open(&host(), &head, &opening(&target)).map(drop).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Policy, "{error}");
+}
+
+/// A golden image is found among hundreds of other files, by how its ID starts; the index that helps with that is no image.
+#[test]
+fn cid_9_id_find_names_the_images_that_show_an_id() {
+    let folder = Scratch::new();
+    let here = folder.path();
+    std::fs::create_dir(folder.file("store")).unwrap();
+    for number in 0..300 {
+        std::fs::write(folder.file(&format!("store/{number}.txt")), "").unwrap();
+    }
+    done(&here, &["create", "-f", "qcow2", "store/golden.qcow2", "4M"]);
+    folder.qemu_io("qcow2", "store/golden.qcow2", &["write -P 1 1M 1M"]);
+    done(&here, &["convert", "-O", "raw", "store/golden.qcow2", "store/twin.raw"]);
+    let sealed = done(&here, &["id", "seal", "store/golden.qcow2"]).out;
+    done(&here, &["id", "seal", "store/twin.raw"]);
+    let at = sealed.find("c1:").unwrap();
+    let found = done(&here, &["id", "find", &sealed[at..at + 12], "store"]).out;
+    let names: Vec<&str> = found.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    let store = folder.file("store").canonicalize().unwrap();
+    assert_eq!(names, ["golden.qcow2", "twin.raw"].map(|name| store.join(name).display().to_string()));
+    let indexes = std::fs::read_dir(store.join(".dchain")).unwrap();
+    assert!(indexes.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("index-")));
+    assert!(!done(&here, &["tree", "store"]).out.contains("index-"));
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::{
     base::HostOffset,
     io::{
-        Entry, EntryKind, Witness,
+        Entry, EntryKind, Status, Witness,
         faulty::{Crash, kill_states},
     },
     job::consolidate::ending::Ending,
@@ -365,6 +365,14 @@ impl Host for Watching {
 
     fn witness(&self, path: &Path) -> Result<Witness> {
         self.host.witness(path)
+    }
+
+    fn status(&self, path: &Path) -> Result<Status> {
+        self.host.status(path)
+    }
+
+    fn machine(&self) -> u128 {
+        self.host.machine()
     }
 
     fn free_bytes(&self, folder: &Path) -> Result<u64> {
