@@ -102,8 +102,13 @@ impl Ending {
         let fold = journal.fold();
         let result = journal.place(&fold.result);
         self.host.sync_folder(folder_of(&result))?;
-        // A TOP that was retired by a process that was killed may not be so after a power cut: it is removed, durably,
-        // before the journal is, and until then nobody writes the target.
+        if let Some(top) = fold.layers.first().filter(|_| fold.mode == FoldMode::TargetName) {
+            // Retired by a process that was killed, it may not be so after a power cut, when the target is a head.
+            match self.host.open(&journal.place(top), Access::ReadShared) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                opened => opened?.flush()?,
+            }
+        }
         match (fold.mode, &fold.draft) {
             (FoldMode::NewImage, Some(draft)) => self.remove_file(&journal.place(draft))?,
             // An empty TOP takes the place of the old one among its children, too.

@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use dchain_lab::{
     HISTORIES, History, crash, errors, fuzz, guest,
-    jobs::{self, By, Forgotten, JOBS},
+    jobs::{self, By, Forgotten, JOBS, Wanted},
     kill::{self, Job},
     mirror, mutants,
 };
@@ -70,6 +70,9 @@ struct Mutants {
     /// Tell barriers apart by what needs them, too: some are there for the sake of others.
     #[arg(long = "fine")]
     is_fine: bool,
+    /// Only barriers whose line in the code has this in it.
+    #[arg(long)]
+    only: Option<String>,
 }
 
 #[derive(Args)]
@@ -255,12 +258,13 @@ fn take_guards_away() -> bool {
 
 /// Forgets barriers of histories and of jobs; returns whether each was noticed.
 fn forget_all(wanted: &Mutants) -> bool {
-    let Mutants { seed, seeds, is_fine, .. } = *wanted;
-    let by = if is_fine { By::Need } else { By::Line };
+    let Mutants { seed, seeds, is_fine, only, .. } = wanted;
+    let by = if *is_fine { By::Need } else { By::Line };
+    let wanted = Wanted { seeds: *seed..seed + seeds, by, only: only.clone() };
     let forget = || {
-        let found = mutants::search(&HISTORIES, seed..seed + seeds, by)?;
+        let found = mutants::search(&HISTORIES, &wanted)?;
         let is_sound = say_missed("histories", &found);
-        let others = jobs::forget(seed..seed + seeds, by, &found)?;
+        let others = jobs::forget(&wanted, &found)?;
         Ok(say_missed("jobs, what histories do not have", &others) && is_sound)
     };
     forget().unwrap_or_else(|wrong| say(&Err(wrong)))

@@ -3,7 +3,7 @@
 use crate::{
     crash,
     history::{Barrier, Barriers, History, Setup},
-    jobs::{By, Forgotten, Places, until_noticed},
+    jobs::{By, Forgotten, Places, Wanted, until_noticed},
     log::Kind,
 };
 use std::{collections::BTreeMap, ops::Range};
@@ -11,17 +11,17 @@ use std::{collections::BTreeMap, ops::Range};
 /// Which barriers of which runs stand for each as the code has it.
 type RunPlaces = Places<(&'static History, u64, Vec<Barrier>)>;
 
-/// Forgets the barriers that the histories of `seeds` have, those of one kind of operation and one place in the
+/// Forgets the barriers that histories have, those of one kind of operation and one place in the
 /// code at a time, and looks for a power cut that shows it. More seeds than those are tried for what they do not show.
-pub fn search(histories: &'static [History], seeds: Range<u64>, by: By) -> Result<Vec<Forgotten>, String> {
+pub fn search(histories: &'static [History], wanted: &Wanted) -> Result<Vec<Forgotten>, String> {
     let find = |seeds: Range<u64>| {
         let mut places = RunPlaces::new();
         for history in histories {
-            seeds.clone().for_each(|seed| find_barriers(history, seed, by, &mut places));
+            seeds.clone().for_each(|seed| find_barriers(history, seed, wanted.by, &mut places));
         }
         Ok(places)
     };
-    until_noticed(seeds, find, |(history, seed, forgotten): &(&History, u64, Vec<Barrier>)| {
+    until_noticed(wanted, find, |(history, seed, forgotten): &(&History, u64, Vec<Barrier>)| {
         let setup = Setup { barriers: Barriers::Forgotten(forgotten), ..Setup::default() };
         crash::cut_everywhere(history, *seed, setup, u64::MAX).err()
     })

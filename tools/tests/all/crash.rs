@@ -2,7 +2,7 @@
 
 use dchain_lab::{
     HISTORIES, History, crash, errors,
-    jobs::{By, JOBS, Job},
+    jobs::{By, JOBS, Job, Wanted},
     mutants,
 };
 use std::process::Command;
@@ -29,7 +29,7 @@ fn no_failed_io_is_reported_as_done_or_spoils_what_follows() {
 /// Those of whole jobs are searched for by `dchain-lab mutants`: that takes longer than this may.
 #[test]
 fn each_barrier_that_is_forgotten_is_missed() {
-    let found = mutants::search(&HISTORIES, 1..4, By::Line).unwrap();
+    let found = mutants::search(&HISTORIES, &Wanted { seeds: 1..4, by: By::Line, only: None }).unwrap();
     println!("{} forgotten barriers", found.len());
     let unnoticed: Vec<_> = found.iter().filter(|one| one.noticed.is_none()).collect();
     assert!(found.len() >= 19 && unnoticed.is_empty(), "{unnoticed:?} of {}", found.len());

@@ -42,7 +42,8 @@ struct Fold {
 /// Makes up the scene that belongs to `seed`.
 pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
     let mut random = Seeded::new(seed);
-    let world = World::new(&mut random, seed).map_err(|e| e.to_string())?;
+    let make = if seed % 3 == 2 { World::apart } else { World::new };
+    let world = make(&mut random, seed).map_err(|e| e.to_string())?;
     let target = index(random.below(world.layers.len() as u64 - 1));
     let end = match random.below(4) {
         0 => End::TargetsName,

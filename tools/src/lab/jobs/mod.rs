@@ -216,13 +216,13 @@ impl Run {
 /// Forgets the barriers that every job has for each of `seeds`, those of one place in the code at a time, and
 /// looks for a power cut or a kill that shows it; not those that are in `noticed` already. More seeds than those are
 /// tried for what they do not show.
-pub fn forget(seeds: Range<u64>, by: By, noticed: &[Forgotten]) -> Result<Vec<Forgotten>, String> {
+pub fn forget(wanted: &Wanted, noticed: &[Forgotten]) -> Result<Vec<Forgotten>, String> {
     let find = |seeds: Range<u64>| {
         let (mut places, mut live) = (Places::new(), Places::new());
         // Those of a live fold itself have names: they are guards. What it shares with others it may be the one to show.
         for job in &JOBS {
             let places = if job.name == "live" { &mut live } else { &mut places };
-            job.find_barriers(seeds.clone(), by, places)?;
+            job.find_barriers(seeds.clone(), wanted.by, places)?;
         }
         for (place, runs) in live {
             places.entry(place).and_modify(|others: &mut Vec<Run>| others.extend(runs));
@@ -230,24 +230,37 @@ pub fn forget(seeds: Range<u64>, by: By, noticed: &[Forgotten]) -> Result<Vec<Fo
         places.retain(|place, _| !noticed.iter().any(|one| one.noticed.is_some() && one.asks() == place));
         Ok(places)
     };
-    until_noticed(seeds, find, Run::shows)
+    until_noticed(wanted, find, Run::shows)
 }
 
 /// How many times as many seeds are tried as were asked for: a few scenes need not have the one that shows a barrier.
 const ROUNDS: u64 = 8;
 
-/// Forgets what `find` finds with each of `seeds` until `shows` says what went wrong; then with the seeds that follow,
+/// Which barriers are forgotten.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Those of these seeds, and of more where these show nothing.
+    pub seeds: Range<u64>,
+    /// What counts as one.
+    pub by: By,
+    /// Only those whose line has this in it.
+    pub only: Option<String>,
+}
+
+/// Forgets what `find` finds with each of the seeds until `shows` says what went wrong; then with the seeds that follow,
 /// as long as something has not been noticed.
 pub(crate) fn until_noticed<R: Send + Sync>(
-    seeds: Range<u64>,
+    wanted: &Wanted,
     find: impl Fn(Range<u64>) -> Result<Places<R>, String>,
     shows: impl Fn(&R) -> Option<String> + Sync,
 ) -> Result<Vec<Forgotten>, String> {
+    let Wanted { seeds, only, .. } = wanted;
     let (mut found, count) = (BTreeMap::new(), seeds.end - seeds.start);
+    let is_wanted = |place: &str| only.as_ref().is_none_or(|only| place.contains(only));
     for round in 0..ROUNDS {
         let first = seeds.start + round * count;
         let mut places = find(first..first + count)?;
-        places.retain(|place, _| !found.get(place).is_some_and(Option::is_some));
+        places.retain(|place, _| is_wanted(place) && !found.get(place).is_some_and(Option::is_some));
         let judged = places.into_par_iter().map(|(place, runs)| {
             let noticed = runs.iter().find_map(&shows);
             if noticed.is_none() {

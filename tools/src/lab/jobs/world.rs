@@ -5,7 +5,7 @@ use deltachain::{
     chain::{Chain, Opening, freeze, join},
     disk::Disk,
     format::{self, Creation, Format, NoParts, ParentName, Repair},
-    io::{Access, Host, Kept, faulty::SimHost},
+    io::{Access, Entry, EntryKind, Host, Kept, faulty::SimHost},
     job::{
         Progress,
         seal::{full_tree, open_layers, seal},
@@ -20,6 +20,9 @@ use std::{
 
 /// Where the chain is.
 pub(crate) const FOLDER: &str = "/vm";
+
+/// Where layers are that lie apart from their head, in that folder.
+const BELOW: &str = "below/";
 
 /// One layer.
 #[derive(Clone, Debug)]
@@ -50,9 +53,14 @@ impl fmt::Debug for World {
 impl World {
     /// Makes the chain that belongs to `seed`; the same numbers of `random` decide on what else there is.
     pub(crate) fn new(random: &mut Seeded, seed: u64) -> base::Result<Self> {
-        let depth = 2 + index(random.below(3));
-        let usual = 1024 * (12 + random.below(16));
-        let layers = (0..depth).map(|number| layer(number, depth, usual, random)).collect();
+        Self::of(layers(random), seed)
+    }
+
+    /// The same with all layers but the topmost one in a folder of their own, every other time on a raw disk.
+    pub(crate) fn apart(random: &mut Seeded, seed: u64) -> base::Result<Self> {
+        let mut layers = layers(random);
+        layers.iter_mut().take(index(1 - seed % 2)).for_each(|base| base.format = Format::Raw);
+        layers.iter_mut().rev().skip(1).for_each(|layer| layer.name.insert_str(0, BELOW));
         Self::of(layers, seed)
     }
 
@@ -68,6 +76,9 @@ impl World {
     fn of(layers: Vec<Made>, seed: u64) -> base::Result<Self> {
         let host = SimHost::new();
         host.make_folder(Path::new(FOLDER))?;
+        if layers.iter().any(|layer| layer.name.starts_with(BELOW)) {
+            host.make_folder(&path(BELOW))?;
+        }
         for (number, layer) in layers.iter().enumerate() {
             let parent = number.checked_sub(1).and_then(|below| layers.get(below));
             layer.make(&host, parent)?;
@@ -103,6 +114,12 @@ impl World {
     }
 }
 
+fn layers(random: &mut Seeded) -> Vec<Made> {
+    let depth = 2 + index(random.below(3));
+    let usual = 1024 * (12 + random.below(16));
+    (0..depth).map(|number| layer(number, depth, usual, random)).collect()
+}
+
 fn layer(number: usize, depth: usize, usual: u64, random: &mut Seeded) -> Made {
     let is_base = number == 0;
     let size = if random.chance(1, 3) { 512 * (16 + random.below(48)) } else { usual };
@@ -122,7 +139,10 @@ fn layer(number: usize, depth: usize, usual: u64, random: &mut Seeded) -> Made {
 impl Made {
     fn make(&self, host: &SimHost, parent: Option<&Self>) -> base::Result<()> {
         let link = parent.map(|parent| ParentName {
-            name: parent.name.as_bytes().to_vec(),
+            name: match parent.name.strip_prefix(BELOW) {
+                Some(beside) if self.name.starts_with(BELOW) => beside.into(),
+                _ => parent.name.as_bytes().to_vec(),
+            },
             format: Some(parent.format.name().to_owned()),
         });
         let is_qcow2 = self.format == Format::Qcow2;
@@ -190,11 +210,19 @@ pub(crate) fn shows(host: &SimHost, path: &Path, expected: &[u8]) -> Result<(), 
     if shown == expected { Ok(()) } else { Err(format!("{place} shows something else")) }
 }
 
-/// The names in a folder that are not hidden, sorted.
+/// The names of the files in a folder, and in the one below it, that are not hidden, sorted.
 pub(crate) fn names(host: &SimHost, folder: &Path) -> Result<Vec<String>, String> {
-    let entries = host.list(folder).map_err(|e| e.to_string())?;
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(entries.iter().map(|e| name(&e.path)).filter(|name| !name.starts_with('.')).collect())
+    let mut entries = host.list(folder).map_err(|e| e.to_string())?;
+    if folder == Path::new(FOLDER) && host.kind(&path(BELOW)).is_ok_and(|kind| kind.is_some()) {
+        entries.extend(host.list(&path(BELOW)).map_err(|e| e.to_string())?);
+    }
+    let files = entries.iter().filter(|entry| entry.kind == EntryKind::File);
+    let name = |at: &Path| at.strip_prefix(folder).unwrap_or(at).to_string_lossy().into_owned();
+    let is_shown =
+        |entry: &&Entry| !entry.path.file_name().unwrap_or_default().as_encoded_bytes().starts_with(b".");
+    let mut names: Vec<String> = files.filter(is_shown).map(|entry| name(&entry.path)).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// Says so if the metadata of an image contradict themselves.
