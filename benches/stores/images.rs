@@ -14,7 +14,7 @@ use deltachain::{
         rebase::NewParent,
         seal,
     },
-    store::{Epoch, LayerRecord, Ledger},
+    store::{Carrier as _, Epoch, LayerRecord, Ledger},
 };
 use std::{
     fs,
@@ -29,10 +29,10 @@ const FAMILY: u64 = 10;
 /// Bytes of the images that are written each by itself: what is empty stays a hole.
 const PIECE_BYTES: usize = 4096;
 
-/// Returns the content ID that the base of a family has.
-pub(crate) fn id(family: u64) -> ContentId {
+/// Returns the content ID that a member of a family has, if it has one: others lie on it. The base is member 0.
+pub(crate) fn id(family: u64, member: u64) -> ContentId {
     let mut bytes = [0; 32];
-    Seeded::new(family).fill(&mut bytes);
+    Seeded::new(family * FAMILY + member).fill(&mut bytes);
     ContentId::new(bytes)
 }
 
@@ -104,20 +104,20 @@ fn templates(folder: &Path) -> Result<Vec<Template>> {
         chain.write(GuestOffset::new(member << 20), &[7; 512])?;
         chain.flush()?;
         drop(chain);
-        if member == 0 {
+        // What is noted beside an image does not go with it.
+        if (0..FAMILY).any(|other| parent(other) == Some(member)) {
             seal::seal(&ledger, &seal::open_layers(&host, &path, &opening)?, &Progress::default())?;
         }
         members.push(path);
     }
-    let open = |path: &PathBuf| open_layer(&host, path, &opening);
-    members
-        .iter()
-        .zip(0..)
-        .map(|(path, member)| template(member, path, &ledger.look(open(path)?.image.as_ref())?.layer))
-        .collect()
+    let stored = |path: &PathBuf| -> Result<LayerRecord> {
+        let inside = open_layer(&host, path, &opening)?.image.stored()?;
+        Ok(LayerRecord::decode(&inside.map(|stored| stored.bytes).unwrap_or_default()))
+    };
+    members.iter().zip(0..).map(|(path, member)| template(member, path, stored(path)?)).collect()
 }
 
-fn template(member: u64, path: &Path, record: &LayerRecord) -> Result<Template> {
+fn template(member: u64, path: &Path, record: LayerRecord) -> Result<Template> {
     let image = fs::read(path).map_err(|e| Error::io("read", e).path(path))?;
     let is_held = |piece: &&[u8]| piece.iter().any(|byte| *byte != 0);
     let pieces =
@@ -127,8 +127,8 @@ fn template(member: u64, path: &Path, record: &LayerRecord) -> Result<Template> 
     let stored = record.encode();
     let place = |piece: &[u8]| piece.windows(stored.len()).position(|part| part == stored);
     let at = pieces.iter().enumerate().find_map(|(nth, (_, piece))| Some((nth, place(piece)?)));
-    let at = at.unwrap_or_default();
-    Ok(Template { member, bytes, pieces, record: record.clone(), at })
+    let at = at.ok_or_else(|| Error::invalid("an image without its record").path(path))?;
+    Ok(Template { member, bytes, pieces, record, at })
 }
 
 impl Template {
@@ -138,11 +138,11 @@ impl Template {
         let mut record = self.record.clone();
         if let Some(frozen) = &mut record.frozen {
             frozen.epoch = epoch(self.member);
-            frozen.sealed = frozen.sealed.map(|_| id(family));
+            frozen.sealed = frozen.sealed.map(|_| id(family, self.member));
         }
         if let (Some(claim), Some(parent)) = (&mut record.claim, parent(self.member)) {
             claim.parent_epoch = epoch(parent);
-            claim.parent_id = claim.parent_id.map(|_| id(family));
+            claim.parent_id = claim.parent_id.map(|_| id(family, parent));
             claim.name = name(family, parent).into_bytes();
         }
         record

@@ -30,7 +30,7 @@ impl Probe {
         match self {
             Self::Images { folder, count } => images::make(folder, *count),
             Self::Id { family } => {
-                println!("{}", images::id(*family));
+                println!("{}", images::id(*family, 0));
                 Ok(())
             }
         }
