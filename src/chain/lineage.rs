@@ -132,7 +132,7 @@ pub(super) fn refuse_half_folded(ledger: &Ledger, head: &Layer) -> Result<()> {
     let Some(journal) = ledger.journal_of_layer(&head.path, &is_apart)? else { return Ok(()) };
     let fold = journal.fold();
     let (Some(top), Some(target)) = (fold.layers.first(), fold.layers.last()) else { return Ok(()) };
-    let is_target = fold.mode != FoldMode::NewImage && journal.is_at(target, &head.path)?;
+    let is_target = !fold.mode.makes_new() && journal.is_at(target, &head.path)?;
     if !Guard::HalfFolded.trips(is_target) || journal.is_at(top, &head.path)? {
         return Ok(());
     }

@@ -34,6 +34,7 @@ use crate::{
     disk::{Disk, STATUS_MAX, Status},
     format::{Below, Format, Image, ParentName},
     io::{Host, Kept, Likeness},
+    store::Ledger,
 };
 use std::{
     path::{Path, PathBuf},
@@ -171,6 +172,13 @@ impl Chain {
     pub fn of(layers: Vec<Layer>, is_writable: bool) -> Self {
         let merged = View::new(layers.get(usize::from(is_writable)..).unwrap_or_default());
         Self { layers, standings: Vec::new(), is_writable, is_moving: false, merged }
+    }
+
+    /// The same, each layer looked at; one whose parent is not what it was made on is refused.
+    pub fn looked_at(layers: Vec<Layer>, is_writable: bool, ledger: &Ledger) -> Result<Self> {
+        let standings = lineage(ledger, &layers)?;
+        check_lineage(&layers, &standings)?;
+        Ok(Self { standings, ..Self::of(layers, is_writable) })
     }
 
     /// Makes a chain that is written while a job writes one of the layers below its head, in such a way that the

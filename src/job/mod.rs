@@ -15,6 +15,7 @@ pub mod find;
 pub mod lint;
 pub mod live;
 pub mod measure;
+pub mod migrate;
 pub mod overwrite;
 mod own;
 mod progress;

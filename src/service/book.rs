@@ -8,7 +8,7 @@ use crate::{
     base::{Error, ErrorKind, HostOffset, Result, name::FileName, units::index},
     format::Format,
     io::{Access, File, Host, Witness},
-    job::snapshot::Taken,
+    job::{migrate, snapshot::Taken},
     store::{Draft, Publish},
 };
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,38 @@ pub(super) struct Below {
     pub(super) into: FileName,
 }
 
+/// A disk that goes to another store, as the next start goes on with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Going {
+    store: FileName,
+    format: Option<String>,
+    options: Vec<(String, String)>,
+    removes_source: bool,
+    /// The topmost of the layers that stand in for those below the head, once they are there.
+    pub(super) below: Option<FileName>,
+}
+
+impl Going {
+    pub(super) fn of(request: &migrate::Request) -> Self {
+        Self {
+            store: FileName(request.store.clone()),
+            format: request.format.map(|format| format.name().to_owned()),
+            options: request.options.clone(),
+            removes_source: request.removes_source,
+            below: None,
+        }
+    }
+
+    pub(super) fn request(&self) -> Result<migrate::Request> {
+        Ok(migrate::Request {
+            store: self.store.0.clone(),
+            format: self.format.as_deref().map(Format::parse).transpose()?,
+            options: self.options.clone(),
+            removes_source: self.removes_source,
+        })
+    }
+}
+
 /// What is known of a disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Known {
@@ -73,6 +105,9 @@ pub(super) struct Known {
     /// What a job folds that has not done so yet, where that is below the head.
     #[serde(default)]
     pub(super) below: Option<Below>,
+    /// Where it goes, while it does.
+    #[serde(default)]
+    pub(super) going: Option<Going>,
     /// How fast the job on it is to be.
     #[serde(default)]
     pub(super) told: Told,
@@ -95,6 +130,7 @@ impl Known {
             before: None,
             is_cancelled: false,
             below: None,
+            going: None,
             told: Told::default(),
             hooks: named.hooks.clone(),
         }
@@ -126,6 +162,7 @@ impl Known {
         self.head = FileName(path.to_path_buf());
         self.format = Some(format.name().to_owned());
         (self.becomes, self.job, self.before, self.is_cancelled) = (None, None, None, false);
+        self.going = None;
         self.told = Told::default();
     }
 
@@ -134,7 +171,7 @@ impl Known {
         let before = std::mem::replace(&mut self.head, FileName(path.to_path_buf()));
         self.format = Some(format.name().to_owned());
         if before != self.head {
-            (self.becomes, self.before) = (None, Some(before));
+            (self.becomes, self.before, self.going) = (None, Some(before), None);
         }
     }
 
@@ -153,6 +190,12 @@ impl Known {
         let changes_name = result != self.head.0;
         self.becomes = changes_name.then(|| FileName(result.to_path_buf()));
         (self.job, self.is_cancelled, self.told) = (Some(job), false, Told::default());
+    }
+
+    /// Takes note of a job that brings the disk to another store, where its head has the name `result`.
+    pub(super) fn begin_move(&mut self, job: u64, result: &Path, going: Going) {
+        self.begin(job, result);
+        self.going = Some(going);
     }
 
     /// Takes note of a job on layers below the head, which stays.

@@ -2,7 +2,7 @@
 
 use super::{
     Happened, Held, Service,
-    book::Known,
+    book::{Book, Known},
     job::{Job, JobState, Outcome, Told},
 };
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     job::{
         Manners,
         consolidate::{Folding, LiveConsolidation, LivePace, LiveReport, Plan, Request},
+        migrate::Migration,
     },
     store::Journal,
 };
@@ -45,7 +46,7 @@ pub struct Speed {
     pub latency_target: Option<Duration>,
 }
 
-fn check(manners: Manners) -> Result<()> {
+pub(super) fn check(manners: Manners) -> Result<()> {
     if manners.share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
         return Err(Error::invalid("the share is a number above 0 and at most 1"));
     }
@@ -57,6 +58,8 @@ pub(super) enum Stand {
     Planned(Box<LiveConsolidation>, LivePace),
     /// The second leg is on already.
     Begun(Box<Folding>),
+    /// Layers below the head are brought to another store first.
+    Moving(Box<Migration>),
 }
 
 impl Service {
@@ -83,16 +86,7 @@ impl Service {
         check(manners)?;
         self.held(name)?.settle()?;
         let mut book = self.book.lock();
-        self.refuse_stopping()?;
-        let held = self.held(name)?;
-        held.refuse_job(name)?;
-        self.refuse_backup(name)?;
-        if let Some(below) = book.written().disks.get(name).and_then(|known| known.below.as_ref())
-            && Journal::find(&self.settings.host, &below.top.0)?.is_some()
-        {
-            let what = "a fold of older layers was given up: detach and attach it again";
-            return Err(Error::busy(format!("disk '{name}': {what}")));
-        }
+        let held = self.free_for_a_job(&book, name)?;
         let fold = self.prepare(&held, &asked.request)?;
         let told = Told::of(asked.rate, manners);
         let number = book.change(|written| {
@@ -109,6 +103,21 @@ impl Service {
         }
         self.launch(&held, &job, Stand::Planned(Box::new(fold), self.settings.pace))?;
         Ok(job)
+    }
+
+    /// Returns a disk on which a job may begin.
+    pub(super) fn free_for_a_job(&self, book: &Book, name: &str) -> Result<Arc<Held>> {
+        self.refuse_stopping()?;
+        let held = self.held(name)?;
+        held.refuse_job(name)?;
+        self.refuse_backup(name)?;
+        if let Some(below) = book.written().disks.get(name).and_then(|known| known.below.as_ref())
+            && Journal::find(&self.settings.host, &below.top.0)?.is_some()
+        {
+            let what = "a fold of older layers was given up: detach and attach it again";
+            return Err(Error::busy(format!("disk '{name}': {what}")));
+        }
+        Ok(held)
     }
 
     /// Gives a job its thread.
@@ -138,7 +147,7 @@ impl Service {
         Ok(())
     }
 
-    fn say(&self, job: &Job, state: JobState) {
+    pub(super) fn say(&self, job: &Job, state: JobState) {
         self.events.say(Happened::Job, &job.disk, Some((job.number, state)));
     }
 
@@ -147,6 +156,10 @@ impl Service {
         let mut folding = match stand {
             Stand::Planned(fold, pace) => fold.begin(pace)?,
             Stand::Begun(folding) => *folding,
+            Stand::Moving(migration) => match self.bring(job, &migration)? {
+                Some(folding) => folding,
+                None => return Ok(None),
+            },
         };
         let (service, disk) = (Arc::downgrade(self), job.disk.clone());
         folding.tell_head(move |head| {

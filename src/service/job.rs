@@ -4,12 +4,14 @@ use crate::{
     base::{Error, clock::Stopwatch},
     job::{
         Manners, Progress,
-        consolidate::{LiveReport, Plan},
+        consolidate::{self, LiveReport},
+        migrate,
     },
 };
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -31,6 +33,46 @@ pub enum JobState {
     Pending,
     /// It has ended, one way or another.
     Concluded,
+}
+
+/// What a job is to do.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Task {
+    /// It folds layers.
+    Consolidate(consolidate::Plan),
+    /// It brings the disk to another store.
+    Migrate(migrate::Plan),
+}
+
+impl Task {
+    /// Returns what is done, in a word.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Consolidate(_) => "consolidate",
+            Self::Migrate(_) => "migrate",
+        }
+    }
+
+    /// Returns the image that bears the job's journal.
+    pub(super) fn top(&self) -> &Path {
+        match self {
+            Self::Consolidate(plan) => &plan.top,
+            Self::Migrate(plan) => &plan.top,
+        }
+    }
+}
+
+impl From<consolidate::Plan> for Task {
+    fn from(plan: consolidate::Plan) -> Self {
+        Self::Consolidate(plan)
+    }
+}
+
+impl From<migrate::Plan> for Task {
+    fn from(plan: migrate::Plan) -> Self {
+        Self::Migrate(plan)
+    }
 }
 
 /// How a job ended.
@@ -70,7 +112,7 @@ enum Stage {
     Over(Outcome),
 }
 
-/// A consolidation of a disk in use.
+/// A job on a disk in use.
 #[derive(Debug)]
 pub struct Job {
     /// Its number, also after a restart of the service.
@@ -78,7 +120,7 @@ pub struct Job {
     /// The disk's name.
     pub disk: String,
     /// What it does.
-    pub plan: Plan,
+    pub plan: Task,
     /// How far it is, and what it is told.
     pub progress: Progress,
     stage: Mutex<Stage>,
@@ -87,7 +129,7 @@ pub struct Job {
 }
 
 impl Job {
-    pub(super) fn new(number: u64, disk: &str, plan: Plan, told: Told) -> Arc<Self> {
+    pub(super) fn new(number: u64, disk: &str, plan: impl Into<Task>, told: Told) -> Arc<Self> {
         let progress = Progress::default();
         progress.set_rate(told.rate);
         progress.set_manners(Manners { share: told.share, latency_target: told.latency_target });
@@ -96,7 +138,8 @@ impl Job {
         }
         let (stage, is_over) = (Mutex::default(), Condvar::new());
         let is_given_up = AtomicBool::new(false);
-        Arc::new(Self { number, disk: disk.to_owned(), plan, progress, stage, is_over, is_given_up })
+        let (disk, plan) = (disk.to_owned(), plan.into());
+        Arc::new(Self { number, disk, plan, progress, stage, is_over, is_given_up })
     }
 
     /// Returns what it was told of its speed so far.

@@ -10,8 +10,8 @@
 //! writes an image that is not the head of its disk by the book; a disk that cannot be served says why. What stops the
 //! service leaves each job's journal as it is, so that the next start goes on from its mark.
 //!
-//! Locks, in this order: book, backups, disks, jobs, what one disk or job keeps. Whoever changes which disks there are, or which
-//! jobs, holds the book all the while.
+//! Locks, in this order: sealing (by jobs that move disks), book, backups, disks, jobs, what one disk or job keeps. Whoever
+//! changes which disks there are, or which jobs, holds the book all the while.
 #![forbid(unsafe_code)]
 
 mod backup;
@@ -24,6 +24,7 @@ mod fold;
 mod hooks;
 mod job;
 mod layers;
+mod migrate;
 mod snapshot;
 mod start;
 mod view;
@@ -33,8 +34,9 @@ pub use book::Named;
 pub use event::{Event, Happened};
 pub use fold::{FoldRequest, Speed};
 pub use hooks::{AskNobody, Hooks, Phase, Quiesce};
-pub use job::{Job, JobState};
+pub use job::{Job, JobState, Task};
 pub use layers::{DiffOf, DiffRange};
+pub use migrate::MigrateRequest;
 pub use snapshot::SnapshotOf;
 pub use view::{ClientView, CutOffView, DiskView, ErrorView, JobView, LayerView, Moving};
 
@@ -106,6 +108,8 @@ pub struct Service {
     jobs: Mutex<BTreeMap<u64, Arc<Job>>>,
     backups: Mutex<BTreeMap<String, Arc<Backup>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held by the job that gives layers their content IDs.
+    sealing: Mutex<()>,
     events: Events,
     is_stopping: AtomicBool,
     /// Whether guests may hold still for a snapshot that is not over.
@@ -206,6 +210,7 @@ impl Service {
             jobs: Mutex::default(),
             backups: Mutex::default(),
             threads: Mutex::default(),
+            sealing: Mutex::default(),
             events: Events::default(),
             is_stopping: AtomicBool::new(false),
             is_freezing: AtomicBool::new(false),
@@ -314,7 +319,7 @@ impl Service {
     /// Closes a disk; what a job left that was given up goes with it, if nobody else holds the disk.
     fn close(&self, name: &str, held: Arc<Held>) {
         let cancelled =
-            held.job.lock().as_ref().filter(|job| job.is_given_up()).map(|job| job.plan.top.clone());
+            held.job.lock().as_ref().filter(|job| job.is_given_up()).map(|job| job.plan.top().to_path_buf());
         let Some(top) = cancelled else { return };
         // A client's last thread lets go after its connection is gone.
         let cleared = Self::wait_alone(name, &held, 1, false).and_then(|()| {

@@ -4,7 +4,7 @@ use super::{
     Entry, Happened, Held, Service, bitmaps,
     book::{Book, Known, Named},
     fold::Stand,
-    job::Job,
+    job::{Job, Task},
 };
 use crate::{
     base::{Error, ErrorKind, Result},
@@ -41,8 +41,13 @@ fn named(new: Option<&Path>) -> Request {
 struct Opened {
     held: Arc<Held>,
     known: Known,
-    /// A consolidation that goes on.
-    folding: Option<Box<Folding>>,
+    /// A job that goes on, and what it is to do.
+    goes_on: Option<(Task, Stand)>,
+}
+
+/// A fold whose second leg is on goes on.
+fn begun(folding: Box<Folding>) -> (Task, Stand) {
+    (folding.plan().clone().into(), Stand::Begun(folding))
 }
 
 impl Service {
@@ -88,17 +93,17 @@ impl Service {
             known.below = None;
         }
         let folds_again = known.below.is_some() && self.settings.resumes;
-        let Opened { held, mut known, folding } = self.open_disk(known)?;
+        let Opened { held, mut known, goes_on } = self.open_disk(known)?;
         let told = known.told;
         let number = book.change(|written| {
-            known.job = folding.as_ref().map(|_| known.job.unwrap_or_else(|| written.number()));
+            known.job = goes_on.as_ref().map(|_| known.job.unwrap_or_else(|| written.number()));
             let number = known.job;
             written.disks.insert(named.name.clone(), known);
             number
         })?;
-        if let (Some(folding), Some(number)) = (folding, number) {
-            let job = Job::new(number, &named.name, folding.plan().clone(), told);
-            self.launch(&held, &job, Stand::Begun(folding))?;
+        if let (Some((task, stand)), Some(number)) = (goes_on, number) {
+            let job = Job::new(number, &named.name, task, told);
+            self.launch(&held, &job, stand)?;
         }
         self.disks.lock().insert(named.name.clone(), Entry::Open(held));
         self.events.say(Happened::Attached, &named.name, None);
@@ -129,7 +134,9 @@ impl Service {
         let mut head = known.head(host.as_ref())?;
         let access = if is_read_only { Access::Read } else { Access::Write };
         let opening = self.settings.opening.clone().with_access(access).for_live_use();
-        if let Some(before) = known.before().filter(|_| !is_read_only)
+        // A head that went to another store may have lost its name before that was written down.
+        let before = known.before().or_else(|| Some(known.place()).filter(|place| *place != head));
+        if let Some(before) = before.filter(|_| !is_read_only)
             && let Some(landed) = Journal::find(host, before)?
             && has_landed(host.as_ref(), &landed)?
         {
@@ -144,6 +151,9 @@ impl Service {
         } else if journal.is_some() && known.is_cancelled {
             journal = None;
             self.clear(&head)?;
+        }
+        if head != known.place() {
+            known.going = None;
         }
         let opening = opening.with_format(known.format()?.filter(|_| head == known.place()));
         let chain = Chain::open(host, &head, &opening)?;
@@ -161,17 +171,23 @@ impl Service {
         let opened_as = bitmaps::header(found.image.as_ref())?;
         let disk = Arc::new(LiveDisk::new(chain).recording(recorders));
         // What `--new` makes of a disk that nobody uses shows what the disk showed then: guests do not disturb it.
-        let goes_on =
-            journal.is_some_and(|journal| journal.fold().mode != FoldMode::NewImage || is_live(&journal));
-        let folding = if goes_on { self.go_on(&disk, &opening, known.becomes())? } else { None };
-        if folding.is_none() {
+        let is_move = journal.as_ref().is_some_and(|journal| journal.fold().mode == FoldMode::Move);
+        let goes_on = journal.is_some_and(|journal| !journal.fold().mode.makes_new() || is_live(&journal));
+        let goes_on = match known.going.clone().filter(|_| !is_read_only) {
+            Some(going) => self.go_on_moving(&disk, &opening, &going, goes_on)?,
+            // Nobody knows of the move any more: the disk is what it was.
+            None if goes_on && is_move => self.clear(&path).map(|()| None)?,
+            None if goes_on => self.go_on(&disk, &opening, known.becomes())?.map(begun),
+            None => None,
+        };
+        if goes_on.is_none() {
             known.set_head(&path, format);
         }
         let contexts =
             if is_read_only { bitmaps::contexts(&disk.chain())? } else { bitmaps::live_contexts(&disk) };
         let (job, guests, stuck) = (Mutex::new(None), Arc::default(), Mutex::default());
         let held = Arc::new(Held { disk, opened_as, opening, is_read_only, contexts, guests, job, stuck });
-        Ok(Opened { held, known, folding })
+        Ok(Opened { held, known, goes_on })
     }
 
     /// Ends a job whose record has landed; returns what opens its result. By the book the disk has, or is to have,

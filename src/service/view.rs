@@ -2,14 +2,14 @@
 
 use super::{
     Entry, Event, Held, Service,
-    job::{Job, JobState, Outcome},
+    job::{Job, JobState, Outcome, Task},
 };
 use crate::{
     base::{Error, ErrorKind, Result, name::FileName},
     chain::Layer,
     disk::Disk,
     export::Guest,
-    job::consolidate::{CutOff, LiveReport, Plan, cut_off},
+    job::consolidate::{CutOff, LiveReport, cut_off},
 };
 use serde::Serialize;
 use std::{
@@ -138,7 +138,7 @@ pub struct JobView {
     /// How far it is.
     pub progress: Moving,
     /// What it does in detail.
-    pub plan: Plan,
+    pub plan: Task,
     /// What it did, if it did it.
     pub report: Option<LiveReport>,
     /// Why it did not.
@@ -161,7 +161,7 @@ impl From<&Job> for JobView {
         };
         Self {
             id: job.number,
-            kind: "consolidate",
+            kind: job.plan.kind(),
             disk: job.disk.clone(),
             state: job.state(),
             is_resumable: matches!(job.outcome(), Some(Outcome::Left)),

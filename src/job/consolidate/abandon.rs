@@ -20,7 +20,7 @@ use crate::{
     base::{Error, ErrorKind, GuestOffset, Result},
     chain::{Layer, Opening, join, open_layer},
     io::{Access, Host},
-    store::{Epoch, FoldMode, Journal, Ledger, Position, Trust},
+    store::{Epoch, Journal, Ledger, Position, Trust},
 };
 use std::{
     ffi::OsStr,
@@ -125,7 +125,7 @@ impl Abandonment {
         // What follows takes back what the record needs: a job that goes on all the same has to do it again, and a
         // draft that is gone must not look like one that has got its name.
         journal.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
-        if journal.fold().mode != FoldMode::NewImage {
+        if !journal.fold().mode.makes_new() {
             ending.let_go(&journal)?;
         }
         for draft in &plan.removed {
@@ -149,8 +149,7 @@ fn refuse_begun(host: &dyn Host, journal: &Journal) -> Result<()> {
 /// A target that was moved away would not know afterwards whose it is.
 fn refuse_without_target(host: &dyn Host, journal: &Journal) -> Result<()> {
     let fold = journal.fold();
-    let target =
-        fold.layers.last().filter(|_| fold.mode != FoldMode::NewImage).map(|name| journal.place(name));
+    let target = fold.layers.last().filter(|_| !fold.mode.makes_new()).map(|name| journal.place(name));
     let Some(target) = target else { return Ok(()) };
     if host.kind(&target)?.is_some() {
         return Ok(());
@@ -181,7 +180,7 @@ impl Ending {
     /// Opens the target if the job has given it its new epoch: only then can it have been changed.
     fn renewed_target(&self, journal: &Journal) -> Result<Option<Layer>> {
         let fold = journal.fold();
-        let Some(target) = fold.layers.last().filter(|_| fold.mode != FoldMode::NewImage) else {
+        let Some(target) = fold.layers.last().filter(|_| !fold.mode.makes_new()) else {
             return Ok(None);
         };
         let Some(target) = self.layer_at(&journal.place(target), Access::Read)? else { return Ok(None) };

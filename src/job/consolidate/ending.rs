@@ -2,13 +2,13 @@
 //!
 //! All of it needs the journal and nothing else, and can be done again by a later life of the job.
 
-use super::{plan::folder_of, run::resolve};
+use super::{moving, plan::folder_of, run::resolve};
 use crate::{
     base::{Error, ErrorKind, Guard, Result},
     chain::{Family, Layer, Member, Opening, Policy, header_name, open_layer},
     format::{self, Format, Image, ParentName},
     io::{Access, File, Host, Witness},
-    store::{Claim, FoldMode, Journal, Ledger},
+    store::{Claim, FoldMode, Journal, Ledger, Removed},
 };
 use std::{
     ffi::OsStr,
@@ -55,8 +55,7 @@ pub(super) fn refuse_foreign(
             resolved => resolved?,
         };
         let folder = folder_of(&place);
-        let is_new =
-            fold.mode == FoldMode::NewImage && (*name == fold.result || Some(name) == fold.draft.as_ref());
+        let is_new = fold.mode.makes_new() && (*name == fold.result || Some(name) == fold.draft.as_ref());
         if !(policy.allows(&own, &place) || is_new && is_asked(folder)) {
             let name = name.as_os_str().to_string_lossy();
             let what = format!(
@@ -88,12 +87,13 @@ impl Ending {
             (FoldMode::EmptyTop, Some(draft)) => {
                 is_ready && !is_there(draft)? && !host.witness(&journal.place(top))?.same_file(&fold.head)
             }
-            (FoldMode::NewImage, Some(draft)) => {
+            (FoldMode::NewImage | FoldMode::Move, Some(draft)) => {
+                moving::refuse_away(host, journal)?;
                 let file = |name| host.witness(&journal.place(name));
                 let is_same = || Ok::<_, Error>(file(draft)?.same_file(&file(&fold.result)?));
                 is_ready && is_there(&fold.result)? && (!is_there(draft)? || is_same()?)
             }
-            (FoldMode::EmptyTop | FoldMode::NewImage, None) => false,
+            (FoldMode::EmptyTop | FoldMode::NewImage | FoldMode::Move, None) => false,
         })
     }
 
@@ -111,6 +111,10 @@ impl Ending {
         }
         match (fold.mode, &fold.draft) {
             (FoldMode::NewImage, Some(draft)) => self.remove_file(&journal.place(draft))?,
+            (FoldMode::Move, Some(draft)) => {
+                self.remove_file(&journal.place(draft))?;
+                self.put_aside(journal)?;
+            }
             // An empty TOP takes the place of the old one among its children, too.
             (FoldMode::TopName | FoldMode::TargetName | FoldMode::EmptyTop, _) => {
                 let target = fold.layers.last().map(|name| journal.place(name));
@@ -170,12 +174,23 @@ impl Ending {
     pub(super) fn remove(&self, journal: &Journal, number: usize) -> Result<Option<PathBuf>> {
         let gone = journal.fold().removed.get(number);
         let gone = gone.ok_or_else(|| Error::invalid("no such file to remove"))?;
-        let path = journal.place(&gone.name);
+        let removed = self.remove_one(journal, gone);
+        if journal.fold().mode == FoldMode::Move { self.keep_moved(journal, gone, removed) } else { removed }
+    }
+
+    fn remove_one(&self, journal: &Journal, gone: &Removed) -> Result<Option<PathBuf>> {
+        let (path, moves) = (journal.place(&gone.name), journal.fold().mode == FoldMode::Move);
+        let is_top = moves && journal.fold().layers.first() == Some(&gone.name);
         if self.host.kind(&path)?.is_none() {
-            return Ok(None);
+            return if is_top { self.kept_aside(journal, &path) } else { Ok(None) };
         }
         let file = self.host.open(&path, Access::Write)?;
-        if !is_still(&gone.file, file.as_ref())? {
+        let is_as_left = if is_top {
+            self.is_untouched_top(journal, &path)?
+        } else {
+            is_still(&gone.file, file.as_ref())?
+        };
+        if !is_as_left {
             return Ok(Some(path));
         }
         self.refuse_orphaning(journal, &path)?;
@@ -187,7 +202,7 @@ impl Ending {
         // image is no reason to keep it. It is locked already: looked at beside the lock.
         let how = self.opening.clone().with_access(Access::ReadShared).with_format(None);
         if let Ok(layer) = open_layer(&self.host, &path, &how)
-            && is_layer
+            && (is_layer || moves)
         {
             self.ledger.forget(layer.image.as_ref())?;
         }
@@ -242,7 +257,11 @@ impl Ending {
         folders = folders.iter().map(|path| folder_of(path).to_path_buf()).collect();
         folders.dedup();
         for folder in folders {
-            self.host.sync_folder(&folder)?;
+            match self.host.sync_folder(&folder) {
+                // The other store may be away: nothing of the disk is there.
+                Err(error) if error.kind() == ErrorKind::NotFound && fold.mode == FoldMode::Move => {}
+                synced => synced?,
+            }
         }
         journal.close()
     }

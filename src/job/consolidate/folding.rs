@@ -13,6 +13,7 @@ use super::{
     ending::Ending,
     images::Images,
     live::{LivePace, LiveReport, Pacing},
+    moving::{self, Move},
     noting::Noting,
     over::{Shown, wait_for_the_last},
     plan::{self, NewImage, Plan, Verify},
@@ -59,6 +60,7 @@ pub(super) struct Making {
     /// The file that gets the result's name, if it is not the target.
     pub(super) draft: PathBuf,
     pub(super) new: Option<NewImage>,
+    pub(super) moves: Option<Move>,
 }
 
 /// Who is told of a disk's new head before what the head before needs is forgotten.
@@ -80,7 +82,7 @@ pub fn is_live(journal: &Journal) -> bool {
 /// A consolidation of a disk in use, under way: for those who choose the moment of each step.
 #[derive(Debug)]
 pub struct Folding {
-    ending: Ending,
+    pub(super) ending: Ending,
     shown: Shown,
     report: LiveReport,
     pace: LivePace,
@@ -101,12 +103,12 @@ enum Stage {
 
 /// What is held until guests go over to the result, or back.
 #[derive(Debug)]
-struct Mirroring {
-    depth: usize,
+pub(super) struct Mirroring {
+    pub(super) depth: usize,
     held: Vec<Held>,
-    images: Images,
+    pub(super) images: Images,
     /// The chain while the target is written.
-    moving: Arc<Chain>,
+    pub(super) moving: Arc<Chain>,
     noting: Noting,
     /// What this life of the job has to copy; `None` until that is found out.
     list: Option<RangeSet>,
@@ -193,17 +195,18 @@ impl Folding {
         new: &NewImage,
         (stands, pace): (Option<&mut Journal>, LivePace),
     ) -> Result<Images> {
-        let (chain, draft) = (disk.chain(), making.draft.clone());
+        let (chain, draft) = (disk.chain(), &making.draft);
         let mut goes_on = false;
         if let Some(journal) = stands {
-            let is_there = ending.host.kind(&draft)?.is_some();
+            let is_there = ending.host.kind(draft)?.is_some();
             let is_as_left = is_there && !disk.is_changed();
             goes_on = is_as_left && goes_on_from(journal, chain.head()?, (making.plan.size, pace))?;
+            goes_on = goes_on && moving::stands_as_asked(ending, making)?;
             if !goes_on {
                 journal.note(Position { mark: GuestOffset::new(0), is_ready: false })?;
             }
         }
-        Images::live_new(ending, chain.layers(), (&making.plan, making.depth), (new, draft), goes_on)
+        Images::live_new(ending, chain.layers(), making, new, goes_on)
     }
 
     /// Has `tell` be called with the disk's new head, as soon as guests use it and before the journal goes.
@@ -221,7 +224,7 @@ impl Folding {
         matches!(self.stage, Stage::Over)
     }
 
-    fn mirroring(&mut self) -> Result<&mut Mirroring> {
+    pub(super) fn mirroring(&mut self) -> Result<&mut Mirroring> {
         match &mut self.stage {
             Stage::Mirroring(mirroring) => Ok(mirroring),
             Stage::Ending(_) | Stage::Over => Err(gone_over()),
@@ -256,10 +259,10 @@ impl Folding {
         let draft = self.mirroring()?.images.draft.clone();
         let named = journal.fold().draft.as_ref().map(|draft| journal.place(draft));
         Ok(match (self.plan().mode, draft, named) {
-            (FoldMode::NewImage, Some(draft), Some(named)) => {
+            (mode, Some(draft), Some(named)) if mode.makes_new() => {
                 resolve(self.ending.host.as_ref(), &named)? == draft
             }
-            (FoldMode::NewImage, ..) => false,
+            (mode, ..) if mode.makes_new() => false,
             _ => true,
         })
     }
@@ -336,7 +339,7 @@ impl Folding {
                     Due::Mark => leg.checkpoint(&moving, LINGERS),
                 })
             });
-            let copied = self.copy_all(&leg, &ask, progress);
+            let copied = self.copy_all(&leg, &ask, progress).and_then(|()| self.prove_below(progress));
             drop(ask);
             let marked = flusher.join().unwrap_or_else(|_| Err(Error::invalid("a checkpoint failed")));
             copied.and(marked)
@@ -500,8 +503,9 @@ impl Folding {
         let plan = &self.report.report.plan;
         match layers.first_mut() {
             Some(target) if plan.mode == FoldMode::TopName => target.path.clone_from(&plan.top),
-            _ if plan.mode == FoldMode::NewImage => {
+            _ if plan.mode.makes_new() => {
                 let image = Arc::clone(&images.sides.target);
+                layers = images.lower(moving.layers(), *depth).to_vec();
                 layers.insert(0, Layer { path: plan.result.clone(), is_stated: true, image });
             }
             _ => {}
@@ -524,9 +528,9 @@ impl Folding {
         drop(self.shown.disk.settle_before());
         // Up to the swap guests' writes note their regions in it.
         let journal = noting.kept.lock().journal.take().ok_or_else(|| Error::invalid("the job is over"))?;
-        if plan.mode == FoldMode::NewImage {
+        if plan.mode.makes_new() {
             // It shows what the disk showed, and nobody relies on that: where it fails, it is as after a power cut.
-            drop(images.let_top_go(&self.ending));
+            drop(images.let_top_go(&self.ending, plan.removed.contains(&plan.top)));
         }
         let last = Arc::clone(moving);
         // With it go the images that only the fold still held.
@@ -546,7 +550,7 @@ impl Folding {
             leg.check_quiet()?;
         }
         let mut layers = mirroring.moving.layers().to_vec();
-        if self.report.report.plan.mode == FoldMode::NewImage {
+        if self.report.report.plan.mode.makes_new() {
             self.shown.disk.swap(Chain::of(layers, true));
             // Nothing needs either of them; where they stay, `--abandon` takes them away, or the next job does.
             if let (Some(draft), Some(journal)) =
@@ -570,7 +574,7 @@ impl Folding {
 fn goes_on_from(journal: &Journal, head: &Layer, (size, pace): (u64, LivePace)) -> Result<bool> {
     let is_alike = is_live(journal) && journal.intent().region_bytes == pace.grain(size).region_bytes;
     // A new image of which nothing was made durable may not even be one.
-    let is_begun = journal.fold().mode != FoldMode::NewImage || journal.position().mark > GuestOffset::new(0);
+    let is_begun = !journal.fold().mode.makes_new() || journal.position().mark > GuestOffset::new(0);
     Ok(is_alike && is_begun && Images::is_still_head(head, journal)?)
 }
 

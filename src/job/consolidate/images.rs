@@ -3,6 +3,7 @@
 use super::{
     bitmaps::{self, Merge},
     ending::Ending,
+    folding::Making,
     machine::Found,
     plan::{NewImage, Plan, Request, folder_of},
     sides::Sides,
@@ -35,6 +36,8 @@ pub(super) struct Images {
     parent: Option<Layer>,
     /// The file that gets the result's name, if it is not the target.
     pub(super) draft: Option<PathBuf>,
+    /// What lies below a new image in another store.
+    elsewhere: Option<Vec<Layer>>,
     /// What a new image was asked for with.
     pub(super) options: Vec<(String, String)>,
     /// The bits of the target's bitmaps, from before a change of its size.
@@ -64,7 +67,7 @@ impl Images {
         drop(chain);
         let mode = setup.plan.mode;
         let mut lower = layers.split_off(setup.depth.min(layers.len()));
-        if mode != FoldMode::NewImage {
+        if !mode.makes_new() {
             layers = lock(ending, layers)?;
         }
         let run = View::new(&layers);
@@ -74,7 +77,7 @@ impl Images {
         }
         let mut found = setup.journal.as_deref().map(|journal| found(&top, journal, setup)).transpose()?;
         let (target, draft) = match mode {
-            FoldMode::NewImage => {
+            mode if mode.makes_new() => {
                 found = setup.take_back(ending, &top, found)?;
                 let place = setup.new_image(ending, &top, lower.first(), found)?;
                 (place.clone(), Some(place.path))
@@ -90,7 +93,8 @@ impl Images {
         let parent = lower.into_iter().next();
         let bits = OnceLock::new();
         let options = setup.request.new.as_ref().map(|new| new.options.clone()).unwrap_or_default();
-        Ok((Self { sides, mode, top, target: target.path, parent, draft, options, bits }, found))
+        let elsewhere = None;
+        Ok((Self { sides, mode, top, target: target.path, parent, draft, elsewhere, options, bits }, found))
     }
 
     /// The same for a disk in use, whose `layers` are open: the target, which is at `depth`, for writing.
@@ -102,7 +106,8 @@ impl Images {
         let image = Arc::clone(&target.image);
         let sides = Sides { run: View::new(run), target: image, below: View::new(lower), size: plan.size };
         let (mode, target, parent) = (plan.mode, target.path.clone(), lower.first().cloned());
-        Ok(Self { sides, mode, top, target, parent, draft, options: Vec::new(), bits: OnceLock::new() })
+        let (elsewhere, options, bits) = (None, Vec::new(), OnceLock::new());
+        Ok(Self { sides, mode, top, target, parent, draft, elsewhere, options, bits })
     }
 
     /// The same for a disk in use that is folded into a new image in the making, `draft`: that is opened again if the job
@@ -110,37 +115,49 @@ impl Images {
     pub(super) fn live_new(
         ending: &Ending,
         layers: &[Layer],
-        (plan, depth): (&Plan, usize),
-        (new, draft): (&NewImage, PathBuf),
+        making: &Making,
+        new: &NewImage,
         goes_on: bool,
     ) -> Result<Self> {
+        let Making { plan, depth, draft, .. } = making;
         let none = || Error::invalid("a run without layers").path(&plan.top);
-        let (run, lower) = layers.split_at_checked(depth).ok_or_else(none)?;
-        let top = run.first().ok_or_else(none)?.clone();
+        let (run, own) = layers.split_at_checked(*depth).ok_or_else(none)?;
+        let elsewhere = making.moves.as_ref().map(|moves| moves.below.clone());
+        let (lower, top) = (elsewhere.as_deref().unwrap_or(own), run.first().ok_or_else(none)?.clone());
         let place = if goes_on {
-            open_draft(ending, &draft, new.format.unwrap_or_else(|| top.format()))?
+            open_draft(ending, draft, new.format.unwrap_or_else(|| top.format()))?
         } else {
-            make_draft(ending, (&draft, plan.size), new, (&top, lower.first()))?
+            make_draft(ending, (draft, plan.size), new, (&top, lower.first()))?
         };
         let sides =
             Sides { run: View::new(run), target: place.image, below: View::new(lower), size: plan.size };
         let (mode, parent, bits) = (plan.mode, lower.first().cloned(), OnceLock::new());
         let (target, draft, options) = (place.path.clone(), Some(place.path), new.options.clone());
-        Ok(Self { sides, mode, top, target, parent, draft, options, bits })
+        Ok(Self { sides, mode, top, target, parent, draft, elsewhere, options, bits })
     }
 
     /// Returns whether the target is no layer of the chain.
     pub(super) fn is_new(&self) -> bool {
-        self.mode == FoldMode::NewImage
+        self.mode.makes_new()
     }
 
-    /// Returns which of the chain's layers lie below the target.
-    pub(super) fn lower<'a>(&self, layers: &'a [Layer], depth: usize) -> &'a [Layer] {
-        layers.get(depth + usize::from(!self.is_new())..).unwrap_or_default()
+    /// Returns which layers lie below the target, by those of the chain.
+    pub(super) fn lower<'a>(&'a self, layers: &'a [Layer], depth: usize) -> &'a [Layer] {
+        let own = || layers.get(depth + usize::from(!self.is_new())..).unwrap_or_default();
+        self.elsewhere.as_deref().unwrap_or_else(own)
     }
 
-    /// Leaves TOP, which nobody uses any more, as a head that can be opened.
-    pub(super) fn let_top_go(&self, ending: &Ending) -> Result<()> {
+    /// Returns what lies below a new image in another store.
+    pub(super) fn elsewhere(&self) -> Option<&[Layer]> {
+        self.elsewhere.as_deref()
+    }
+
+    /// Leaves TOP, which nobody uses any more, as a head that can be opened; one that `goes` so that a write to it shows.
+    pub(super) fn let_top_go(&self, ending: &Ending, goes: bool) -> Result<()> {
+        if goes {
+            let known = ending.ledger.look(self.top.image.as_ref())?;
+            return ending.ledger.refreeze(self.top.image.as_ref(), &known).map(drop);
+        }
         if ending.has_children(&self.top)? {
             return self.top.image.flush();
         }
@@ -164,20 +181,19 @@ impl Images {
     /// Returns the epoch of the target's record, if it has one.
     pub(super) fn target_epoch(&self, ending: &Ending) -> Result<Option<Epoch>> {
         let known = ending.ledger.look(self.sides.target.as_ref())?;
-        Ok(known.layer.frozen.filter(|_| self.mode != FoldMode::NewImage).map(|record| record.epoch))
+        Ok(known.layer.frozen.filter(|_| !self.is_new()).map(|record| record.epoch))
     }
 
     /// Gives TOP a record, so that somebody else's write to it is noticed across a restart of the host; one that stays
     /// has the one that it has, or none.
     pub(super) fn mark_head(&self, ending: &Ending) -> Result<Option<Epoch>> {
         let top = self.top.image.as_ref();
-        let known = match self.mode {
-            FoldMode::NewImage => {
-                // A guest that was killed may have left bytes in the cache: the copies of them must not outlive them.
-                top.flush_with_time()?;
-                ending.ledger.look(top)?
-            }
-            _ => ending.ledger.freeze(top)?,
+        let known = if self.is_new() {
+            // A guest that was killed may have left bytes in the cache: the copies of them must not outlive them.
+            top.flush_with_time()?;
+            ending.ledger.look(top)?
+        } else {
+            ending.ledger.freeze(top)?
         };
         Ok(known.layer.frozen.map(|record| record.epoch))
     }
@@ -198,7 +214,7 @@ impl Images {
     /// Makes the journal's epoch durable in the target and drops its seal.
     pub(super) fn renew(&self, ending: &Ending, journal: &Journal) -> Result<()> {
         let epoch = journal.fold().new_epoch;
-        if self.mode != FoldMode::NewImage {
+        if !self.is_new() {
             if self.target_epoch(ending)? == Some(epoch) {
                 // An earlier life may have been killed before it was durable.
                 ending.ledger.settle(self.sides.target.as_ref())?;
@@ -248,6 +264,8 @@ impl Images {
                 let run = &self.sides.run;
                 return Merge { run, list, held: &[], bits: None, result, is_written }.perform();
             }
+            // Ready from here on, and neither here nor under its name, it would be taken for one that is away.
+            FoldMode::Move => ending.host.sync_folder(folder_of(&self.target))?,
             FoldMode::TargetName | FoldMode::NewImage => {}
         }
         let (run, bits) = (&self.sides.run, self.bits.get());
@@ -300,7 +318,7 @@ impl Images {
             FoldMode::TopName => self.replace_top(ending, &self.target),
             FoldMode::EmptyTop => self.replace_top(ending, draft()?),
             FoldMode::TargetName => self.retire_top(ending),
-            FoldMode::NewImage => ending.host.rename_new(draft()?, &result),
+            FoldMode::NewImage | FoldMode::Move => ending.host.rename_new(draft()?, &result),
         }
     }
 }
@@ -336,7 +354,7 @@ fn claim(parent_epoch: Epoch, parent: ParentName) -> Claim {
 }
 
 /// Returns the creation options that make an image like this one.
-fn kept_options(image: &dyn Image) -> Result<Vec<(String, String)>> {
+pub(in crate::job) fn kept_options(image: &dyn Image) -> Result<Vec<(String, String)>> {
     let details = image.details()?;
     let cluster = details.cluster_bytes.map(|bytes| ("cluster_size".to_owned(), bytes.to_string()));
     let kept = |key: &str| ["compat", "extended-l2"].contains(&key);

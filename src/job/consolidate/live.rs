@@ -13,6 +13,7 @@ use super::{
     again::set_access,
     ending::{Ending, refuse_foreign},
     folding::{Folding, Making},
+    moving::Move,
     noting::{Noting, forget_before},
     over::Shown,
     plan::{self, NewImage, Plan, Request},
@@ -211,6 +212,7 @@ pub struct LiveConsolidation {
     /// The image in the making of a job that was cut off.
     draft: Option<PathBuf>,
     new: Option<NewImage>,
+    moves: Option<Move>,
 }
 
 impl LiveConsolidation {
@@ -251,7 +253,7 @@ impl LiveConsolidation {
         let is_near = |draft: &PathBuf| plan::folder_of(draft) == plan::folder_of(&plan.result);
         let draft = draft.filter(is_near);
         let shown = Shown { disk: Arc::clone(disk), over: None };
-        Ok(Self { ending, shown, plan, depth, held, draft, new: request.new })
+        Ok(Self { ending, shown, plan, depth, held, draft, new: request.new, moves: request.moves })
     }
 
     /// Returns what is going to be done.
@@ -280,7 +282,7 @@ impl LiveConsolidation {
     }
 
     fn try_to_begin(self, pace: LivePace) -> Result<Folding> {
-        let Self { ending, shown, plan, depth, held, draft, new } = self;
+        let Self { ending, shown, plan, depth, held, draft, new, moves } = self;
         // Of a new image that is in the making, a part is there.
         let is_begun = new.is_some() && draft.is_some();
         let draft = draft.unwrap_or_else(|| Draft::temporary_name(&plan.result));
@@ -296,7 +298,7 @@ impl LiveConsolidation {
             claim(before.layers().get(1..=depth).unwrap_or_default())?;
         }
         drop(before);
-        Folding::begin(ending, shown, Making { plan, depth, held, draft, new }, pace)
+        Folding::begin(ending, shown, Making { plan, depth, held, draft, new, moves }, pace)
     }
 }
 

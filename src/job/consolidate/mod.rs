@@ -23,6 +23,7 @@ mod folding;
 mod images;
 mod live;
 mod machine;
+mod moving;
 mod noting;
 mod over;
 mod plan;
@@ -34,8 +35,10 @@ mod work;
 pub use abandon::{Abandoned, Abandonment};
 pub use cut_off::{CutOff, cut_off};
 pub use folding::{Folding, is_live};
+pub(super) use images::kept_options;
 pub use live::{LiveConsolidation, LivePace, LiveReport, Patience};
 pub use machine::{Found, Machine, Pace, Step};
+pub use moving::{Move, aside};
 pub use plan::{Cost, Lost, NewImage, Plan, Request, Verify, estimate};
 pub use run::{Consolidation, Report, has_landed};
 

@@ -3,7 +3,11 @@
 //! By default a disk folds only what is its own: layers in its folder, writable, with no other child. Never into
 //! a shared or read-only golden image; that needs a person's word.
 
-use super::{bitmaps, work::Work};
+use super::{
+    bitmaps,
+    moving::{self, Move},
+    work::Work,
+};
 use crate::{
     base::{Error, ErrorKind, Guard, GuestOffset, GuestRange, Result},
     chain::{Chain, Family, Layer, View},
@@ -32,6 +36,8 @@ pub struct Request {
     pub verify: Verify,
     /// Whether files beside the layers that cannot be read are taken for images that lie on none of them.
     pub ignores_unread: bool,
+    /// The new image lies in another store, and TOP gives way to it.
+    pub moves: Option<Move>,
 }
 
 /// A new image that a run is folded into.
@@ -106,7 +112,7 @@ pub struct Plan {
     /// Files that are gone afterwards; a layer's header comes before its data file.
     #[serde(serialize_with = "crate::base::name::serialize")]
     pub removed: Vec<PathBuf>,
-    /// Data files of removed layers that stay, with the reason.
+    /// Data files of removed layers, and layers that do not go with TOP, that stay, with the reason.
     #[serde(serialize_with = "crate::base::name::serialize")]
     pub stays: Vec<(PathBuf, String)>,
     /// What can no longer be restored, from the first byte written.
@@ -159,7 +165,7 @@ pub(super) fn check_again(
     let family = Family::scan_near(host, &folders, folders.get(..=run.0).unwrap_or(&folders))?;
     let files: Vec<Witness> = paths.iter().map(|path| host.witness(path)).collect::<Result<_>>()?;
     refuse_dependants(&family, (paths, &files), run)?;
-    if ignores_unread || run.1 == FoldMode::NewImage { Ok(()) } else { family.refuse_unreadable(host) }
+    if ignores_unread || run.1.makes_new() { Ok(()) } else { family.refuse_unreadable(host) }
 }
 
 /// Refuses to change or remove what another image lies on: layers that are at `paths`, and are these files.
@@ -169,7 +175,7 @@ fn refuse_dependants(
     (depth, mode): (usize, FoldMode),
 ) -> Result<()> {
     let first = match mode {
-        FoldMode::NewImage => return Ok(()),
+        FoldMode::NewImage | FoldMode::Move => return Ok(()),
         FoldMode::TargetName => 0,
         // TOP's name goes on showing what it showed: its children are right about it.
         FoldMode::TopName | FoldMode::EmptyTop => 1,
@@ -217,11 +223,11 @@ pub(super) fn make(
         return Err(Error::invalid(what).path(&new.path));
     }
     let mode = mode(top, target, request);
-    if journal.is_none() && mode != FoldMode::NewImage {
+    if journal.is_none() && !mode.makes_new() {
         scene.refuse_second_names(depth)?;
     }
     refuse_dependants(&family, (&paths(layers), &files), (depth, mode))?;
-    if mode != FoldMode::NewImage && !request.ignores_unread {
+    if !mode.makes_new() && !request.ignores_unread {
         family.refuse_unreadable(host.as_ref())?;
     }
     let work = Work::find(&View::new(layers.get(..depth).unwrap_or_default()), top.size())?;
@@ -247,7 +253,13 @@ pub(super) fn make(
         verify: request.verify,
         is_resumed: journal.is_some(),
     };
-    scene.add_losses(depth, &mut plan)?;
+    match (journal.filter(|_| mode == FoldMode::Move), &request.moves) {
+        (Some(journal), _) => {
+            plan.removed = journal.fold().removed.iter().map(|gone| journal.place(&gone.name)).collect();
+        }
+        (None, Some(moves)) => moving::add_leaving(&scene, moves, &mut plan)?,
+        (None, None) => scene.add_losses(depth, &mut plan)?,
+    }
     scene.check_place(target, &mut plan, &work)?;
     let held = match (journal, target) {
         (Some(journal), _) => journal.fold().bitmaps.clone(),
@@ -280,6 +292,7 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 
 fn mode(top: &Layer, target: Option<&Layer>, request: &Request) -> FoldMode {
     match target {
+        None if request.moves.is_some() => FoldMode::Move,
         None => FoldMode::NewImage,
         Some(_) if request.keeps_target_name => FoldMode::TargetName,
         Some(target) if target.format() == top.format() => FoldMode::TopName,
@@ -290,17 +303,17 @@ fn mode(top: &Layer, target: Option<&Layer>, request: &Request) -> FoldMode {
 fn result(top: &Layer, target: Option<&Layer>, mode: FoldMode, request: &Request) -> PathBuf {
     match (mode, target, &request.new) {
         (FoldMode::TargetName, Some(target), _) => target.path.clone(),
-        (FoldMode::NewImage, _, Some(new)) => new.path.clone(),
+        (FoldMode::NewImage | FoldMode::Move, _, Some(new)) => new.path.clone(),
         _ => top.path.clone(),
     }
 }
 
 /// The chain and who else lies on its layers.
-struct Scene<'a> {
+pub(super) struct Scene<'a> {
     host: &'a Arc<dyn Host>,
-    layers: &'a [Layer],
-    family: &'a Family,
-    files: &'a [Witness],
+    pub(super) layers: &'a [Layer],
+    pub(super) family: &'a Family,
+    pub(super) files: &'a [Witness],
 }
 
 impl Scene<'_> {
@@ -387,7 +400,7 @@ impl Scene<'_> {
     }
 
     /// The further files of a folded layer go with it, unless they are not its own.
-    fn add_data(&self, layer: &Layer, plan: &mut Plan) -> Result<()> {
+    pub(super) fn add_data(&self, layer: &Layer, plan: &mut Plan) -> Result<()> {
         for file in layer.image.files().iter().skip(1).filter(|file| !file.is_device()) {
             let path = self.host.canonical(file.path())?;
             match own::why_shared(self.family, &file.witness()?, &layer.path) {
@@ -486,7 +499,7 @@ pub(super) fn of_journal(journal: &Journal, top: &Path) -> Plan {
     Plan {
         top: top.to_path_buf(),
         folded: folded.iter().map(place).collect(),
-        target: target.filter(|_| fold.mode != FoldMode::NewImage).map(place),
+        target: target.filter(|_| !fold.mode.makes_new()).map(place),
         result: journal.place(&fold.result),
         mode: fold.mode,
         size: fold.size,
@@ -516,7 +529,8 @@ pub(super) fn request_of(
     request: &Request,
 ) -> Result<Request> {
     let fold = journal.fold();
-    let is_new = fold.mode == FoldMode::NewImage;
+    moving::refuse_other(journal, request)?;
+    let is_new = fold.mode.makes_new();
     let depth = fold.layers.len().saturating_sub(1);
     let named = fold.layers.iter().take(depth + usize::from(!is_new));
     let mut places = Vec::new();

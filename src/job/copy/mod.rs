@@ -6,6 +6,7 @@
 //! is looked at again before the layer that stands on it is published. Layers that others stand on get their content
 //! ID with their name, where their bytes have just passed: the next copy to that folder links to them.
 
+mod below;
 mod file;
 mod known;
 mod leave;
@@ -13,6 +14,7 @@ mod places;
 mod reformat;
 mod shelf;
 
+pub use below::{CopyBelow, forget};
 pub use leave::Removal;
 pub use reformat::{Conversion, Proved};
 
@@ -158,6 +160,20 @@ pub struct Report {
     pub proved: Vec<Proved>,
 }
 
+impl Report {
+    fn new(plan: &Plan) -> Self {
+        Self {
+            plan: plan.clone(),
+            head: PathBuf::new(),
+            copied_bytes: 0,
+            shared_bytes: 0,
+            is_verified: false,
+            removed: Vec::new(),
+            proved: Vec::new(),
+        }
+    }
+}
+
 /// A copy that is planned: nothing is written yet.
 #[derive(Debug)]
 pub struct Copy {
@@ -268,15 +284,7 @@ impl Copy {
     /// something that is not whole, and the next [`Copy::prepare`] goes on from there.
     pub fn run(mut self, progress: &Progress) -> Result<Report> {
         progress.begin("copy", self.plan.copy_bytes);
-        let mut report = Report {
-            plan: self.plan.clone(),
-            head: PathBuf::new(),
-            copied_bytes: 0,
-            shared_bytes: 0,
-            is_verified: false,
-            removed: Vec::new(),
-            proved: Vec::new(),
-        };
+        let mut report = Report::new(&self.plan);
         let mut below = self.found.take().map(|found| Below::new(found.chain));
         let copied =
             self.plan.layers.iter().filter_map(Placed::target).map(Path::to_path_buf).collect::<Vec<_>>();

@@ -111,11 +111,23 @@ pub enum FoldMode {
     EmptyTop,
     /// The result is a new image; nothing is removed.
     NewImage,
+    /// The result is a new image in another store, on what is there; TOP gives way.
+    Move,
 }
 
 impl FoldMode {
-    const ALL: [(Self, u32); 4] =
-        [(Self::TopName, 1), (Self::TargetName, 2), (Self::EmptyTop, 3), (Self::NewImage, 4)];
+    const ALL: [(Self, u32); 5] = [
+        (Self::TopName, 1),
+        (Self::TargetName, 2),
+        (Self::EmptyTop, 3),
+        (Self::NewImage, 4),
+        (Self::Move, 5),
+    ];
+
+    /// Returns whether the result is a new image, and no layer of the chain.
+    pub const fn makes_new(self) -> bool {
+        matches!(self, Self::NewImage | Self::Move)
+    }
 
     fn number(self) -> u32 {
         Self::ALL.iter().find(|(mode, _)| *mode == self).map_or(0, |(_, number)| *number)
@@ -269,7 +281,7 @@ fn check(fold: &Fold) -> Result<()> {
         FoldMode::TopName => (top, false),
         FoldMode::TargetName => (target, false),
         FoldMode::EmptyTop => (top, true),
-        FoldMode::NewImage => (&fold.result, true),
+        FoldMode::NewImage | FoldMode::Move => (&fold.result, true),
     };
     if fold.result != *result {
         return wrong("result", &fold.result, "is not the name that the job's kind gives it");

@@ -222,7 +222,8 @@ impl Arguments {
             Proof::None => Verify::Nothing,
         };
         let (keeps_target_name, ignores_unread) = (self.keep_target_name, self.ignore_unread);
-        Request { into: self.into.clone(), new, keeps_target_name, verify, ignores_unread }
+        let into = self.into.clone();
+        Request { into, new, keeps_target_name, verify, ignores_unread, moves: None }
     }
 }
 

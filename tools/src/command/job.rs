@@ -159,7 +159,7 @@ fn helped(failure: Failure) -> Failure {
 
 /// Returns how far the daemon says that a job is.
 fn seen(moving: &Value) -> State {
-    let phase = ["copy", "finish"].into_iter().find(|name| *name == text(moving, "phase"));
+    let phase = ["hash", "copy", "finish"].into_iter().find(|name| *name == text(moving, "phase"));
     let elapsed = moving.get("elapsed").and_then(Value::as_f64).unwrap_or_default();
     State {
         phase: phase.unwrap_or("wait"),
@@ -224,6 +224,10 @@ fn left_behind(job: &Value, out: &mut dyn Write) -> io::Result<()> {
 
 /// What became of a job that was given up.
 fn given_up(job: &Value) -> String {
+    if text(job, "kind") == "migrate" {
+        return "given up: the disk stays where it is; layers that are whole in the store stay there, too"
+            .to_owned();
+    }
     let lost = job.get("plan").map_or(&[][..], |plan| list(plan, "lost"));
     let lost: Vec<_> = lost.iter().map(|one| text(one, "layer")).collect();
     let gone = if lost.is_empty() {

@@ -19,6 +19,7 @@ pub mod lint;
 pub mod man;
 pub mod map;
 pub mod measure;
+pub mod migrate;
 pub mod rebase;
 pub mod relink;
 pub mod repair;

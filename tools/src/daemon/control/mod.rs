@@ -10,6 +10,7 @@ mod events;
 mod gate;
 mod layers;
 mod metrics;
+mod migrate;
 mod narrow;
 mod page;
 mod routes;

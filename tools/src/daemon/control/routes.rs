@@ -5,7 +5,7 @@ use super::{
     backup::{self, Places},
     events, gate,
     gate::Gate,
-    layers, metrics, page,
+    layers, metrics, migrate, page,
 };
 use crate::{options, settings::Disk};
 use axum::{
@@ -42,6 +42,7 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Service>>)> {
         ("post", "/v1/disks/{name}/attach", post(attach)),
         ("post", "/v1/disks/{name}/detach", post(detach)),
         ("post", "/v1/disks/{name}/consolidate", post(consolidate)),
+        ("post", "/v1/disks/{name}/migrate", post(migrate::begin)),
         ("get", "/v1/disks/{name}/diff", get(layers::diff)),
         ("post", "/v1/disks/{name}/revert", post(layers::revert)),
         ("post", "/v1/snapshot", post(snapshot)),
@@ -107,7 +108,8 @@ fn refuse_relative(path: &std::path::Path) -> Result<(), Refusal> {
     }
 }
 
-fn absolute(text: &str) -> Result<std::path::PathBuf, Refusal> {
+/// Returns a path that a client named, which begins at the root.
+pub fn absolute(text: &str) -> Result<std::path::PathBuf, Refusal> {
     let path = name::path(text);
     refuse_relative(&path).map(|()| path)
 }
@@ -153,7 +155,7 @@ struct Consolidate {
 }
 
 /// Returns a time given in milliseconds.
-fn ms(time: Option<f64>) -> Result<Option<Duration>, Refusal> {
+pub fn ms(time: Option<f64>) -> Result<Option<Duration>, Refusal> {
     let read = |ms: f64| {
         let wrong = |_| Refusal::senseless(format!("latency-target: {ms} is no time in milliseconds"));
         Duration::try_from_secs_f64(ms / 1000.0).map_err(wrong)

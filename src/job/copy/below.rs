@@ -1,0 +1,114 @@
+//! The layers below the head of a disk in use, to another folder: the head itself is somebody else's to bring.
+
+use super::{Below, Copy, Placed, Report, Request, file, find_match, leave::Leaving, places::placed};
+use crate::{
+    base::{Error, ErrorKind, Result},
+    chain::{Chain, Layer, Opening},
+    io::{Access, EntryKind, Host},
+    job::Progress,
+    store::{Ledger, Transfer},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A copy of the layers below a head, planned: nothing is written yet.
+#[derive(Debug)]
+pub struct CopyBelow(Copy);
+
+impl CopyBelow {
+    /// Looks at what `folder` has, and finds out which of the layers below the head of `layers`, which are open, have to be
+    /// copied. They should be sealed: else their IDs are computed here, where the folder has any image that tells its own.
+    ///
+    /// `Exists` where a name is taken by something else, that of the head included; `NoSpace` if the folder's file system is
+    /// too full.
+    pub fn prepare(
+        host: &Arc<dyn Host>,
+        ledger: &Ledger,
+        (layers, folder): (Vec<Layer>, &Path),
+        opening: &Opening,
+    ) -> Result<Self> {
+        let opening = Opening { access: Access::Read, ..opening.clone() }.with_ledger(ledger.clone());
+        let chain = Chain::looked_at(layers, true, ledger)?;
+        let (folder, head) = (host.canonical(folder)?, chain.head()?.path.clone());
+        if host.kind(&folder)? != Some(EntryKind::Folder) {
+            return Err(Error::invalid("is not a folder").path(&folder));
+        }
+        if head.parent() == Some(&folder) {
+            return Err(Error::invalid("lies in that folder already").path(&head));
+        }
+        let request = Request::default();
+        let transfer = Transfer::open(host, &folder, &head)?.without_ended();
+        let (depth, found) = find_match(host, ledger, &chain, (&folder, &opening), request.share)?;
+        let mut plan = super::Plan {
+            head,
+            layers: placed(host.as_ref(), &chain, depth, (&folder, None), &transfer)?,
+            copy_bytes: 0,
+            free_bytes: host.free_bytes(&folder)?,
+            is_resumed: transfer.is_resumed(),
+            is_there: false,
+            folder,
+            removed: Vec::new(),
+            stays: Vec::new(),
+            lost: Vec::new(),
+        };
+        plan.copy_bytes = plan.layers.iter().skip(1).map(Placed::copy_bytes).sum();
+        if let (Some(found), Some(layer)) = (&found, chain.layers().get(depth)) {
+            let to = found.chain.head()?.path.clone();
+            plan.layers.push(Placed::Link { from: layer.path.clone(), to, id: found.id });
+        }
+        if plan.copy_bytes > plan.free_bytes && !plan.is_resumed {
+            let what =
+                format!("{} bytes are to be copied, {} are free there", plan.copy_bytes, plan.free_bytes);
+            return Err(Error::new(ErrorKind::NoSpace, what).path(&plan.folder));
+        }
+        let (host, ledger, leaving) = (Arc::clone(host), ledger.clone(), Leaving::default());
+        Ok(Self(Copy { host, ledger, opening, chain, found, transfer, request, leaving, plan }))
+    }
+
+    /// Returns where the head goes, by its own name there.
+    pub fn place(&self) -> Option<&Path> {
+        self.0.plan.layers.first().and_then(Placed::target)
+    }
+
+    /// Returns what happens to the layers below the head, the topmost first.
+    pub fn layers(&self) -> &[Placed] {
+        self.0.plan.layers.get(1..).unwrap_or_default()
+    }
+
+    /// Returns the bytes to copy at most.
+    pub const fn copy_bytes(&self) -> u64 {
+        self.0.plan.copy_bytes
+    }
+
+    /// Does it; returns where the topmost of them is then, and how many bytes were copied. Stopped (`Interrupted`), failed or
+    /// cut off at any moment, it goes on when it is asked for again; what is whole by then stays.
+    pub fn run(mut self, progress: &Progress) -> Result<(Option<PathBuf>, u64)> {
+        let copy = &mut self.0;
+        progress.begin("copy", copy.plan.copy_bytes);
+        let mut report = Report::new(&copy.plan);
+        let mut below = copy.found.take().map(|found| Below::new(found.chain));
+        let places: Vec<PathBuf> =
+            copy.plan.layers.iter().filter_map(Placed::target).map(Path::to_path_buf).collect();
+        for (depth, to) in places.iter().enumerate().skip(1).rev() {
+            below = Some(copy.copy_layer((depth, to), below.as_ref(), &mut report, progress)?);
+        }
+        file::sweep(copy.host.as_ref(), &copy.plan.folder, &copy.transfer)?;
+        let top = below.map(|below| below.chain.head().map(|head| head.path.clone())).transpose()?;
+        // They are found by what they show from here on.
+        self.0.transfer.close()?;
+        Ok((top, report.copied_bytes))
+    }
+}
+
+/// Takes away what a copy of `head`, or of the layers below it, that is given up has in the making in `folder`. Layers that are
+/// whole stay: they are sealed, and the next copy links to them.
+pub fn forget(host: &Arc<dyn Host>, folder: &Path, head: &Path) -> Result<()> {
+    let transfer = Transfer::open(host, folder, head)?;
+    if !transfer.is_resumed() {
+        return Ok(());
+    }
+    file::sweep(host.as_ref(), folder, &transfer)?;
+    transfer.close()
+}
