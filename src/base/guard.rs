@@ -88,6 +88,8 @@ guards! {
     UncoveredParent,
     /// Tables that refcounts call free are not given away.
     KnownTables,
+    /// What a first write leaves of a cluster is not left as it is, unless nothing was ever stored there.
+    PristineClusters,
     /// An entry that points past the file's end is corrupt, not zeros.
     PastEnd,
     /// What changed is not told since a point below which another program wrote.

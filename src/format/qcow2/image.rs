@@ -121,6 +121,7 @@ impl Qcow2Image {
             pages: Pages::new(shape.cluster(), budget.join(), is_writable),
         };
         let counts = header.refcount_table;
+        let end = if file.is_device() { None } else { Some(file.bytes()?) };
         let table = if is_writable {
             read_words(&*file, "refcount table", counts.start, counts.bytes / 8)?
         } else {
@@ -129,7 +130,7 @@ impl Qcow2Image {
         let state = State {
             size: header.disk_bytes,
             tables,
-            refcounts: Refcounts::new(shape.geometry, table, counts.start),
+            refcounts: Refcounts::new(shape.geometry, table, counts.start, end),
             dropped: Vec::new(),
             poison: None,
         };

@@ -3,6 +3,9 @@
 //! No cluster below the cursor is free. A refcount in memory counts what the file refers to *or will refer
 //! to*: it goes up before the reference is written and down after the reference is durably gone, so a cut at
 //! any time leaves at worst a cluster that is counted and not used.
+//!
+//! The end of the file is the one place whose clusters are known to hold nothing: what a first write leaves of them
+//! need not be filled with zeros. Once counted or adopted they are like any other.
 
 use super::{
     change, counter,
@@ -28,6 +31,9 @@ use std::{
 /// Entries can hold no host offset from here on.
 const HOST_END: u64 = 1 << 56;
 
+/// A file that grows by a hole grows by up to so many clusters at once.
+const GROWTH_CLUSTERS: u64 = 16;
+
 /// The refcount table, and where to look for free clusters.
 #[derive(Debug)]
 pub(super) struct Refcounts {
@@ -40,6 +46,8 @@ pub(super) struct Refcounts {
     fresh: BTreeSet<u64>,
     /// The first cluster that may be free.
     cursor: u64,
+    /// From this cluster on nothing was ever stored or counted: what is read there is zeros, whatever the length.
+    pristine: u64,
     /// Where the next compressed cluster may start, inside the cluster that the last one ends in.
     packing: Option<HostOffset>,
     /// Clusters from (a key) to (its value) that were adopted and nothing refers to yet: they are free as far as the
@@ -48,14 +56,15 @@ pub(super) struct Refcounts {
 }
 
 impl Refcounts {
-    /// Begins with the table as it is in the file.
-    pub(super) fn new(geometry: Geometry, table: Vec<u64>, at: HostOffset) -> Self {
+    /// Begins with the table as it is in the file, past whose end, if it has one, nothing is stored.
+    pub(super) fn new(geometry: Geometry, table: Vec<u64>, at: HostOffset, end: Option<u64>) -> Self {
         Self {
             geometry,
             table,
             at,
             fresh: BTreeSet::new(),
             cursor: 0,
+            pristine: end.map_or(u64::MAX, |end| end.div_ceil(geometry.cluster_bytes())),
             packing: None,
             adopted: BTreeMap::new(),
         }
@@ -149,6 +158,7 @@ impl State {
     }
 
     fn set_refcount(&mut self, cluster: u64, count: u64) -> Result<()> {
+        self.refcounts.pristine = self.refcounts.pristine.max(cluster + 1);
         let missing = || Error::invalid(format!("cluster {cluster} has no refcount block"));
         let page = self.load_count(cluster)?.ok_or_else(missing)?;
         let nth = cluster % self.counts_per_page();
@@ -243,6 +253,26 @@ impl State {
         Ok(range)
     }
 
+    /// Returns from where on nothing was ever stored.
+    pub(super) const fn pristine(&self) -> HostOffset {
+        HostOffset::new(self.refcounts.pristine.saturating_mul(self.tables.shape.cluster()))
+    }
+
+    /// Returns whether clusters that were just taken read as zeros, being past what was `pristine` before; then the
+    /// file reaches to their end.
+    pub(super) fn reads_as_zeros(&self, taken: HostRange, pristine: HostOffset) -> Result<bool> {
+        if Guard::PristineClusters.trips(taken.start < pristine) {
+            return Ok(false);
+        }
+        // Nobody writes past what is pristine now: nothing is cut off.
+        let end = self.pristine();
+        if self.tables.image.ends_before(HostOffset::new(end.bytes().saturating_sub(1)))?.is_some() {
+            let end = end.ceil(GROWTH_CLUSTERS * self.cluster());
+            self.tables.image.file.set_bytes(end.bytes())?;
+        }
+        Ok(true)
+    }
+
     /// Adopts up to `wanted` free clusters in a row that end before `end`, and not fewer than `least`: nothing
     /// counts them, and nobody takes them. `None` if there are none.
     pub(super) fn adopt(&mut self, wanted: u64, least: u64, end: HostOffset) -> Tried<Option<HostRange>> {
@@ -256,6 +286,7 @@ impl State {
         let Some(range) = found? else { return Ok(None) };
         self.check_free(range)?;
         let clusters = self.clusters(range);
+        self.refcounts.pristine = self.refcounts.pristine.max(clusters.end);
         self.refcounts.adopted.insert(clusters.start, clusters.end);
         Ok(Some(range))
     }
@@ -398,6 +429,7 @@ impl State {
             return Err(Halt::TableFull);
         }
         let at = |nth: u64| HostOffset::new((first + nth) * self.tables.shape.cluster());
+        self.refcounts.pristine = self.refcounts.pristine.max(first + blocks + clusters);
         self.tables.image.file.zero(at(0).range(blocks * self.cluster()), Kept::Space)?;
         let span = at(blocks).range(clusters * self.cluster());
         for nth in 0..blocks {
@@ -428,6 +460,7 @@ impl State {
         let first = count(self.refcounts.table.len()) * per_block;
         let blocks = clusters.div_ceil(per_block - 1);
         let at = |nth: u64| HostOffset::new((first + nth) * cluster);
+        self.refcounts.pristine = self.refcounts.pristine.max(first + blocks + clusters);
         for block in 0..blocks {
             let used = (blocks + clusters - block * per_block).min(per_block);
             let mut bytes = vec![0; index(cluster)];

@@ -70,6 +70,8 @@ pub(super) struct Place {
     host: HostOffset,
     /// Whether the host clusters were taken for this write.
     is_new: bool,
+    /// Whether they read as zeros.
+    is_zero: bool,
     /// What must be copied up around the write, in order.
     fills: Vec<GuestRange>,
 }
@@ -77,7 +79,7 @@ pub(super) struct Place {
 impl Place {
     /// New host clusters from `host` on that hold all of `guest` already.
     pub(super) const fn whole(guest: GuestRange, host: HostOffset) -> Self {
-        Self { guest, host, is_new: true, fills: Vec::new() }
+        Self { guest, host, is_new: true, is_zero: false, fills: Vec::new() }
     }
 
     fn host(&self, range: GuestRange) -> HostRange {
@@ -165,10 +167,16 @@ impl State {
         if let Some(host) = first {
             return Ok(Some(self.place(range, run, host, false)?));
         }
+        let pristine = self.pristine();
         let taken = self.allocate(run.bytes / cluster)?;
         // A long look for free clusters may have pushed the page out.
         let loaded = self.tables.load(range.start);
-        match loaded.and_then(|()| self.place(range, run.start.range(taken.bytes), taken.start, true)) {
+        let place = loaded.and_then(|()| self.place(range, run.start.range(taken.bytes), taken.start, true));
+        let looked = place.and_then(|place| {
+            let is_zero = !place.fills.is_empty() && self.reads_as_zeros(taken, pristine)?;
+            Ok(Place { is_zero, ..place })
+        });
+        match looked {
             Ok(place) => Ok(Some(place)),
             Err(error) => Err(self.drop_reference(taken).err().unwrap_or(error).into()),
         }
@@ -200,7 +208,7 @@ impl State {
                 nth += alike;
             }
         }
-        Ok(Place { guest, host, is_new, fills })
+        Ok(Place { guest, host, is_new, is_zero: false, fills })
     }
 
     /// Points the entries of `place` to it: `range` was written there.
@@ -258,11 +266,13 @@ impl Qcow2Image {
     /// Writes the start of `range` into new clusters; returns how many bytes.
     fn write_new(&self, range: GuestRange, job: Job<'_>) -> Result<(u64, Moved)> {
         let _claim = self.claims.take(range.outer(self.shape.cluster()));
-        let Some(place) = self.attempt(|state| state.reserve(range))? else {
+        let Some(mut place) = self.attempt(|state| state.reserve(range))? else {
             return Ok((0, Moved::default()));
         };
         let range = range.clip(place.guest);
-        let moved = self.move_in(&place, Job { range, ..job }, range.start.since(job.range.start));
+        let moved = self
+            .leave_zeros(&mut place, job.below)
+            .and_then(|()| self.move_in(&place, Job { range, ..job }, range.start.since(job.range.start)));
         let done = moved.and_then(|moved| {
             self.state.write().publish(&place, range)?;
             Ok((range.bytes, moved))
@@ -272,6 +282,18 @@ impl Qcow2Image {
             drop(self.state.write().drop_reference(place.host(place.guest)));
         }
         done
+    }
+
+    /// Fills nothing with zeros that reads so.
+    fn leave_zeros(&self, place: &mut Place, below: &dyn Below) -> Result<()> {
+        if place.is_zero {
+            for fill in std::mem::take(&mut place.fills) {
+                if !self.shows_zeros(fill, below)? {
+                    place.fills.push(fill);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Stores what `place` is to hold: the job's bytes, `skip` bytes into its source, and what is around them.

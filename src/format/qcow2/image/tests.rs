@@ -394,3 +394,19 @@ fn two_resizes_at_once_leave_one_of_the_two_disks() {
         assert_eq!(seen, [7; 512]);
     }
 }
+
+#[test]
+fn a_first_write_at_the_files_end_stores_its_bytes_alone() {
+    let pair = Pair::new(&[], 1 << 20, noise(7, 200 << 10));
+    let held = |pair: &Pair| pair.file.allocated_bytes().unwrap();
+    let (image, before) = (&pair.image, held(&pair));
+    // Nothing lies below.
+    image.write(GuestOffset::new(512 << 10), &[1; 4096], &pair.below).unwrap();
+    assert!(held(&pair) - before < 64 << 10, "{} bytes for 4096", held(&pair) - before);
+    // What lies below comes along.
+    image.write(GuestOffset::new(4096), &[2; 4096], &pair.below).unwrap();
+    let mut pair = pair;
+    pair.disk[512 << 10..][..4096].fill(1);
+    pair.disk[4096..][..4096].fill(2);
+    pair.end();
+}

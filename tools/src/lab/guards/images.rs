@@ -57,6 +57,18 @@ pub(super) fn refuses_to_give_the_header_away() -> Result<bool> {
     Ok(open(file)?.write(GuestOffset::new(4096), &[2; 1024], &Nothing).is_err())
 }
 
+pub(super) fn fills_what_a_first_write_leaves() -> Result<bool> {
+    let (_host, file) = small()?;
+    // The cluster is free, and holds what it held.
+    let table = word(&*file, word(&*file, 40)?)?;
+    uncount(&*file, word(&*file, table)? / 1024)?;
+    file.write_at(HostOffset::new(table), &[0; 8])?;
+    let (image, mut rest) = (open(file)?, [9; 512]);
+    image.write(GuestOffset::new(4096), &[2; 512], &Nothing)?;
+    image.read(GuestOffset::new(4608), &mut rest, &Nothing)?;
+    Ok(rest == [0; 512])
+}
+
 pub(super) fn refuses_an_entry_past_the_end() -> Result<bool> {
     let (_host, file) = small()?;
     let table = word(&*file, word(&*file, 40)?)?;

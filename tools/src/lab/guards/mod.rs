@@ -80,6 +80,7 @@ fn play(guard: Guard) -> Result<bool> {
         Guard::KeptBitmaps => Ok(images::history_holds("qcow2-kept-bitmap")),
         Guard::Poison => Ok(images::errors_are_survived("qcow2-512")),
         Guard::KnownTables => images::refuses_to_give_the_header_away(),
+        Guard::PristineClusters => images::fills_what_a_first_write_leaves(),
         Guard::PastEnd => images::refuses_an_entry_past_the_end(),
         Guard::ZeroNotAbsent => chains::keeps_zeros_when_the_target_fails(),
         Guard::MirrorGivenUp => live::believes_no_target_that_misses_writes(),
