@@ -1,8 +1,8 @@
 //! One guest's device: its queues, and the threads that work for them.
 //!
-//! Each queue has a thread that takes requests from its ring. Short ones it does itself, and tells the guest of several
-//! at once. What takes long, by its kind or by how long such requests took lately, goes to threads that all queues
-//! share: then many are under way.
+//! One thread takes requests from all rings: being woken costs as much as a short request does, and while it is awake
+//! guests do not wake it. Short ones it does itself, and tells the guest of several at once. What takes long, by its kind or
+//! by how long such requests took lately, goes to threads that all queues share: then many are under way.
 //!
 //! What stays true: a request that was taken gets its answer, also while the connection ends; once a queue has stopped
 //! nothing of it touches the guest's memory. No lock is held during a disk's operation. Lock order: a ring's, then
@@ -45,8 +45,9 @@ use vmm_sys_util::{
 pub(super) const QUEUES: u16 = 8;
 /// Descriptors of a queue.
 const QUEUE_SIZE_MAX: usize = 1024;
-/// The guest is told of so many answers at once.
-const ANSWERS_MAX: u32 = 32;
+/// So many requests of a queue are taken in one go, and the guest is told of their answers at once; then it is the next
+/// queue's turn.
+const TURN_MAX: u32 = 32;
 /// Threads for long requests.
 const THREADS_MAX: usize = 16;
 /// Long requests that wait for one of them; then the queues wait.
@@ -84,8 +85,21 @@ struct Work {
     waiting: VecDeque<Long>,
     threads: usize,
     idle: usize,
-    /// By queue: its long requests, and its own thread while that has requests.
+    /// By queue: its long requests, and the rings' thread while that is at it.
     busy: [usize; QUEUES as usize],
+}
+
+/// What the rings' thread uses again from request to request.
+#[derive(Default)]
+struct Own {
+    buf: Vec<u8>,
+    chain: Chain,
+}
+
+/// What the rings' thread was woken by, and the rings (a bit each) that made no sense since.
+struct Round {
+    woken_by: usize,
+    left_out: u64,
 }
 
 /// A request that takes long.
@@ -171,7 +185,7 @@ impl Device {
         self.called.notify_all();
     }
 
-    /// Waits until all that was taken is done. The queues' threads are gone by now.
+    /// Waits until all that was taken is done. The rings' thread is gone by now.
     pub(super) fn join(&self) {
         self.stop();
         let mut work = self.work.lock();
@@ -180,53 +194,85 @@ impl Device {
         }
     }
 
-    /// Does what waits in a ring, until nothing does.
-    fn serve(self: &Arc<Self>, queue: usize, ring: &VringMutex) -> Result<(), virtio_queue::Error> {
-        // From here on a stop of the queue waits.
-        let _busy = Busy::new(self, queue);
-        let mut buf = Vec::new();
-        let mut chain = Chain::default();
-        loop {
-            if ask(ring, VringState::disable_notification)?.is_none() {
-                return Ok(());
-            }
-            let mut answers = 0;
-            while !self.is_over.load(Relaxed) {
-                let memory = self.memory.memory();
-                let Some(head) = take(ring, &memory, &mut chain)? else { break };
-                let answer = match self.target.admit(&memory, &chain) {
-                    Err(refused) => refused,
-                    Ok(request) if self.is_short(&request) => {
-                        self.perform(&memory, &chain, &request, &mut buf)
-                    }
-                    Ok(request) => {
-                        let memory = memory.into_inner();
-                        let (busy, ring) = (Busy::new(self, queue), ring.clone());
-                        let chain = std::mem::take(&mut chain);
-                        self.hand_on(Long { busy, ring, memory, head, chain, request });
-                        continue;
-                    }
-                };
-                // A number that no chain has cannot be answered; what waits behind it can.
-                if ring.add_used(head, answer.give(&memory)).is_err() {
-                    continue;
-                }
-                answers += 1;
-                if answers == ANSWERS_MAX {
-                    tell(ring)?;
-                    answers = 0;
-                }
-            }
-            if answers > 0 {
-                tell(ring)?;
-            }
-            if self.is_over.load(Relaxed) || ask(ring, VringState::enable_notification)? != Some(true) {
-                return Ok(());
+    /// Does what waits in the rings, in turns, until nothing does; one of them has woken the thread. A ring that makes no
+    /// sense waits until it is woken for again: the guest is to set it up anew.
+    fn serve(self: &Arc<Self>, woken_by: usize, rings: &[VringMutex]) {
+        let (mut own, mut round) = (Own::default(), Round { woken_by, left_out: 0 });
+        while !self.is_over.load(Relaxed) {
+            let has_worked = self.any(rings, &mut round, |queue, ring| self.take_turn(queue, ring, &mut own));
+            if !has_worked && !self.any(rings, &mut round, |_, ring| listen(ring)) {
+                return;
             }
         }
     }
 
-    /// Returns the pace that a request belongs to, and its bytes; `None` if no queue's thread does such a request.
+    /// Does something with each ring that is not left out; returns whether any of them said yes.
+    fn any(
+        &self,
+        rings: &[VringMutex],
+        round: &mut Round,
+        mut act: impl FnMut(usize, &VringMutex) -> Result<bool, virtio_queue::Error>,
+    ) -> bool {
+        let (mut is_any, left_out) = (false, round.left_out);
+        for (queue, ring) in rings.iter().enumerate().filter(|(queue, _)| left_out >> queue & 1 == 0) {
+            match act(queue, ring) {
+                Ok(is_so) => is_any |= is_so,
+                Err(error) => {
+                    round.left_out |= 1 << queue;
+                    // Whatever the others ask for, it is said when the guest comes with this one.
+                    if queue == round.woken_by {
+                        tracing::warn!(export = %self.target.name, %error, "a guest's ring makes no sense");
+                    }
+                }
+            }
+        }
+        is_any
+    }
+
+    /// Does what waits in a ring, as far as one turn goes; returns whether there was anything. The guest does not tell of
+    /// its requests from here on.
+    fn take_turn(
+        self: &Arc<Self>,
+        queue: usize,
+        ring: &VringMutex,
+        own: &mut Own,
+    ) -> Result<bool, virtio_queue::Error> {
+        if ask(ring, |_| Ok(()))?.is_none() {
+            return Ok(false);
+        }
+        // From here on a stop of the queue waits.
+        let _busy = Busy::new(self, queue);
+        if ask(ring, VringState::disable_notification)?.is_none() {
+            return Ok(false);
+        }
+        let (mut taken, mut answers) = (0, 0);
+        while taken < TURN_MAX && !self.is_over.load(Relaxed) {
+            let memory = self.memory.memory();
+            let Some(head) = take(ring, &memory, &mut own.chain)? else { break };
+            taken += 1;
+            let answer = match self.target.admit(&memory, &own.chain) {
+                Err(refused) => refused,
+                Ok(request) if self.is_short(&request) => {
+                    self.perform(&memory, &own.chain, &request, &mut own.buf)
+                }
+                Ok(request) => {
+                    let memory = memory.into_inner();
+                    let (busy, ring) = (Busy::new(self, queue), ring.clone());
+                    let chain = std::mem::take(&mut own.chain);
+                    self.hand_on(Long { busy, ring, memory, head, chain, request });
+                    continue;
+                }
+            };
+            // A number that no chain has cannot be answered; what waits behind it can.
+            answers += u32::from(ring.add_used(head, answer.give(&memory)).is_ok());
+        }
+        if answers > 0 {
+            tell(ring)?;
+        }
+        Ok(taken > 0)
+    }
+
+    /// Returns the pace that a request belongs to, and its bytes; `None` if the rings' thread does no such request.
     fn pace(&self, request: &Request) -> Option<(&Pace, u64)> {
         match request.task {
             Task::Read(range) if range.bytes <= SHORT_BYTES => Some((&self.reads, range.bytes)),
@@ -375,6 +421,11 @@ fn take(
     Ok(Some(head))
 }
 
+/// Has the guest tell of its next request; returns whether one waits already.
+fn listen(ring: &VringMutex) -> Result<bool, virtio_queue::Error> {
+    Ok(ask(ring, VringState::enable_notification)? == Some(true))
+}
+
 /// Tells the guest that there are answers, if it wants to hear that.
 fn tell(ring: &VringMutex) -> Result<(), virtio_queue::Error> {
     if ring.needs_notification()? {
@@ -442,7 +493,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
-        (0..QUEUES).map(|queue| 1 << queue).collect()
+        vec![(1 << QUEUES) - 1]
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
@@ -456,15 +507,13 @@ impl VhostUserBackend for Backend {
 
     fn handle_event(
         &self,
-        _event: u16,
+        event: u16,
         _set: EventSet,
         rings: &[VringMutex],
-        thread: usize,
+        _thread: usize,
     ) -> io::Result<()> {
-        // A thread has one queue. A ring that makes no sense waits for the guest to set it up anew.
-        if let Some(Err(error)) = rings.first().map(|ring| self.0.serve(thread, ring)) {
-            tracing::warn!(export = %self.0.target.name, %error, "a guest's ring makes no sense");
-        }
+        // While it is awake, what has come in elsewhere needs not wake it again.
+        self.0.serve(usize::from(event), rings);
         Ok(())
     }
 }
