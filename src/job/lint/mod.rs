@@ -343,12 +343,22 @@ impl Look<'_> {
             }
             known.insert(at, standing.known);
         }
-        for (id, paths) in sealed.into_iter().filter(|(_, paths)| paths.len() > 1) {
-            for path in &paths {
-                let others = paths.iter().filter(|other| *other != path).cloned().collect();
-                let short: String = id.chars().take(15).collect();
-                self.find(Kind::Duplicate, path, others, format!("shows the same as others, {short}"));
-            }
+        for (id, paths) in &sealed {
+            self.look_at_duplicates(id, paths);
+        }
+    }
+
+    /// The first of those that show the same names all others, and they name it: among very many, were each to name all,
+    /// the report would be longer than the images.
+    fn look_at_duplicates(&mut self, id: &str, paths: &[PathBuf]) {
+        let Some((first, others)) = paths.split_first().filter(|(_, others)| !others.is_empty()) else {
+            return;
+        };
+        let short: String = id.chars().take(15).collect();
+        let what = format!("shows the same as others, {short}");
+        self.find(Kind::Duplicate, first, others.to_vec(), what.clone());
+        for path in others {
+            self.find(Kind::Duplicate, path, vec![first.clone()], what.clone());
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Request as Asked, *};
 use crate::{
-    base::GuestOffset,
+    base::{GuestOffset, HostOffset},
     chain::Chain,
     disk::Disk,
     format::{self, Creation, Format, NoParts, ParentName},
@@ -10,6 +10,7 @@ use crate::{
     job::{
         Progress,
         consolidate::{Consolidation, Pace, Request},
+        seal,
         snapshot::snapshot,
     },
 };
@@ -154,4 +155,28 @@ fn the_work_grows_with_the_number_of_images() {
     };
     let (some, more) = (work(40), work(80));
     assert!(more < some * 2 + some / 4, "{some}, then {more}");
+}
+
+/// Each of a thousand copies would name all others.
+#[test]
+fn of_many_that_show_the_same_each_names_the_first() {
+    let (_, host, ledger) = folder();
+    make(&host, "golden", None);
+    put(&host, "golden", 0, 512);
+    let opening = Opening::reading();
+    let layers = seal::open_layers(&host, &path("golden"), &opening).unwrap();
+    seal::seal(&ledger, &layers, &Progress::default()).unwrap();
+    drop(layers);
+    let golden = host.open(&path("golden"), Access::Read).unwrap();
+    let mut bytes = vec![0; usize::try_from(golden.bytes().unwrap()).unwrap()];
+    golden.read_at(HostOffset::new(0), &mut bytes).unwrap();
+    for number in 0..30 {
+        host.create(&path(&format!("copy{number}"))).unwrap().write_at(HostOffset::new(0), &bytes).unwrap();
+    }
+    let findings = look(&host, &ledger).findings;
+    let alike: Vec<_> = findings.iter().filter(|finding| finding.kind == Kind::Duplicate).collect();
+    assert_eq!(alike.len(), 31);
+    let named: Vec<usize> =
+        alike.iter().map(|finding| finding.about.len()).filter(|named| *named != 1).collect();
+    assert_eq!(named, [30]);
 }
