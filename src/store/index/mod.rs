@@ -26,7 +26,7 @@ use crate::{
         clock::{self, Stopwatch},
     },
     content::ContentId,
-    io::{Access, EntryKind, File, Host, Likeness, Status},
+    io::{self, Access, EntryKind, File, Host, Likeness, Status},
 };
 use blocks::Blocks;
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -34,9 +34,10 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     os::unix::ffi::{OsStrExt, OsStringExt},
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -48,12 +49,16 @@ const IDS: TableDefinition<&[u8], ()> = TableDefinition::new("ids");
 const WHOLE: TableDefinition<(), &[u8]> = TableDefinition::new("whole");
 
 const CACHE_BYTES: usize = 32 << 20;
+/// How many files are looked at at once.
+const LOOKERS: usize = 16;
 /// How long another process is waited for.
 const TURN_TIME: Duration = Duration::from_millis(500);
 /// What changed later than this before it was looked at may have changed again without a trace: clocks that stamp files
 /// stand still for up to two seconds (FAT).
 const SETTLED_NS: i128 = 2_000_000_000;
 
+/// Finds out which ID a file says that it shows; asked by several threads at once.
+type Read<'a> = dyn Fn(&Path) -> Result<Option<ContentId>> + Sync + 'a;
 type Tried<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Sum = [u8; 32];
 
@@ -168,10 +173,7 @@ impl Index {
     /// Returns all files that say an ID, by name.
     ///
     /// Fails if the folder cannot be read; that nothing can be kept is no failure.
-    pub fn refresh(
-        &self,
-        read: &dyn Fn(&Path) -> Result<Option<ContentId>>,
-    ) -> Result<Vec<(ContentId, PathBuf)>> {
+    pub fn refresh(&self, read: &Read<'_>) -> Result<Vec<(ContentId, PathBuf)>> {
         let (place, known) = self.entries().unzip();
         let found = self.look(known.unwrap_or_default(), read)?;
         let offers = found
@@ -185,36 +187,34 @@ impl Index {
         Ok(offers)
     }
 
-    fn look(&self, mut known: Entries, read: &dyn Fn(&Path) -> Result<Option<ContentId>>) -> Result<Found> {
+    fn look(&self, mut known: Entries, read: &Read<'_>) -> Result<Found> {
         let now = clock::coarse_ns();
         let mut whole = self.looks_whole(now);
         let notes = self.noted();
-        let (mut entries, mut changed) = (Entries::new(), Vec::new());
-        for entry in self.host.list(&self.folder)? {
-            // What a link leads to, and the notes on that, change without a trace here.
-            whole = whole.filter(|_| !entry.is_link);
-            if entry.kind != EntryKind::File || Draft::is_left_over(&entry.path) {
-                continue;
-            }
-            let Some(name) = entry.path.file_name().map(|name| name.as_bytes().to_vec()) else { continue };
-            let status = self.host.status(&entry.path).ok().filter(|_| !entry.is_link);
+        let mut all = self.host.list(&self.folder)?;
+        // What a link leads to, and the notes on that, change without a trace here.
+        whole = whole.filter(|_| all.iter().all(|entry| !entry.is_link));
+        all.retain(|entry| entry.kind == EntryKind::File && !Draft::is_left_over(&entry.path));
+        let look = |file: &io::Entry| -> Option<(Vec<u8>, Entry)> {
+            let name = file.path.file_name()?.as_bytes();
+            let status = self.host.status(&file.path).ok().filter(|_| !file.is_link);
             let looks = status.and_then(|status| {
                 let note = notes.get(&status.inode).map(Vec::as_slice).unwrap_or_default();
                 looks(note.iter().chain([&status]), now)
             });
-            let then = known.remove(&name);
-            let entry = match then.filter(|then| looks == Some(then.looks)) {
-                Some(then) => then,
-                None => match read(&entry.path) {
+            let entry = match known.get(name).filter(|then| looks == Some(then.looks)) {
+                Some(then) => *then,
+                None => match read(&file.path) {
                     Ok(id) => Entry { looks: looks.unwrap_or(UNKNOWN), id },
                     Err(_) => Entry { looks: UNKNOWN, id: None },
                 },
             };
-            if then != Some(entry) {
-                changed.push(name.clone());
-            }
-            entries.insert(name, entry);
-        }
+            Some((name.to_vec(), entry))
+        };
+        let entries: Entries = each(&all, &look).into_iter().flatten().collect();
+        let is_other =
+            |(name, entry): (&Vec<u8>, &Entry)| (known.remove(name) != Some(*entry)).then(|| name.clone());
+        let mut changed: Vec<Vec<u8>> = entries.iter().filter_map(is_other).collect();
         changed.extend(known.into_keys());
         Ok(Found { entries, changed, whole })
     }
@@ -302,7 +302,7 @@ impl Index {
         let file = loop {
             match self.host.open(place, access) {
                 Err(error) if error.kind() == ErrorKind::Busy && watch.elapsed() < TURN_TIME => {
-                    std::thread::sleep(Duration::from_millis(2));
+                    thread::sleep(Duration::from_millis(2));
                 }
                 opened => break opened.ok()?,
             }
@@ -316,6 +316,22 @@ impl Index {
         let is_there = self.host.opened_as(file.as_ref()).ok()? == folder.join(place.file_name()?);
         (is_own && is_there).then_some(file)
     }
+}
+
+/// Does the same for each of very many files, in order: their headers are all over the disk, and it takes as long to read
+/// sixteen of them as one.
+fn each<T: Sync, U: Send>(all: &[T], work: &(dyn Fn(&T) -> U + Sync)) -> Vec<U> {
+    let share = all.len().div_ceil(LOOKERS).max(LOOKERS);
+    let run = |share: &[T]| share.iter().map(work).collect::<Vec<U>>();
+    thread::scope(|scope| {
+        let begin = |share| (share, thread::Builder::new().spawn_scoped(scope, move || run(share)).ok());
+        let begun: Vec<_> = all.chunks(share).map(begin).collect();
+        let end = |(share, thread): (_, Option<thread::ScopedJoinHandle<'_, Vec<U>>>)| match thread {
+            Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            None => run(share),
+        };
+        begun.into_iter().flat_map(end).collect()
+    })
 }
 
 /// Returns the sum of what was looked at; `None` if a change after `now` might look the same.

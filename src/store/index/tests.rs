@@ -9,7 +9,8 @@ use crate::{
         real::RealHost,
     },
 };
-use std::{cell::RefCell, fs, os::unix::fs::PermissionsExt, thread};
+use parking_lot::Mutex;
+use std::{fs, os::unix::fs::PermissionsExt, thread};
 
 fn id(number: u64) -> ContentId {
     let mut bytes = [0; 32];
@@ -22,18 +23,18 @@ struct Folder {
     host: Arc<dyn Host>,
     path: PathBuf,
     /// The names of files whose IDs were asked for.
-    asked: RefCell<Vec<String>>,
+    asked: Mutex<Vec<String>>,
 }
 
 impl Folder {
     fn simulated(sim: &SimHost) -> Self {
         sim.make_folder(Path::new("/store")).unwrap();
-        Self { host: Arc::new(sim.clone()), path: "/store".into(), asked: RefCell::default() }
+        Self { host: Arc::new(sim.clone()), path: "/store".into(), asked: Mutex::default() }
     }
 
     fn real(folder: &Path) -> Self {
         let path = folder.canonicalize().unwrap();
-        Self { host: Arc::new(RealHost::new()), path, asked: RefCell::default() }
+        Self { host: Arc::new(RealHost::new()), path, asked: Mutex::default() }
     }
 
     fn index(&self) -> Index {
@@ -55,7 +56,7 @@ impl Folder {
     }
 
     fn read(&self, path: &Path) -> Result<Option<ContentId>> {
-        self.asked.borrow_mut().push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        self.asked.lock().push(path.file_name().unwrap().to_str().unwrap().to_owned());
         let mut bytes = [0; 8];
         self.host.open(path, Access::ReadShared)?.read_at(HostOffset::new(0), &mut bytes)?;
         Ok(Some(u64::from_le_bytes(bytes)).filter(|number| *number > 0).map(id))
@@ -63,9 +64,11 @@ impl Folder {
 
     /// Looks at everything; returns how many files were asked for their IDs.
     fn refresh(&self) -> usize {
-        self.asked.borrow_mut().clear();
+        self.asked.lock().clear();
         self.index().refresh(&|path| self.read(path)).unwrap();
-        self.asked.borrow().len()
+        let mut asked = self.asked.lock();
+        asked.sort();
+        asked.len()
     }
 
     fn find(&self, number: u64) -> Option<Vec<String>> {
@@ -109,7 +112,7 @@ fn cid_9_an_entry_is_stale_after_a_foreign_writer() {
     folder.host.remove(&folder.path.join("image8")).unwrap();
     folder.host.rename(&folder.path.join("image9"), &folder.path.join("image10")).unwrap();
     assert_eq!(folder.refresh(), 3);
-    assert_eq!(*folder.asked.borrow(), ["image10", "image7", "new"]);
+    assert_eq!(*folder.asked.lock(), ["image10", "image7", "new"]);
     for (number, names) in
         [(7, vec!["new"]), (70, vec!["image7"]), (8, vec![]), (9, vec!["image10"]), (10, vec![])]
     {
@@ -129,7 +132,7 @@ fn cid_9_an_entry_is_stale_after_a_change_to_the_note_on_its_file() {
     folder.host.make_folder(&notes).unwrap();
     drop(folder.host.create(&notes.join(format!("{:032x}-{inode:x}", 1))).unwrap());
     assert_eq!(folder.refresh(), 1);
-    assert_eq!(*folder.asked.borrow(), ["image"]);
+    assert_eq!(*folder.asked.lock(), ["image"]);
 }
 
 /// What was changed a moment ago may be changed again without a trace in its times.
