@@ -16,6 +16,9 @@ nbdcopy libnbd-bin
 fio fio
 qemu-system-x86_64 qemu-system-x86
 openssl openssl
+ssh openssh-client
+/usr/sbin/sshd openssh-server
+rsync rsync
 systemd-socket-activate systemd
 chromium chromium
 chromedriver chromium-driver

@@ -60,6 +60,8 @@ guards! {
     LookAgain,
     /// A copy goes on only from the source that it was begun from.
     ResumedSource,
+    /// A layer that arrives has its name only if it shows what was promised.
+    ArrivalProved,
     /// A head that somebody wrote after a fold was cut off is copied again.
     HeadWritten,
     /// The same, noticed across a restart of the host by the head's epoch.

@@ -42,6 +42,12 @@ impl Digest {
         &self.0
     }
 
+    /// Returns its first 16 hex digits.
+    pub fn short(&self) -> String {
+        let start = self.0.first_chunk().map_or(0, |start| u64::from_be_bytes(*start));
+        format!("{start:016x}")
+    }
+
     /// Returns whether this stands for zeros.
     pub fn is_zero(&self) -> bool {
         *self == Self::ZERO

@@ -74,6 +74,23 @@ pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Openi
     Ok(Created { image: path.to_path_buf(), format: new.format, size, parent: shown })
 }
 
+/// Returns the options that make an image like this one: its clusters, and of its format's own facts those called `kept`.
+pub(super) fn options_like(image: &dyn Image, kept: &[&str]) -> Result<Vec<(String, String)>> {
+    let details = image.details()?;
+    let cluster = details.cluster_bytes.map(|bytes| ("cluster_size".to_owned(), bytes.to_string()));
+    let specific = details.specific.into_iter().filter(|(key, _)| kept.contains(&key.as_str()));
+    let specific = specific.filter_map(|(key, value)| {
+        let value = match value {
+            serde_json::Value::String(text) => text,
+            serde_json::Value::Bool(is_on) => if is_on { "on" } else { "off" }.to_owned(),
+            serde_json::Value::Number(number) => number.to_string(),
+            _ => return None,
+        };
+        Some((key.replace('-', "_"), value))
+    });
+    Ok(cluster.into_iter().chain(specific).collect())
+}
+
 /// Where a new image goes: a draft that gets its name at the end, or a block device.
 #[derive(Debug)]
 pub(super) struct Target {

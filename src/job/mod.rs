@@ -25,6 +25,7 @@ pub mod repair;
 pub mod resize;
 pub mod seal;
 pub mod snapshot;
+pub mod stream;
 pub mod verify;
 
 pub use progress::{Manners, Progress, Recently, State};

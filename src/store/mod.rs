@@ -14,6 +14,7 @@
 //! bytes.
 #![forbid(unsafe_code)]
 
+mod arrival;
 mod draft;
 mod elsewhere;
 mod index;
@@ -25,6 +26,7 @@ mod record;
 mod transfer;
 mod trust;
 
+pub use arrival::Arrival;
 pub use draft::{Draft, Publish};
 pub use elsewhere::elsewhere;
 pub use index::Index;

@@ -2,9 +2,13 @@
 
 use super::{Draft, Publish};
 use crate::{
-    base::{Error, ErrorKind, HostOffset, Result, units::count},
-    io::{Access, File, Host},
+    base::{
+        Error, ErrorKind, HostOffset, Result,
+        units::{count, index},
+    },
+    io::{Access, File, Host, Likeness},
 };
+use serde::de::DeserializeOwned;
 use std::{
     io::{self, BufReader, BufWriter, Read, Write},
     os::unix::ffi::OsStrExt,
@@ -13,6 +17,7 @@ use std::{
 };
 
 const BUFFER_BYTES: usize = 256 << 10;
+const NOTE_BYTES_MAX: u64 = 16 << 20;
 
 /// How it is said that what is known of an image can be kept in no folder.
 pub const NO_PLACE: &str = "notes can be kept nowhere";
@@ -107,6 +112,21 @@ pub(super) fn settle(host: &dyn Host, path: &Path) -> Result<()> {
             synced => synced,
         }
     })
+}
+
+/// Reads a note of this user's, written as JSON; `None` if there is none, or none that can be read.
+pub(super) fn read_own<T: DeserializeOwned>(host: &dyn Host, path: &Path) -> Result<Option<T>> {
+    let file = match host.open(path, Access::ReadShared) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    // Whoever may write the folder could otherwise name any file of this user's.
+    if Likeness::of(file.as_ref()).is_some_and(|likeness| !likeness.is_own()) {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; index(file.bytes()?.min(NOTE_BYTES_MAX))];
+    file.read_at(HostOffset::new(0), &mut bytes)?;
+    Ok(serde_json::from_slice(&bytes).ok())
 }
 
 /// Returns a reader of a whole file.

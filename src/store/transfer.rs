@@ -9,8 +9,8 @@ use super::{
     place::{self, Lasting, is_plain},
 };
 use crate::{
-    base::{Error, ErrorKind, Guard, HostOffset, Result, name::FileName, units::index},
-    io::{Access, Host, Likeness, Witness},
+    base::{Error, ErrorKind, Guard, Result, name::FileName},
+    io::{Host, Witness},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -20,7 +20,6 @@ use std::{
 };
 
 const VERSION: u32 = 1;
-const BYTES_MAX: u64 = 16 << 20;
 
 /// How far one file of a copy is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +81,7 @@ impl Transfer {
         let (name, ended) = (called("copy"), called("copied"));
         let folder = folder.join(FOLDER);
         let read = |name: &Path| -> Result<Option<Content>> {
-            let found = read(host.as_ref(), &folder.join(name))?;
+            let found: Option<Content> = place::read_own(host.as_ref(), &folder.join(name))?;
             Ok(found.filter(|content| content.version == VERSION && content.head.0 == head))
         };
         let under_way = read(&name)?;
@@ -251,20 +250,6 @@ impl Content {
             None => Ok(()),
         }
     }
-}
-
-fn read(host: &dyn Host, path: &Path) -> Result<Option<Content>> {
-    let file = match host.open(path, Access::ReadShared) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
-    };
-    // Whoever may write the folder could otherwise name any file of this user's.
-    if Likeness::of(file.as_ref()).is_some_and(|likeness| !likeness.is_own()) {
-        return Ok(None);
-    }
-    let mut bytes = vec![0; index(file.bytes()?.min(BYTES_MAX))];
-    file.read_at(HostOffset::new(0), &mut bytes)?;
-    Ok(serde_json::from_slice(&bytes).ok())
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ const NAMES: &str = "In JSON a file's name that is not UTF-8 is `file:` and the 
                      digit or one of /._-~ as %XX.";
 
 /// Lines that can be typed, by command.
-const EXAMPLES: [(&str, &[&str]); 25] = [
+const EXAMPLES: [(&str, &[&str]); 27] = [
     ("info", &["dchain info --backing-chain vm.qcow2", "dchain info --output json vm.qcow2 | jq .format"]),
     ("map", &["dchain map vm.qcow2"]),
     ("compare", &["dchain compare -f raw vm.raw -F qcow2 vm.qcow2"]),
@@ -59,7 +59,23 @@ const EXAMPLES: [(&str, &[&str]); 25] = [
             "dchain consolidate --disk vm",
         ],
     ),
-    ("copy", &["dchain copy vm.qcow2 /mnt/other", "dchain copy --remove-source --yes vm.qcow2 /mnt/other"]),
+    (
+        "copy",
+        &[
+            "dchain copy vm.qcow2 /mnt/other",
+            "dchain copy --remove-source --yes vm.qcow2 /mnt/other",
+            "dchain copy vm.qcow2 ssh://me@host/srv/vm",
+            "dchain copy ssh://host:2222/srv/vm/vm.qcow2 /mnt/other",
+        ],
+    ),
+    (
+        "send",
+        &[
+            "dchain send vm.qcow2 > /mnt/stick/vm.stream",
+            "dchain send --have c1:0a1b2c3d4e5f vm.qcow2 | zstd > delta.zst",
+        ],
+    ),
+    ("receive", &["dchain receive /srv/vm < /mnt/stick/vm.stream", "dchain receive --state /srv/vm"]),
     ("migrate", &["dchain migrate -n --disk vm /mnt/other", "dchain migrate --disk vm /mnt/other"]),
     ("relink", &["dchain relink -n /srv/vm", "dchain relink --map old.qcow2=new.qcow2 /srv/vm"]),
     ("repair", &["dchain repair base.qcow2 --from /backup/base.qcow2"]),

@@ -13,7 +13,9 @@ mod options;
 mod output;
 mod plan;
 mod progress;
+mod remote;
 mod size;
+mod ssh;
 mod svg;
 
 fn main() -> std::process::ExitCode {

@@ -7,7 +7,9 @@ use serde_json::Value;
 use std::{
     borrow::Cow,
     fmt,
+    fs::File,
     io::{self, BufWriter, ErrorKind, StdoutLock, Write},
+    os::fd::{AsFd, BorrowedFd},
 };
 
 /// The version of every JSON answer: it changes when a key goes or changes its meaning, not when one is added.
@@ -161,6 +163,12 @@ pub fn to_stdout(
     // What is still in the buffer has no reader.
     drop(out.into_parts());
     if error.kind() == ErrorKind::BrokenPipe { Ok(()) } else { Err(error.into()) }
+}
+
+/// Returns stdin and stdout as files, for what is neither text nor in lines.
+pub fn wires() -> io::Result<(File, File)> {
+    let own = |fd: BorrowedFd<'_>| Ok::<_, io::Error>(File::from(fd.try_clone_to_owned()?));
+    Ok((own(io::stdin().as_fd())?, own(io::stdout().as_fd())?))
 }
 
 /// Prints something that is no answer on stderr; a stderr that is gone is no failure.

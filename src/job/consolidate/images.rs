@@ -14,6 +14,7 @@ use crate::{
     chain::{Chain, Layer, View, header_name, open_layer},
     format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
+    job::create::options_like,
     map::RangeSet,
     store::{Claim, Draft, Epoch, Fold, FoldMode, Held, Journal, LayerRecord, Position},
 };
@@ -355,17 +356,7 @@ fn claim(parent_epoch: Epoch, parent: ParentName) -> Claim {
 
 /// Returns the creation options that make an image like this one.
 pub(in crate::job) fn kept_options(image: &dyn Image) -> Result<Vec<(String, String)>> {
-    let details = image.details()?;
-    let cluster = details.cluster_bytes.map(|bytes| ("cluster_size".to_owned(), bytes.to_string()));
-    let kept = |key: &str| ["compat", "extended-l2"].contains(&key);
-    let specific = details.specific.into_iter().filter(|(key, _)| kept(key)).filter_map(|(key, value)| {
-        let value = value.as_str().map(str::to_owned).or_else(|| {
-            let on = value.as_bool()?;
-            Some(if on { "on" } else { "off" }.to_owned())
-        });
-        Some((key.replace('-', "_"), value?))
-    });
-    Ok(cluster.into_iter().chain(specific).collect())
+    options_like(image, &["compat", "extended-l2"])
 }
 
 impl Setup<'_> {

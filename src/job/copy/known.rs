@@ -83,7 +83,7 @@ impl Copy {
 
 impl Below {
     /// Returns the tree of what it shows, if that is certain and kept.
-    fn tree(&self, ledger: &Ledger) -> Result<Option<Tree>> {
+    pub(in crate::job) fn tree(&self, ledger: &Ledger) -> Result<Option<Tree>> {
         match self.first_look.as_ref().and_then(Known::proven) {
             Some(id) => ledger.tree(self.chain.head()?.image.as_ref(), &id),
             None => Ok(None),

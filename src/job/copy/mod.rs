@@ -28,8 +28,9 @@ use crate::{
     store::{Known, Ledger, Transfer, Trust, is_as_before},
 };
 use leave::Leaving;
+pub(super) use places::Names;
 use places::placed;
-use shelf::{Match, Shelf};
+pub(super) use shelf::{Match, Shelf};
 use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
@@ -389,33 +390,8 @@ impl Copy {
         let image = format::open(layer.format(), file, true, &parts)?;
         // What an earlier life noted of this draft was true of other bytes.
         self.ledger.forget(image.as_ref())?;
-        self.stand((&image, to), below, is_frozen)?;
+        stand(&self.ledger, (&image, to), below, is_frozen)?;
         Ok(image)
-    }
-
-    fn stand(
-        &self,
-        (image, to): (&Arc<dyn Image>, &Path),
-        below: Option<&Below>,
-        is_frozen: bool,
-    ) -> Result<()> {
-        let folder = to.parent().unwrap_or(Path::new("/"));
-        let mut layers = vec![Layer { path: to.to_path_buf(), is_stated: true, image: Arc::clone(image) }];
-        if let Some(below) = below {
-            let link = below.chain.head()?.name_in(folder);
-            if image.parent().as_ref() != Some(&link) {
-                image.set_parent(Some(&link))?;
-            }
-            layers.extend(below.chain.layers().iter().cloned());
-            if let Some(known) = &below.first_look {
-                join(&self.ledger, image.as_ref(), (below.chain.head()?.image.as_ref(), known))?;
-            }
-        }
-        // Last: the witness that is noted now vouches for the files as they are.
-        if is_frozen {
-            freeze(&self.ledger, &layers)?;
-        }
-        self.ledger.know(image.as_ref())
     }
 
     fn verify(&self, head: &Path, progress: &Progress) -> Result<()> {
@@ -427,6 +403,32 @@ impl Copy {
         }
         refuse_difference(&self.chain.view(0), &copy, progress)
     }
+}
+
+/// Has a layer that will be called `to` stand on what is `below`, and freezes it if something will stand on it.
+pub(super) fn stand(
+    ledger: &Ledger,
+    (image, to): (&Arc<dyn Image>, &Path),
+    below: Option<&Below>,
+    is_frozen: bool,
+) -> Result<()> {
+    let folder = to.parent().unwrap_or(Path::new("/"));
+    let mut layers = vec![Layer { path: to.to_path_buf(), is_stated: true, image: Arc::clone(image) }];
+    if let Some(below) = below {
+        let link = below.chain.head()?.name_in(folder);
+        if image.parent().as_ref() != Some(&link) {
+            image.set_parent(Some(&link))?;
+        }
+        layers.extend(below.chain.layers().iter().cloned());
+        if let Some(known) = &below.first_look {
+            join(ledger, image.as_ref(), (below.chain.head()?.image.as_ref(), known))?;
+        }
+    }
+    // Last: the witness that is noted now vouches for the files as they are.
+    if is_frozen {
+        freeze(ledger, &layers)?;
+    }
+    ledger.know(image.as_ref())
 }
 
 /// Fails with `Corrupt`, naming the first byte, if a copy does not show what its source shows.
@@ -442,19 +444,19 @@ pub fn refuse_difference(source: &View, copy: &Chain, progress: &Progress) -> Re
 
 /// What a copied layer stands on at the target.
 #[derive(Debug)]
-struct Below {
-    chain: Chain,
+pub(super) struct Below {
+    pub(super) chain: Chain,
     /// What was known of its topmost layer when it was chosen.
     first_look: Option<Known>,
 }
 
 impl Below {
-    fn new(chain: Chain) -> Self {
+    pub(super) fn new(chain: Chain) -> Self {
         Self { first_look: chain.standings().first().map(|s| s.known.clone()), chain }
     }
 
     /// Fails with `Busy` if the layer is not what it was when it was chosen.
-    fn look_again(&self, ledger: &Ledger) -> Result<()> {
+    pub(super) fn look_again(&self, ledger: &Ledger) -> Result<()> {
         let head = self.chain.head()?;
         let now = ledger.look(head.image.as_ref())?;
         let Some(then) = &self.first_look else { return Ok(()) };
@@ -559,4 +561,4 @@ fn computed(chain: &Chain, progress: &Progress) -> Result<Vec<ContentId>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -20,11 +20,11 @@ const SUM_DIGITS: usize = 8;
 
 /// Names in one folder, as they are given away.
 #[derive(Default)]
-pub(super) struct Names(BTreeSet<PathBuf>);
+pub(in crate::job) struct Names(BTreeSet<PathBuf>);
 
 impl Names {
     /// Takes a name for the layer at `place`; if that is taken, one with a sum of the place before the suffix.
-    pub(super) fn take(&mut self, name: PathBuf, place: &Path) -> PathBuf {
+    pub(in crate::job) fn take(&mut self, name: PathBuf, place: &Path) -> PathBuf {
         if self.0.insert(name.clone()) {
             return name;
         }

@@ -5,7 +5,7 @@
 //! its content ID is computed and held against the old one's: each over that of the layer below, so that every
 //! layer is read once on either side.
 
-use super::{Below, Copy, Placed, Report, file, places::Names};
+use super::{Below, Copy, Placed, Report, file, places::Names, stand};
 use crate::{
     base::{
         Error, ErrorKind, GuestOffset, GuestRange, Result,
@@ -143,7 +143,7 @@ impl Copy {
             bring_bitmaps(layer.image.as_ref(), image.as_ref())?;
             image.flush()?;
             prove((&image, to), below, (under, &shown), progress)?;
-            self.stand((&image, to), below, depth > 0)?;
+            stand(&self.ledger, (&image, to), below, depth > 0)?;
             self.seal(&image, depth, &shown)?;
             if let Some(below) = below {
                 below.look_again(&self.ledger)?;

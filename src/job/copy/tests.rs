@@ -13,26 +13,26 @@ use crate::{
 mod reformat;
 
 const SIZE: u64 = 20 << 10;
-pub(super) const NAMES: [&str; 3] = ["base", "middle", "top"];
+pub(in crate::job) const NAMES: [&str; 3] = ["base", "middle", "top"];
 
 /// A disk of three layers in `/vm`, to be copied to `/store`.
 #[derive(Clone, Copy)]
-pub(super) struct Scene {
-    pub(super) base: Format,
+pub(in crate::job) struct Scene {
+    pub(in crate::job) base: Format,
     /// Whether the target has an image that shows what `middle` shows.
-    pub(super) is_shelved: bool,
+    pub(in crate::job) is_shelved: bool,
 }
 
-pub(super) const PLAIN: Scene = Scene { base: Format::Raw, is_shelved: false };
+pub(in crate::job) const PLAIN: Scene = Scene { base: Format::Raw, is_shelved: false };
 
 /// What the source's names show, in the order of [`NAMES`].
-pub(super) type Views = [Vec<u8>; 3];
+pub(in crate::job) type Views = [Vec<u8>; 3];
 
-pub(super) fn arc(host: &SimHost) -> Arc<dyn Host> {
+pub(in crate::job) fn arc(host: &SimHost) -> Arc<dyn Host> {
     Arc::new(host.clone())
 }
 
-pub(super) fn opening(host: &SimHost) -> Opening {
+pub(in crate::job) fn opening(host: &SimHost) -> Opening {
     Opening::reading().with_ledger(Ledger::new(arc(host), None))
 }
 
@@ -41,7 +41,7 @@ fn small() -> Vec<(String, String)> {
 }
 
 /// The machine with everything on its disk, switched on again.
-pub(super) fn again(host: &SimHost) -> SimHost {
+pub(in crate::job) fn again(host: &SimHost) -> SimHost {
     // One change that waits: the last state of the trace has it, and all before it.
     drop(host.create(Path::new("/waits")).unwrap());
     host.remove(Path::new("/waits")).unwrap();
@@ -57,14 +57,14 @@ fn put(host: &SimHost, name: &str, writes: &[(u64, usize, u8)]) {
     chain.flush().unwrap();
 }
 
-pub(super) fn view(host: &SimHost, path: &Path) -> Result<Vec<u8>> {
+pub(in crate::job) fn view(host: &SimHost, path: &Path) -> Result<Vec<u8>> {
     let chain = Chain::open(&arc(host), path, &opening(host))?;
     let mut bytes = vec![0xee; usize::try_from(chain.size()).unwrap()];
     chain.read(GuestOffset::new(0), &mut bytes)?;
     Ok(bytes)
 }
 
-pub(super) fn is_there(host: &SimHost, path: &str) -> bool {
+pub(in crate::job) fn is_there(host: &SimHost, path: &str) -> bool {
     host.kind(Path::new(path)).unwrap().is_some()
 }
 
@@ -102,7 +102,7 @@ fn check_names(host: &SimHost, views: &Views, story: &str) {
 }
 
 impl Scene {
-    pub(super) fn build(self) -> (SimHost, Views) {
+    pub(in crate::job) fn build(self) -> (SimHost, Views) {
         let host = SimHost::new();
         for folder in ["/vm", "/store"] {
             host.make_folder(Path::new(folder)).unwrap();

@@ -171,7 +171,7 @@ impl Offers {
     }
 
     /// Returns all that there are, after a look at each image that was changed since the last.
-    fn complete(&mut self) -> Result<&[(ContentId, PathBuf)]> {
+    pub(super) fn complete(&mut self) -> Result<&[(ContentId, PathBuf)]> {
         if let From::Index(index) = &self.from {
             let id = |path: &Path| self.id(path);
             self.from = From::All(sorted(index.refresh(&id)?));

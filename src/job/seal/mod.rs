@@ -154,7 +154,7 @@ fn hash(
 
 /// Returns how much of the map can be looked at in one go: all of it where the files are too small to say much,
 /// so that a huge and empty disk takes no time.
-fn stride_bytes(view: &View) -> Result<u64> {
+pub(super) fn stride_bytes(view: &View) -> Result<u64> {
     let (mut held, mut unit) = (0, u64::MAX);
     for image in view.images() {
         // Raw images have no unit of their own; the host's is rarely below this.

@@ -6,7 +6,9 @@ use crate::{
     output::Answer,
     plan::{Grade, Planned},
     progress::Watching,
+    remote::Remote,
     size,
+    ssh::Place,
 };
 use clap::{Args, ValueEnum};
 use deltachain::{
@@ -47,6 +49,10 @@ enum Shared {
 /// host shares is not read for that, and has none unless its source has. A copy that was cut off goes on when the same
 /// command is given again (--share flatten begins anew); one that is whole, and was changed on neither side, moves
 /// nothing then.
+///
+/// TOP or STORE may be on another machine: ssh://[user@]host[:port]/folder. ssh starts the dchain there, which keeps to
+/// that folder. What the target has is not sent, nor are zeros, nor leaves of 64 KiB that something like the layer has
+/// there; each layer has its name only when it shows what its content ID promises. Compressed clusters arrive unpacked.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// What may be linked instead of copied
@@ -68,6 +74,9 @@ pub struct Arguments {
     planned: Planned,
     #[command(flatten)]
     watching: Watching,
+    /// The command that connects to another machine, with its options (default: `DCHAIN_SSH`, or ssh)
+    #[arg(long, value_name = "COMMAND")]
+    ssh: Option<String>,
     /// The head of the chain
     top: PathBuf,
     /// The folder
@@ -77,6 +86,9 @@ pub struct Arguments {
 impl Arguments {
     /// Plans and copies.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        if let Some(done) = self.over_ssh(answer)? {
+            return Ok(done);
+        }
         let host = options::host();
         let opening = self.source.opening(&host, Access::Read)?;
         let share = match self.share {
@@ -118,6 +130,33 @@ impl Arguments {
             })?;
         }
         Ok(Exit::Done)
+    }
+
+    /// Does it if one of both is on another machine.
+    fn over_ssh(&self, answer: &Answer) -> Result<Option<Exit>, Failure> {
+        let (from, to) = (Place::parse(&self.top)?, Place::parse(&self.store)?);
+        if from.is_none() && to.is_none() {
+            return Ok(None);
+        }
+        let share = match self.share {
+            Shared::Allow => Share::Allow,
+            Shared::Deny => Share::Deny,
+            Shared::ChildOnly => Share::ChildOnly,
+            Shared::Flatten => {
+                let failure = Failure::usage("--share flatten is for folders of this machine");
+                return Err(failure.hint("dchain convert makes one image, which copy then takes along"));
+            }
+        };
+        if self.remove_source {
+            return Err(Failure::usage("--remove-source is for folders of this machine"));
+        }
+        let (source, planned, watching) = (&self.source, &self.planned, &self.watching);
+        let remote = Remote { ssh: self.ssh.as_deref(), share, source, planned, watching };
+        match (from, to) {
+            (None, Some(store)) => remote.push(&self.top, &store, answer).map(Some),
+            (Some(top), None) => remote.pull(&top, &self.store, answer).map(Some),
+            _ => Err(Failure::usage("one of both is on this machine: start dchain on the other")),
+        }
     }
 
     fn explain(&self, error: &Error) -> Failure {

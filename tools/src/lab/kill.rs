@@ -8,6 +8,7 @@ mod client;
 mod consolidate;
 mod copy;
 pub mod live;
+mod remote;
 mod scene;
 
 use crate::{Told, told};
@@ -31,6 +32,8 @@ const FOREIGN: u64 = 8;
 const LARGE: u64 = 6;
 /// Of a hundred counted kills at least this many fall into each phase.
 const SHARE: u64 = 10;
+/// How a near side ends whose far side is gone.
+const RESUMABLE: i32 = 75;
 /// Longest time that a job is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -41,6 +44,8 @@ pub enum Job {
     Consolidate,
     /// `dchain copy`.
     Copy,
+    /// `dchain copy` to another store: either side.
+    Remote,
 }
 
 /// Where a job is, as its own notes tell.
@@ -98,7 +103,8 @@ impl Job {
         match name {
             "consolidate" => Ok(Self::Consolidate),
             "copy" => Ok(Self::Copy),
-            _ => Err(format!("no job is called '{name}': consolidate, copy")),
+            "remote" => Ok(Self::Remote),
+            _ => Err(format!("no job is called '{name}': consolidate, copy, remote")),
         }
     }
 
@@ -107,6 +113,7 @@ impl Job {
         match self {
             Self::Consolidate => "consolidate",
             Self::Copy => "copy",
+            Self::Remote => "remote",
         }
     }
 
@@ -114,6 +121,7 @@ impl Job {
         match self {
             Self::Consolidate => &consolidate::PHASES,
             Self::Copy => &copy::PHASES,
+            Self::Remote => &remote::PHASES,
         }
     }
 
@@ -121,13 +129,19 @@ impl Job {
         match self {
             Self::Consolidate => consolidate::stage(scene),
             Self::Copy => copy::stage(scene),
+            Self::Remote => remote::stage(scene),
         }
     }
 
-    fn arguments(self) -> &'static [&'static str] {
+    fn arguments(self, scene: &Scene) -> Vec<String> {
+        let words = |words: &[&str]| words.iter().copied().map(str::to_owned).collect();
         match self {
-            Self::Consolidate => &["consolidate", "--yes", "top"],
-            Self::Copy => &["copy", "top", "store"],
+            Self::Consolidate => words(&["consolidate", "--yes", "top"]),
+            Self::Copy => words(&["copy", "top", "store"]),
+            Self::Remote => {
+                let there = format!("ssh://host{}", scene.path("store").display());
+                words(&["copy", "--ssh", remote::SSH, "top", &there])
+            }
         }
     }
 
@@ -136,6 +150,7 @@ impl Job {
         match self {
             Self::Consolidate => phase == consolidate::COPYING,
             Self::Copy => phase.is_multiple_of(2),
+            Self::Remote => true,
         }
     }
 
@@ -144,6 +159,8 @@ impl Job {
         match self {
             Self::Consolidate => scene.size() * 3,
             Self::Copy => 4 << 20,
+            // Slow enough for a mark on the way.
+            Self::Remote => 1 << 20,
         }
     }
 
@@ -151,6 +168,7 @@ impl Job {
         match self {
             Self::Consolidate => consolidate::judge_killed(scene, stage),
             Self::Copy => copy::judge_killed(scene, stage),
+            Self::Remote => remote::judge_killed(scene, stage),
         }
     }
 
@@ -159,6 +177,7 @@ impl Job {
         match self {
             Self::Consolidate => Ok(consolidate::allowance(scene)),
             Self::Copy => copy::allowance(scene),
+            Self::Remote => remote::allowance(scene),
         }
     }
 }
@@ -193,6 +212,7 @@ impl Round<'_> {
     fn run(&self, seeded: &mut Seeded, tally: &mut Tally) -> Told<()> {
         let is_large = self.number % LARGE == LARGE - 1;
         let scene = Scene::build(seeded, is_large)?;
+        remote::prepare(&scene, self.program)?;
         let mut stage = Stage::Before;
         for _ in 0..=u64::from(seeded.chance(1, 3)) {
             stage = self.kill(&scene, seeded, tally)?;
@@ -227,10 +247,18 @@ impl Round<'_> {
         let wait = Duration::from_micros(seeded.below(if is_moving { 120_000 } else { 2500 }));
         let mut child = command.spawn().map_err(told)?;
         let struck = self.strike(scene, &mut child, wanted, wait);
-        child.kill().map_err(told)?;
+        let is_far = self.job == Job::Remote && seeded.chance(1, 2);
+        if is_far {
+            // The near side ends of itself.
+            remote::kill_agent(scene);
+        } else {
+            child.kill().map_err(told)?;
+        }
         let output = child.wait_with_output().map_err(told)?;
+        remote::wait_for_agent(scene)?;
         struck?;
-        if let Some(code) = output.status.code().filter(|code| *code != 0) {
+        let is_wrong = |code: &i32| *code != 0 && !(is_far && *code == RESUMABLE);
+        if let Some(code) = output.status.code().filter(is_wrong) {
             return Err(format!("exit code {code}: {}", String::from_utf8_lossy(&output.stderr)));
         }
         let stage = self.job.stage(scene);
@@ -271,7 +299,8 @@ impl Round<'_> {
         }
         let report: Value = serde_json::from_slice(&output.stdout).map_err(told)?;
         let field = |name: &str| report.get(name).and_then(Value::as_u64).unwrap_or_default();
-        let moved = field("copied-bytes") + field("shared-bytes") + field("zeroed-bytes");
+        let moved =
+            field("sent-bytes") + field("copied-bytes") + field("shared-bytes") + field("zeroed-bytes");
         if moved > allowed {
             return Err(format!("{moved} bytes were moved; {allowed} were left at most"));
         }
@@ -281,7 +310,7 @@ impl Round<'_> {
 
     fn command(&self, scene: &Scene) -> Command {
         let mut command = Command::new(self.program);
-        command.current_dir(scene.folder()).args(self.job.arguments()).args(["--output", "json"]);
+        command.current_dir(scene.folder()).args(self.job.arguments(scene)).args(["--output", "json"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

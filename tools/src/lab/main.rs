@@ -129,7 +129,7 @@ struct Kills {
     /// Kills that have to count, for each job.
     #[arg(long, default_value_t = 100)]
     rounds: u64,
-    /// Only this job, consolidate or copy (default: both).
+    /// Only this job: consolidate, copy or remote (default: all).
     #[arg(long, value_parser = Job::find)]
     job: Option<Job>,
 }
@@ -203,8 +203,9 @@ fn feed(malformed: &Malformed) -> Result<String, String> {
 
 /// Kills the `dchain` beside this program; returns whether nothing was wrong.
 fn kill_jobs(kills: &Kills) -> bool {
-    let jobs =
-        [Job::Consolidate, Job::Copy].into_iter().filter(|job| kills.job.is_none_or(|one| one == *job));
+    let jobs = [Job::Consolidate, Job::Copy, Job::Remote]
+        .into_iter()
+        .filter(|job| kills.job.is_none_or(|one| one == *job));
     let mut is_sound = true;
     for job in jobs {
         let program = env::current_exe().map(|own| own.with_file_name("dchain"));

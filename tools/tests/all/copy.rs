@@ -33,7 +33,7 @@ fn opening(folder: &Scratch) -> Opening {
 }
 
 /// base <- c1 <- c2 <- c3, with data and zeros in each.
-fn chain() -> Scratch {
+pub(super) fn chain() -> Scratch {
     let folder = Scratch::new();
     folder.qemu_img("create -q -f qcow2 base 4M");
     folder.qemu_io("qcow2", "base", &["write -q -P 1 0 3M"]);

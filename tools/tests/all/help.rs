@@ -10,7 +10,7 @@ fn help_is_what_the_snapshots_say() {
     let mut commands = vec!["dchain".to_owned()];
     for entry in fs::read_dir(root.join("src/command")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        commands.extend(name.strip_suffix(".rs").filter(|n| *n != "mod").map(str::to_owned));
+        commands.extend(name.strip_suffix(".rs").filter(|n| *n != "mod").map(|n| n.replace('_', "-")));
     }
     assert!(commands.len() > 10);
     for name in commands {

@@ -23,6 +23,13 @@ fn cid_7_a_killed_copy_goes_on_where_it_was() {
 }
 
 #[test]
+fn cid_7_a_copy_to_another_store_that_is_killed_on_either_side_goes_on_where_it_was() {
+    let tally = search(Job::Remote, 7, 10, Path::new(env!("CARGO_BIN_EXE_dchain"))).unwrap();
+    println!("{tally}");
+    assert!(tally.kills() >= 10 && tally.ended >= 5 && tally.marked >= 3, "{tally}");
+}
+
+#[test]
 fn con_6_a_daemon_that_is_killed_under_its_guests_has_what_they_flushed_and_goes_on() {
     let tally = live::search(7, 20, Path::new(env!("CARGO_BIN_EXE_dchain"))).unwrap();
     println!("{tally}");

@@ -42,6 +42,7 @@ mod qcow2_create;
 mod qcow2_foreign;
 mod raw;
 mod relink;
+mod remote;
 mod repair;
 mod reshape;
 mod superset;

@@ -8,6 +8,7 @@ mod chains;
 mod images;
 mod live;
 mod records;
+mod streams;
 
 use crate::mirror;
 use deltachain::base::{Guard, Result};
@@ -61,6 +62,7 @@ fn play(guard: Guard) -> Result<bool> {
         Guard::MatchHashed => chains::does_not_link_to_a_forged_match(),
         Guard::LookAgain => chains::looks_at_the_match_again(),
         Guard::ResumedSource => chains::copies_a_changed_source_again(),
+        Guard::ArrivalProved => streams::gives_no_name_to_what_was_not_promised(),
         Guard::HeadWritten => chains::folds_what_was_written_meanwhile(),
         Guard::HeadEpoch => chains::folds_what_was_written_before_a_restart(),
         Guard::HeadTaken => live::folds_what_another_process_wrote(),

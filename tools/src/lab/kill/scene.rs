@@ -148,7 +148,7 @@ impl Scene {
     /// Returns where the result is, and the names that are left there.
     fn end(&self, job: Job) -> (&'static str, &'static [&'static str]) {
         match (job, self.base) {
-            (Job::Copy, _) => ("store/", &NAMES),
+            (Job::Copy | Job::Remote, _) => ("store/", &NAMES),
             (Job::Consolidate, Format::Raw) => ("", &["base", "top"]),
             (Job::Consolidate, _) => ("", &["top"]),
         }

@@ -1,0 +1,419 @@
+//! A chain on its way in: what is there already is linked, the rest arrives layer by layer, the deepest first.
+
+use super::{
+    Target, Token,
+    frame::Frame,
+    growing::{Growing, Spot, remove_if_there},
+    relative::Relative,
+    terms::{LAYERS_MAX, LayerHead, check_layers, shown},
+    wire::{Input, Output},
+};
+use crate::{
+    base::{Error, ErrorKind, Result},
+    chain::{Chain, Opening},
+    content::{ContentId, Digest},
+    io::{Access, EntryKind, Host},
+    job::{
+        Progress,
+        copy::{Below, Match, Share, Shelf},
+        seal,
+    },
+    store::{Arrival, Ledger},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Layers to which something like them is looked for.
+const RELATIVES_MAX: usize = 16;
+/// Leaves that those have together at most: so many hashes are held in memory, and told.
+const RELATIVES_LEAVES_MAX: u64 = 4 << 20;
+
+/// What is done with one layer of a stream.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct WhatArrives {
+    /// The file that it is, or is going to be.
+    #[serde(serialize_with = "crate::base::name::serialize")]
+    pub to: PathBuf,
+    /// What it shows.
+    pub id: ContentId,
+    /// Whether it is there already, or another image that shows the same.
+    pub is_there: bool,
+    /// How much of it is there: guest bytes before this place.
+    pub done_bytes: u64,
+}
+
+/// What is going to be done with a stream.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ReceivePlan {
+    /// The folder.
+    #[serde(serialize_with = "crate::base::name::serialize")]
+    pub folder: PathBuf,
+    /// The layers, the deepest first.
+    pub layers: Vec<WhatArrives>,
+    /// What the deepest layer that is missing stands on, if it stands on something.
+    #[serde(serialize_with = "crate::base::name::serialize")]
+    pub link: Option<PathBuf>,
+    /// Guest bytes that arrive at most.
+    pub receive_bytes: u64,
+    /// Space free there, in bytes.
+    pub free_bytes: u64,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Received {
+    /// As planned.
+    pub plan: ReceivePlan,
+    /// The head.
+    #[serde(serialize_with = "crate::base::name::serialize")]
+    pub head: PathBuf,
+    /// Guest bytes that came.
+    pub received_bytes: u64,
+    /// Guest bytes that came from a relative in the store.
+    pub taken_bytes: u64,
+}
+
+/// A layer that has arrived in part.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Arriving {
+    /// The name that it will have.
+    #[serde(serialize_with = "crate::base::name::serialize")]
+    pub name: PathBuf,
+    /// What it will show.
+    pub id: ContentId,
+    /// Guest bytes before this place are there.
+    pub done_bytes: u64,
+    /// What the sender has to be told so that it goes on from there.
+    pub token: Token,
+}
+
+/// Returns the layers that have arrived in `folder` in part.
+pub fn arriving(host: &dyn Host, folder: &Path) -> Result<Vec<Arriving>> {
+    let found = Arrival::all(host, folder)?.into_iter();
+    let shown = found.map(|Arrival { name, id, done_bytes, .. }| Arriving {
+        name: name.0,
+        id,
+        done_bytes,
+        token: Token::new(id, done_bytes),
+    });
+    Ok(shown.collect())
+}
+
+/// A chain that arrives, of which the layers' heads were read: nothing is written yet.
+#[derive(Debug)]
+pub struct Incoming {
+    target: Target,
+    pub(super) input: Input,
+    shelf: Shelf,
+    heads: Vec<LayerHead>,
+    /// The deepest layer that is missing.
+    first: usize,
+    below: Option<Below>,
+    /// By layer: what the store has that is like it.
+    relatives: BTreeMap<usize, Relative>,
+    plan: ReceivePlan,
+}
+
+impl Incoming {
+    /// Reads the start of a stream, and looks at what `folder` has.
+    ///
+    /// `Corrupt` for what is no stream; `NotFound` where what its deepest layer stands on is not there; `Exists` where a
+    /// name is taken by something else; `NoSpace` if the folder's file system is too full.
+    pub fn begin(
+        host: &Arc<dyn Host>,
+        ledger: &Ledger,
+        (folder, from): (&Path, Box<dyn Read + Send>),
+        opening: &Opening,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let target = Target::new(host, ledger, folder, opening)?;
+        let mut input = Input::new(from);
+        let heads = heads(&mut input, progress)?;
+        Self::of(target, (input, heads), Share::Allow, progress)
+    }
+
+    /// The same of layers whose heads were read.
+    pub(super) fn of(
+        target: Target,
+        (input, heads): (Input, Vec<LayerHead>),
+        share: Share,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let mut shelf = Shelf::scan(&target.host, &target.ledger, &target.folder, &target.opening)?;
+        let (first, below) = target.find(&mut shelf, &heads, share, progress)?;
+        let layers = target.places(&heads, first)?;
+        let link =
+            below.as_ref().map(|below| below.chain.head().map(|head| head.path.clone())).transpose()?;
+        let missing = heads.iter().skip(first);
+        let receive_bytes = missing.clone().map(|head| head.bytes).fold(0, u64::saturating_add);
+        let free_bytes = target.host.free_bytes(&target.folder)?;
+        let is_resumed = layers.iter().any(|layer| layer.done_bytes > 0);
+        if receive_bytes > free_bytes && !is_resumed {
+            let what = format!("{receive_bytes} bytes are to come, {free_bytes} are free there");
+            return Err(Error::new(ErrorKind::NoSpace, what).path(&target.folder));
+        }
+        let folder = target.folder.clone();
+        let plan = ReceivePlan { folder, layers, link, receive_bytes, free_bytes };
+        let relatives = BTreeMap::new();
+        Ok(Self { target, input, shelf, heads, first, below, relatives, plan })
+    }
+
+    /// Returns what is going to be done.
+    pub const fn plan(&self) -> &ReceivePlan {
+        &self.plan
+    }
+
+    /// Receives the rest. Cut off at any moment, no name stands for something that is not whole, and the same stream
+    /// again, or one from where it was cut, goes on from there.
+    pub fn run(self, progress: &Progress) -> Result<Received> {
+        progress.begin("receive", self.heads.iter().map(|head| head.bytes).fold(0, u64::saturating_add));
+        self.run_with(None, progress)
+    }
+
+    /// The same. A sender that is told of each layer's end sends only what is missing.
+    pub(super) fn run_with(
+        mut self,
+        mut sender: Option<&mut Output>,
+        progress: &Progress,
+    ) -> Result<Received> {
+        let (start, mut taken_bytes) = (if sender.is_some() { self.first } else { 0 }, 0);
+        for nth in start..self.heads.len() {
+            let from = self.begin_layer(nth, progress)?;
+            if nth < self.first {
+                self.skip(progress)?;
+                continue;
+            }
+            taken_bytes += self.receive(nth, from, progress)?;
+            if let Some(sender) = sender.as_mut() {
+                sender.put(&Frame::Done { nth: u32::try_from(nth).unwrap_or(u32::MAX) })?;
+            }
+        }
+        match self.input.next(progress)? {
+            Frame::End { .. } => self.report(taken_bytes),
+            other => Err(other.misplaced("the end")),
+        }
+    }
+
+    fn report(self, taken_bytes: u64) -> Result<Received> {
+        let head = self.plan.layers.last().ok_or_else(|| Error::invalid("a stream without layers"))?;
+        let head = head.to.clone();
+        let received_bytes = self.input.data_bytes();
+        Ok(Received { plan: self.plan, head, received_bytes, taken_bytes })
+    }
+
+    fn begin_layer(&mut self, nth: usize, progress: &Progress) -> Result<u64> {
+        match self.input.next(progress)? {
+            Frame::Begin { nth: told, from } if u32::try_from(nth) == Ok(told) => Ok(from),
+            other => Err(other.misplaced("the next layer")),
+        }
+    }
+
+    /// Passes over a layer that is there.
+    fn skip(&mut self, progress: &Progress) -> Result<()> {
+        loop {
+            match self.input.next(progress)? {
+                Frame::Data(data) => progress.passed(data.bytes().len() as u64),
+                Frame::Zero(_) => {}
+                Frame::LayerEnd { .. } => return Ok(()),
+                other => return Err(other.misplaced("an extent")),
+            }
+        }
+    }
+
+    /// Looks for what the store has that is like the layers that are missing.
+    pub(super) fn find_relatives(&mut self, progress: &Progress) -> Result<()> {
+        let mut leaves = 0;
+        for (nth, head) in self.heads.iter().enumerate().skip(self.first).take(RELATIVES_MAX) {
+            if let Some(found) = Relative::find(&self.target, &mut self.shelf, head, progress)? {
+                leaves += found.tree().held_leaves();
+                if leaves > RELATIVES_LEAVES_MAX {
+                    break;
+                }
+                self.relatives.insert(nth, found);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the leaves of a layer's relative that the layer may have, too.
+    pub(super) fn relative_leaves(&self, nth: usize) -> impl Iterator<Item = (u64, Digest)> + '_ {
+        let leaves = self.heads.get(nth).map_or(0, LayerHead::leaves);
+        let all = self.relatives.get(&nth).into_iter().flat_map(|relative| relative.tree().iter());
+        all.take_while(move |(leaf, _)| *leaf < leaves)
+    }
+
+    /// Takes in one layer, and gives it its name; returns how many bytes its relative had.
+    fn receive(&mut self, nth: usize, from: u64, progress: &Progress) -> Result<u64> {
+        let place = self.heads.get(nth).zip(self.plan.layers.get(nth));
+        let (head, planned) = place.ok_or_else(|| Error::invalid("no such layer"))?;
+        let relative = self.relatives.get(&nth);
+        let (target, below, to) = (&self.target, self.below.as_ref(), planned.to.clone());
+        let mut growing = Growing::begin(Spot { target, head, to: to.clone(), below, relative }, progress)?;
+        growing.go_on_from(from)?;
+        loop {
+            let frame = match self.input.next(progress) {
+                Ok(frame) => frame,
+                Err(error) => {
+                    // What came is kept if that goes; why no more came is what the caller hears of.
+                    let _ = growing.mark();
+                    return Err(error);
+                }
+            };
+            match frame {
+                Frame::Data(data) => {
+                    growing.write(data.at(), data.bytes())?;
+                    progress.moved(data.bytes().len() as u64);
+                }
+                Frame::Zero(range) => growing.zero(range, progress)?,
+                Frame::Take(range) => growing.take(range, progress)?,
+                Frame::LayerEnd { nth: told } if u32::try_from(nth) == Ok(told) => break,
+                other => return Err(other.misplaced("an extent")),
+            }
+            growing.rest()?;
+        }
+        let taken_bytes = growing.taken_bytes;
+        growing.finish()?;
+        let opening = target.opening.clone().with_format(Some(head.format));
+        self.below = Some(Below::new(Chain::open(&target.host, &to, &opening)?));
+        Ok(taken_bytes)
+    }
+}
+
+/// Reads the heads of the layers.
+pub(super) fn heads(input: &mut Input, progress: &Progress) -> Result<Vec<LayerHead>> {
+    let mut heads = Vec::new();
+    loop {
+        match input.next(progress)? {
+            Frame::Layer(head) if heads.len() < LAYERS_MAX => heads.push(*head),
+            Frame::Start { layers } if heads.len() as u64 == u64::from(layers) && layers > 0 => break,
+            other => return Err(other.misplaced("a layer's head")),
+        }
+    }
+    check_layers(&heads)?;
+    let mut names = BTreeSet::new();
+    match heads.iter().find(|head| !names.insert(&head.name)) {
+        Some(twice) => Err(Error::corrupt(format!("two layers are called {}", shown(&twice.name)))),
+        None => Ok(heads),
+    }
+}
+
+impl Target {
+    /// Looks at the folder; `Invalid` if it is none.
+    pub(super) fn new(
+        host: &Arc<dyn Host>,
+        ledger: &Ledger,
+        folder: &Path,
+        opening: &Opening,
+    ) -> Result<Self> {
+        let folder = host.canonical(folder)?;
+        if host.kind(&folder)? != Some(EntryKind::Folder) {
+            return Err(Error::invalid("is not a folder").path(&folder));
+        }
+        let opening = Opening { access: Access::Read, format: None, parent_format: None, ..opening.clone() };
+        let (host, ledger) = (Arc::clone(host), ledger.clone());
+        Ok(Self { host, opening: opening.with_ledger(ledger.clone()), ledger, folder })
+    }
+
+    /// Returns the deepest layer that is missing, and what it stands on: the walk goes from the head down.
+    fn find(
+        &self,
+        shelf: &mut Shelf,
+        heads: &[LayerHead],
+        share: Share,
+        progress: &Progress,
+    ) -> Result<(usize, Option<Below>)> {
+        let mut find = |id| shelf.find(&self.host, id, &self.opening, progress);
+        let Some((top, parents)) = heads.split_last() else { return Ok((0, None)) };
+        if self.is_there(top, progress)? {
+            return Ok((heads.len(), None));
+        }
+        for (nth, head) in parents.iter().enumerate().rev().filter(|_| share != Share::Deny) {
+            // Not every raw image tells by its name that it is one.
+            let named = || {
+                let place = self.folder.join(&head.name.0);
+                Match::open(&self.host, (&place, head.format), head.id, &self.opening, progress)
+            };
+            if let Some(found) = find(head.id)?.map_or_else(named, |found| Ok(Some(found)))? {
+                return Ok((nth + 1, Some(Below::new(found.chain))));
+            }
+            if share == Share::ChildOnly {
+                let what = format!("nothing in {} shows what its parent shows", self.folder.display());
+                return Err(Error::new(ErrorKind::NotFound, what).path(&top.name.0));
+            }
+        }
+        let Some(parent) = heads.first().and_then(|head| head.parent) else { return Ok((0, None)) };
+        let none = || {
+            let what = format!("has no layer that shows {parent}, on which what comes stands");
+            Error::new(ErrorKind::NotFound, what).path(&self.folder)
+        };
+        let found = find(parent)?.ok_or_else(none)?;
+        Ok((0, Some(Below::new(found.chain))))
+    }
+
+    /// Returns whether the head is there under its name; `Exists` if something else has that.
+    fn is_there(&self, top: &LayerHead, progress: &Progress) -> Result<bool> {
+        let place = self.folder.join(&top.name.0);
+        if self.host.kind(&place)?.is_none() {
+            return Ok(false);
+        }
+        let taken = || Error::new(ErrorKind::Exists, "is there already").path(&place);
+        let opening = self.opening.clone().with_format(Some(top.format));
+        let chain = match Chain::open(&self.host, &place, &opening) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            Err(_) => return Err(taken()),
+            Ok(chain) => chain,
+        };
+        // The very thing, and not something that shows the same over a link that leads elsewhere.
+        let known = chain.standings().first().and_then(|standing| standing.known.proven());
+        let id = match known {
+            Some(id) => id,
+            None => seal::full_tree(&chain.view(0), progress)?.tree.id(),
+        };
+        if id == top.id { Ok(true) } else { Err(taken()) }
+    }
+
+    /// Returns where the layers are, or will be; ends what a crash has left of those that are there.
+    fn places(&self, heads: &[LayerHead], first: usize) -> Result<Vec<WhatArrives>> {
+        let mut places = Vec::new();
+        for (nth, head) in heads.iter().enumerate() {
+            let note = Arrival::find(self.host.as_ref(), &self.folder, &head.id)?;
+            let mut to = self.folder.join(&head.name.0);
+            if nth < first {
+                if let Some(note) = note {
+                    remove_if_there(self.host.as_ref(), &self.folder.join(&note.temporary.0))?;
+                    self.host.sync_folder(&self.folder)?;
+                    note.close(self.host.as_ref(), &self.folder)?;
+                }
+                places.push(WhatArrives { to, id: head.id, is_there: true, done_bytes: 0 });
+                continue;
+            }
+            if self.host.kind(&to)?.is_some() {
+                // Another layer has the name: what lies below a head is found by what it shows.
+                to = self.folder.join(with_id(&head.name, &head.id));
+                if self.host.kind(&to)?.is_some() {
+                    return Err(Error::new(ErrorKind::Exists, "is there already").path(&to));
+                }
+            }
+            let note = note.filter(|note| note.form == head.form());
+            let done_bytes = note.map_or(0, |note| note.done_bytes);
+            places.push(WhatArrives { to, id: head.id, is_there: false, done_bytes });
+        }
+        Ok(places)
+    }
+}
+
+/// Returns a name that only a layer with this content ID has.
+fn with_id(name: &Path, id: &ContentId) -> PathBuf {
+    let mut distinct = name.file_stem().unwrap_or_default().to_owned();
+    distinct.push("-");
+    distinct.push(id.hex().get(..12).unwrap_or_default());
+    if let Some(suffix) = name.extension() {
+        distinct.push(".");
+        distinct.push(suffix);
+    }
+    PathBuf::from(distinct)
+}

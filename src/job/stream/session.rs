@@ -1,0 +1,193 @@
+//! A conversation between a sender and a receiver: what each tells, and in which order.
+//!
+//! ```text
+//!   sender                                      receiver
+//!   layer ... layer, start                 ->
+//!                                          <-   answer, leaves ...
+//!   plan                                   ->
+//!                                          <-   go
+//!   begin, extents ..., layer end          ->
+//!                                          <-   done                 (each layer that is lacking)
+//!   end                                    ->
+//!                                          <-   report
+//! ```
+//! Before that, the client says in an `ask` which of both it is. Either side may end with `failed` at any moment. What one
+//! side says while the other writes is so little that neither ever waits for the other to read.
+
+use super::{
+    Incoming, Outgoing, Received,
+    frame::{Frame, LEAVES_MAX},
+    terms::{Answer, Failed, Lacking, Planned, Report, check_name},
+    wire::{Input, Output},
+};
+use crate::{
+    base::{Error, ErrorKind, Result, name::FileName, units::count},
+    content::Tree,
+    job::Progress,
+};
+use std::{
+    io::{Read, Write},
+    path::PathBuf,
+};
+
+/// A wire to another program of this kind.
+#[derive(Debug)]
+pub struct Peer {
+    pub(super) input: Input,
+    pub(super) output: Output,
+}
+
+impl Peer {
+    /// Talks over a pipe, a socket, or what else carries bytes both ways.
+    pub fn new(from: Box<dyn Read + Send>, to: Box<dyn Write + Send>) -> Self {
+        Self { input: Input::new(from), output: Output::new(to) }
+    }
+
+    /// Returns the error that says most: of a peer that is gone, its last words.
+    pub(super) fn reason(&mut self, error: Error) -> Error {
+        if error.kind() != ErrorKind::Io {
+            return error;
+        }
+        self.input.last_words().unwrap_or(error)
+    }
+
+    /// Tells the peer why this side ends.
+    pub(super) fn give_up(mut self, error: &Error) {
+        if self.output.put(&Frame::Failed(Failed::of(error))).is_ok() {
+            // It may be gone: then it need not know.
+            let _ = self.output.finish();
+        }
+    }
+}
+
+/// The sending side, once the receiver has said what it has.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) outgoing: Outgoing,
+    pub(super) answer: Answer,
+    /// What the receiver's relatives have, of the layers that are lacking.
+    relatives: Vec<Option<Tree>>,
+    pub(super) planned: Planned,
+}
+
+impl Offer {
+    /// Offers a chain, and hears what the receiver has of it.
+    pub(super) fn make(outgoing: Outgoing, peer: &mut Peer, progress: &Progress) -> Result<Self> {
+        let heads = outgoing.heads();
+        for head in heads {
+            peer.output.put(&Frame::Layer(Box::new(head.clone())))?;
+        }
+        peer.output.put(&Frame::Start { layers: u32::try_from(heads.len()).unwrap_or(u32::MAX) })?;
+        let answer = match peer.input.next(progress)? {
+            Frame::Answer(answer) => answer,
+            other => return Err(other.misplaced("an answer")),
+        };
+        let first = usize::try_from(answer.first).unwrap_or(usize::MAX);
+        let missing = heads.get(first..).filter(|missing| missing.len() == answer.lacking.len());
+        let missing = missing.ok_or_else(|| Error::corrupt("the answer speaks of other layers"))?;
+        let mut relatives = Vec::new();
+        for ((nth, head), lacking) in (answer.first..).zip(missing).zip(&answer.lacking) {
+            check_name(&lacking.name).map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
+            if lacking.from > head.size || lacking.leaves > head.leaves() {
+                return Err(Error::corrupt("the answer has more of a layer than there is"));
+            }
+            relatives.push(hear_leaves(peer, nth, (head.size, lacking.leaves), progress)?);
+        }
+        let mut bytes = Vec::new();
+        for ((at, lacking), relative) in (first..).zip(&answer.lacking).zip(&relatives) {
+            bytes.push(outgoing.sending(at, lacking.from, relative.as_ref(), progress)?.most_bytes()?);
+        }
+        let planned = Planned { bytes, lost: outgoing.lost().to_vec() };
+        Ok(Self { outgoing, answer, relatives, planned })
+    }
+
+    /// Sends what is lacking; returns what the receiver made of it.
+    pub(super) fn send(&self, peer: &mut Peer, progress: &Progress) -> Result<Report> {
+        peer.output.put(&Frame::Plan(self.planned.clone()))?;
+        match peer.input.next(progress)? {
+            Frame::Go => {}
+            other => return Err(other.misplaced("an agreement")),
+        }
+        progress.begin("send", self.planned.bytes.iter().sum());
+        let lacking = self.answer.lacking.iter().zip(&self.relatives);
+        for (nth, (lacking, relative)) in (self.answer.first..).zip(lacking) {
+            let at = usize::try_from(nth).unwrap_or(usize::MAX);
+            let sending = self.outgoing.sending(at, lacking.from, relative.as_ref(), progress)?;
+            sending.run(nth, &mut peer.output)?;
+            match peer.input.next(progress)? {
+                Frame::Done { nth: told } if told == nth => {}
+                other => return Err(other.misplaced("the end of a layer")),
+            }
+        }
+        peer.output.put_end()?;
+        match peer.input.next(progress)? {
+            Frame::Report(report) => Ok(report),
+            other => Err(other.misplaced("a report")),
+        }
+    }
+}
+
+/// Hears as many hashes as were announced, each of a leaf that the layer has, in order.
+fn hear_leaves(
+    peer: &mut Peer,
+    nth: u32,
+    (size, announced): (u64, u64),
+    progress: &Progress,
+) -> Result<Option<Tree>> {
+    let (mut tree, mut heard, mut next) = (Tree::new(size), 0, 0);
+    while heard < announced {
+        let leaves = match peer.input.next(progress)? {
+            Frame::Leaves { nth: told, leaves } if told == nth && !leaves.is_empty() => leaves,
+            other => return Err(other.misplaced("a relative's leaves")),
+        };
+        heard += count(leaves.len());
+        for (leaf, digest) in leaves {
+            if leaf < next || digest.is_zero() || heard > announced {
+                return Err(Error::corrupt("a relative's leaves are out of order"));
+            }
+            tree.set(leaf, digest).map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
+            next = leaf + 1;
+        }
+    }
+    Ok((announced > 0).then_some(tree))
+}
+
+impl Incoming {
+    /// Tells the sender what is here; returns what it would send then.
+    pub(super) fn answer(&mut self, peer: &mut Output, progress: &Progress) -> Result<()> {
+        self.find_relatives(progress)?;
+        let mut lacking = Vec::new();
+        for (nth, layer) in self.plan().layers.iter().enumerate().filter(|(_, layer)| !layer.is_there) {
+            let leaves = self.relative_leaves(nth).count();
+            let name = FileName(PathBuf::from(layer.to.file_name().unwrap_or_default()));
+            lacking.push(Lacking { name, from: layer.done_bytes, leaves: count(leaves) });
+        }
+        let first = u32::try_from(self.plan().layers.len() - lacking.len()).unwrap_or(u32::MAX);
+        let link = self.plan().link.as_ref().and_then(|link| link.file_name());
+        let link = link.map(|name| FileName(PathBuf::from(name)));
+        let free_bytes = self.plan().free_bytes;
+        peer.put(&Frame::Answer(Answer { first, link, lacking, free_bytes }))?;
+        for (nth, at) in (first..).zip(usize::try_from(first).unwrap_or(usize::MAX)..self.plan().layers.len())
+        {
+            let mut rest = self.relative_leaves(at);
+            loop {
+                let leaves: Vec<_> = rest.by_ref().take(LEAVES_MAX).collect();
+                if leaves.is_empty() {
+                    break;
+                }
+                peer.put(&Frame::Leaves { nth, leaves })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what the sender said that it would send, and says what came of it.
+    pub(super) fn take_in(self, output: &mut Output, progress: &Progress) -> Result<Received> {
+        output.put(&Frame::Go)?;
+        let received = self.run_with(Some(&mut *output), progress)?;
+        let head = FileName(PathBuf::from(received.head.file_name().unwrap_or_default()));
+        let Received { received_bytes, taken_bytes, .. } = received;
+        output.put(&Frame::Report(Report { head, received_bytes, taken_bytes }))?;
+        Ok(received)
+    }
+}

@@ -1,0 +1,201 @@
+//! The two ends of a wire: frames in, frames out, each pumped by a thread of its own, so that disk and wire work at the
+//! same time.
+//!
+//! What stays true: a bounded number of frames waits at either end. A thread that waits for the peer is left behind when
+//! nobody needs it any more: it ends with its end of the wire.
+
+use super::frame::{Frame, Head, Packet, Preamble};
+use crate::{
+    base::{Error, ErrorKind, Result},
+    job::Progress,
+};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use parking_lot::Mutex;
+use std::{
+    io::{BufReader, BufWriter, Read, Write},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+/// Frames that wait at an end, at most.
+const WAITING: usize = 16;
+/// Small frames share calls of the system; large ones pass by.
+const BUFFER_BYTES: usize = 64 << 10;
+/// How long a silent wire is waited for before it is asked whether to stop.
+const NAP: Duration = Duration::from_millis(50);
+
+/// Where frames come from.
+#[derive(Debug)]
+pub(super) struct Input {
+    frames: Receiver<Result<Frame>>,
+    count: u64,
+    data_bytes: u64,
+}
+
+impl Input {
+    /// Reads frames from `from` as soon as they come.
+    pub(super) fn new(from: Box<dyn Read + Send>) -> Self {
+        let (give, frames) = bounded(WAITING);
+        thread::spawn(move || pump_in(from, &give));
+        Self { frames, count: 0, data_bytes: 0 }
+    }
+
+    /// Returns one from which nothing comes any more.
+    pub(super) fn ended() -> Self {
+        Self { frames: bounded(0).1, count: 0, data_bytes: 0 }
+    }
+
+    /// Returns the next frame. `Corrupt` for what is none, and for an end that comes too early; `Interrupted` when asked to
+    /// stop.
+    pub(super) fn next(&mut self, progress: &Progress) -> Result<Frame> {
+        let frame = loop {
+            progress.checkpoint()?;
+            match self.frames.recv_timeout(NAP) {
+                Ok(frame) => break frame?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(cut_short()),
+            }
+        };
+        if let Frame::End { frames, data_bytes } = frame
+            && (frames, data_bytes) != (self.count, self.data_bytes)
+        {
+            return Err(Error::corrupt("the stream's end counts other frames than came"));
+        }
+        if let Frame::Data(data) = &frame {
+            self.data_bytes += data.bytes().len() as u64;
+        }
+        self.count += 1;
+        Ok(frame)
+    }
+
+    /// Returns how many bytes of guests came.
+    pub(super) const fn data_bytes(&self) -> u64 {
+        self.data_bytes
+    }
+
+    /// Returns why the peer has ended, if it said so: asked when nothing can be sent to it any more.
+    pub(super) fn last_words(&mut self) -> Option<Error> {
+        while let Ok(frame) = self.frames.recv_timeout(20 * NAP) {
+            if let Ok(Frame::Failed(failed)) = frame {
+                return Some(failed.error());
+            }
+        }
+        None
+    }
+}
+
+fn cut_short() -> Error {
+    Error::corrupt("ends too early: the rest of it is missing")
+}
+
+fn pump_in(from: Box<dyn Read + Send>, to: &Sender<Result<Frame>>) {
+    let mut from = BufReader::with_capacity(BUFFER_BYTES, from);
+    let mut start = [0; Preamble::SIZE];
+    let started = read(&mut from, &mut start).and_then(|()| Preamble::parse(&start).check());
+    if let Err(error) = started {
+        drop(to.send(Err(error)));
+        return;
+    }
+    loop {
+        let frame = next(&mut from);
+        let is_last = matches!(frame, Err(_) | Ok(Frame::Failed(_)));
+        if to.send(frame).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+fn next(from: &mut dyn Read) -> Result<Frame> {
+    let mut head = [0; Head::SIZE];
+    read(from, &mut head)?;
+    let head = Head::parse(&head);
+    let mut payload = vec![0; head.check()?];
+    read(from, &mut payload)?;
+    head.check_sum(&payload)?;
+    Frame::parse(head.kind, payload)
+}
+
+fn read(from: &mut dyn Read, buf: &mut [u8]) -> Result<()> {
+    from.read_exact(buf).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => cut_short(),
+        _ => Error::io("read from the wire", e),
+    })
+}
+
+/// Where frames go.
+#[derive(Debug)]
+pub(super) struct Output {
+    packets: Option<Sender<Packet>>,
+    pump: Option<thread::JoinHandle<()>>,
+    failure: Arc<Mutex<Option<Error>>>,
+    count: u64,
+    data_bytes: u64,
+}
+
+impl Output {
+    /// Writes frames to `to`, after the preamble.
+    pub(super) fn new(to: Box<dyn Write + Send>) -> Self {
+        let (packets, take) = bounded(WAITING);
+        let failure = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&failure);
+        let pump = thread::spawn(move || {
+            if let Err(error) = pump_out(to, &take) {
+                *seen.lock() = Some(Error::io("write to the wire", error));
+            }
+        });
+        Self { packets: Some(packets), pump: Some(pump), failure, count: 0, data_bytes: 0 }
+    }
+
+    /// Sends a frame, some time.
+    pub(super) fn put(&mut self, frame: &Frame) -> Result<()> {
+        self.put_packet(frame.packet()?)
+    }
+
+    /// The same of one that was made already.
+    pub(super) fn put_packet(&mut self, packet: Packet) -> Result<()> {
+        self.count += 1;
+        self.data_bytes += packet.data_bytes;
+        match &self.packets {
+            Some(packets) if packets.send(packet).is_ok() => Ok(()),
+            _ => Err(self.error()),
+        }
+    }
+
+    /// Returns how many bytes of guests went.
+    pub(super) const fn data_bytes(&self) -> u64 {
+        self.data_bytes
+    }
+
+    /// Sends the frame that counts the others.
+    pub(super) fn put_end(&mut self) -> Result<()> {
+        self.put(&Frame::End { frames: self.count, data_bytes: self.data_bytes })
+    }
+
+    /// Returns once all frames have left.
+    pub(super) fn finish(mut self) -> Result<()> {
+        drop(self.packets.take());
+        if let Some(pump) = self.pump.take() {
+            drop(pump.join());
+        }
+        self.failure.lock().take().map_or(Ok(()), Err)
+    }
+
+    fn error(&self) -> Error {
+        let gone = || Error::new(ErrorKind::Io, "the other side is gone");
+        self.failure.lock().take().unwrap_or_else(gone)
+    }
+}
+
+fn pump_out(to: Box<dyn Write + Send>, packets: &Receiver<Packet>) -> std::io::Result<()> {
+    let mut to = BufWriter::with_capacity(BUFFER_BYTES, to);
+    to.write_all(&Preamble::own().to_bytes())?;
+    loop {
+        // What waits goes together; who waits for it is not kept waiting.
+        if packets.is_empty() {
+            to.flush()?;
+        }
+        let Ok(packet) = packets.recv() else { return to.flush() };
+        to.write_all(packet.bytes())?;
+    }
+}

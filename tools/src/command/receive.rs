@@ -1,0 +1,113 @@
+//! `dchain receive`: the layers of a stream on stdin become images of a store.
+
+use crate::{
+    failure::{Exit, Failure},
+    options::{self, References},
+    output::{Answer, wires},
+    plan::{Grade, Planned},
+    progress::Watching,
+    size,
+};
+use clap::Args;
+use deltachain::{
+    io::Access,
+    job::stream::{Incoming, ReceivePlan, arriving},
+};
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+};
+
+/// Make the layers of a stream from `dchain send` images of the folder STORE
+///
+/// The stream is read from stdin. A layer has its name only when it shows what its content ID promises; layers that are
+/// there already are linked. Of a stream that was cut off, what came stays: the same stream again goes on there, and so
+/// does one that was made with the token that --state shows.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Show what has arrived in part, with the token that lets `dchain send --resume` go on from there; read nothing
+    #[arg(long)]
+    state: bool,
+    #[command(flatten)]
+    references: References,
+    #[command(flatten)]
+    planned: Planned,
+    #[command(flatten)]
+    watching: Watching,
+    /// The folder
+    store: PathBuf,
+}
+
+impl Arguments {
+    /// Plans and receives.
+    pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let host = options::host();
+        if self.state {
+            let arriving = arriving(host.as_ref(), &self.store)?;
+            answer.print_list(&arriving, |layers, out| {
+                layers.iter().try_for_each(|layer| {
+                    let (name, done) = (layer.name.display(), size::show(layer.done_bytes));
+                    writeln!(out, "{name}: up to {done}; dchain send --resume {}", layer.token)
+                })
+            })?;
+            return Ok(Exit::Done);
+        }
+        let (stdin, _) = wires()?;
+        if stdin.is_terminal() {
+            let failure = Failure::usage("a stream does not come from a terminal");
+            return Err(
+                failure.hint("redirect it: dchain receive STORE < FILE, or from dchain send by a pipe")
+            );
+        }
+        let opening = self.references.opening(host.as_ref(), Access::Read)?;
+        let ledger = options::ledger(&host);
+        let incoming = self.watching.run(|progress| {
+            let from = (self.store.as_path(), Box::new(stdin) as Box<dyn io::Read + Send>);
+            Incoming::begin(&host, &ledger, from, &opening, progress)
+        });
+        let incoming = incoming.map_err(explain)?;
+        let plan = incoming.plan().clone();
+        if self.planned.agree(answer, &plan, &lines(&plan), Grade::Harmless)? {
+            let received = self.watching.run(|progress| incoming.run(progress)).map_err(explain)?;
+            answer.print(&received, |out| {
+                let (head, came) = (received.head.display(), size::show(received.received_bytes));
+                writeln!(out, "{head}: received {came}; verified: content ID")
+            })?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// What helps where a stream did not come whole.
+fn explain(failure: Failure) -> Failure {
+    if failure.exit != Exit::BadInput || !failure.what.contains("ends too early") {
+        return failure;
+    }
+    failure.hint(
+        "what came stays: the same stream again goes on there, or one from `dchain send --resume` with what \
+         `dchain receive --state` shows",
+    )
+}
+
+pub(super) fn lines(plan: &ReceivePlan) -> Vec<String> {
+    let mut lines = Vec::new();
+    for layer in plan.layers.iter().rev().filter(|layer| !layer.is_there) {
+        let (to, id) = (layer.to.display(), layer.id.short());
+        lines.push(match layer.done_bytes {
+            0 => format!("receive {to} ({id})"),
+            done => format!("receive {to} ({id}), on from {}", size::show(done)),
+        });
+    }
+    if let Some(link) = &plan.link {
+        lines.push(format!("link {}, which shows the same", link.display()));
+    }
+    if plan.layers.iter().all(|layer| layer.is_there) {
+        lines.push("there already: nothing is received".to_owned());
+    }
+    lines.push(format!(
+        "to receive: {} at most, of {} free there",
+        size::show(plan.receive_bytes),
+        size::show(plan.free_bytes)
+    ));
+    lines
+}

@@ -1,0 +1,143 @@
+//! The part of `dchain copy` that goes to another machine, or comes from one.
+
+use crate::{
+    failure::{Exit, Failure},
+    options::{self, Source},
+    output::Answer,
+    plan::{Grade, Planned},
+    progress::Watching,
+    size,
+    ssh::{Place, Session, shown},
+};
+use deltachain::{
+    base::Result,
+    io::Access,
+    job::{
+        Progress,
+        copy::Share,
+        stream::{Pull, Push, RemotePlan, RemoteReport},
+    },
+};
+use std::path::{Path, PathBuf};
+
+/// A copy over ssh.
+#[derive(Debug)]
+pub struct Remote<'a> {
+    /// The command that is run instead of `ssh`.
+    pub ssh: Option<&'a str>,
+    pub share: Share,
+    pub source: &'a Source,
+    pub planned: &'a Planned,
+    pub watching: &'a Watching,
+}
+
+/// A copy that is planned.
+trait Prepared {
+    fn plan(&self) -> &RemotePlan;
+
+    fn run(self, progress: &Progress) -> Result<RemoteReport>;
+}
+
+impl Prepared for Push {
+    fn plan(&self) -> &RemotePlan {
+        self.plan()
+    }
+
+    fn run(self, progress: &Progress) -> Result<RemoteReport> {
+        self.run(progress)
+    }
+}
+
+impl Prepared for Pull {
+    fn plan(&self) -> &RemotePlan {
+        self.plan()
+    }
+
+    fn run(self, progress: &Progress) -> Result<RemoteReport> {
+        self.run(progress)
+    }
+}
+
+impl Remote<'_> {
+    /// Copies the chain at `top` to the folder `store` of another machine.
+    pub fn push(&self, top: &Path, store: &Place, answer: &Answer) -> std::result::Result<Exit, Failure> {
+        let host = options::host();
+        let (opening, ledger) = (self.source.opening(&host, Access::Read)?, options::ledger(&host));
+        let Session { peer, child } = store.connect(self.ssh, &store.path, true)?;
+        let prepared = self
+            .watching
+            .run(|progress| Push::prepare((&host, &ledger), peer, (top, self.share), &opening, progress));
+        match prepared.and_then(|push| self.agreed(push, store, answer)) {
+            Ok(true) => child.wait().map(|()| Exit::Done),
+            // The other side was hung up on.
+            Ok(false) => Ok(Exit::Done),
+            Err(failure) => Err(child.explain(failure)),
+        }
+    }
+
+    /// Copies the chain at `top` of another machine to `folder`.
+    pub fn pull(&self, top: &Place, folder: &Path, answer: &Answer) -> std::result::Result<Exit, Failure> {
+        let host = options::host();
+        let (opening, ledger) = (self.source.opening(&host, Access::Read)?, options::ledger(&host));
+        let usage = || Failure::usage("the head of a chain is a file: ssh://host/folder/top.qcow2");
+        let name = top.path.file_name().map(PathBuf::from).ok_or_else(usage)?;
+        let from = top.path.parent().filter(|from| !from.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let Session { peer, child } = top.connect(self.ssh, from, false)?;
+        let prepared = self.watching.run(|progress| {
+            let asked = (name.as_path(), self.source.format, folder);
+            Pull::prepare((&host, &ledger), peer, asked, (&opening, self.share), progress)
+        });
+        match prepared.and_then(|pull| self.agreed(pull, top, answer)) {
+            Ok(true) => child.wait().map(|()| Exit::Done),
+            // The other side was hung up on.
+            Ok(false) => Ok(Exit::Done),
+            Err(failure) => Err(child.explain(failure)),
+        }
+    }
+
+    /// Copies, if that is not only planned; returns whether it did.
+    fn agreed(
+        &self,
+        copy: impl Prepared,
+        place: &Place,
+        answer: &Answer,
+    ) -> std::result::Result<bool, Failure> {
+        let plan = copy.plan().clone();
+        if !self.planned.agree(answer, &plan, &lines(&plan), Grade::Harmless)? {
+            return Ok(false);
+        }
+        let report = self.watching.run(|progress| copy.run(progress))?;
+        answer.print(&report, |out| {
+            let head = report.head.display();
+            if report.plan.layers.iter().all(|layer| layer.is_there) {
+                return writeln!(out, "{head}: there already, nothing was moved; verified: content ID");
+            }
+            let (sent, taken) = (size::show(report.sent_bytes), size::show(report.taken_bytes));
+            let at = if report.head.is_absolute() { head.to_string() } else { shown(place, &report.head) };
+            writeln!(out, "{at}: sent {sent}, found there {taken}; verified: content ID")
+        })?;
+        Ok(true)
+    }
+}
+
+fn lines(plan: &RemotePlan) -> Vec<String> {
+    let mut lines = Vec::new();
+    for layer in plan.layers.iter().rev().filter(|layer| !layer.is_there) {
+        let (name, id, bytes) = (layer.name.display(), layer.id.short(), size::show(layer.bytes));
+        let on_from = match layer.done_bytes {
+            0 => String::new(),
+            done => format!(", on from {}", size::show(done)),
+        };
+        let relative = if layer.has_relative { ", what differs from a layer there" } else { "" };
+        lines.push(format!("copy {name} ({id}, {bytes} at most{on_from}{relative})"));
+    }
+    if plan.layers.iter().all(|layer| layer.is_there) {
+        lines.push("there already: nothing is copied".to_owned());
+    } else if let Some(link) = &plan.link {
+        lines.push(format!("link {}, which shows the same", link.display()));
+    }
+    lines.extend(plan.lost.iter().map(|what| format!("not taken along: {what}")));
+    let (send, free) = (size::show(plan.send_bytes), size::show(plan.free_bytes));
+    lines.push(format!("to send: {send} at most, of {free} free there"));
+    lines
+}
