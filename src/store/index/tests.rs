@@ -352,3 +352,35 @@ fn a_panic_of_the_engine_ends_the_turn_alone() {
     folder.refresh();
     assert_eq!(folder.find(1).unwrap(), ["image"]);
 }
+
+/// Checksums find what decays; whatever else there may be, it costs an answer and not the program.
+#[test]
+fn cid_9_damage_that_checksums_do_not_show_does_not_take_the_program_down() {
+    let sim = SimHost::new();
+    let folder = Folder::simulated(&sim);
+    for number in 1..400 {
+        folder.put(&format!("image{number}"), number);
+    }
+    folder.refresh();
+    let file = folder.host.open(&folder.place(), Access::Write).unwrap();
+    let mut sound = vec![0; usize::try_from(file.bytes().unwrap()).unwrap()];
+    file.read_at(HostOffset::new(0), &mut sound).unwrap();
+    let mut seed = crate::base::seed::Seeded::new(99);
+    let (mut answers, mut refusals) = (0, 0);
+    for _ in 0..80 {
+        file.write_at(HostOffset::new(0), &sound).unwrap();
+        let blocks = Blocks::writing(Arc::clone(&file)).unwrap().unwrap();
+        let at = seed.below(120_000);
+        redb::StorageBackend::write(&blocks, at, &seed.next().to_le_bytes()).unwrap();
+        let wanted = id(17);
+        let search = |db: &Database| -> Tried<bool> {
+            let table = db.begin_read()?.open_table(IDS)?;
+            Ok(table.range(wanted.bytes().as_slice()..)?.next().transpose()?.is_some())
+        };
+        match turn(Blocks::reading(Arc::clone(&file)).unwrap().unwrap(), &search) {
+            Some(_) => answers += 1,
+            None => refusals += 1,
+        }
+    }
+    assert!(answers > 0 && refusals > 0, "{answers} answers, {refusals} refusals");
+}
