@@ -188,7 +188,16 @@ impl Opened {
 fn known(noted: Option<Format>, file: &dyn File) -> Result<Format> {
     let shown = Format::recognise(file)?;
     match noted {
-        None => Ok(shown),
+        None => match format::foreign(file)?.filter(|_| shown == Format::Raw) {
+            None => Ok(shown),
+            Some(name) => {
+                let what = format!(
+                    "is a {name} image by its header, and that format is not read here: a raw disk that looks like one is \
+                     to be stated as raw"
+                );
+                Err(Error::unsupported(what).path(file.path()))
+            }
+        },
         Some(noted) if noted == shown || noted == Format::Raw => Ok(noted),
         Some(noted) => {
             let what = format!("is known as {noted}, but has no such header: {shown} has to be stated");

@@ -5,11 +5,13 @@
 //! conformance suite iterates [`Format::ALL`].
 
 mod bits;
+mod foreign;
 pub mod qcow2;
 pub mod raw;
 
 pub use crate::store::StoredRecord;
 pub use bits::Bits;
+pub use foreign::foreign;
 
 use crate::{
     base::{Budget, Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES},
