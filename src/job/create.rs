@@ -117,7 +117,7 @@ impl Target {
             Some(EntryKind::Device) => Place::Device(host.open(path, Access::Write)?),
             Some(_) => return Err(Error::new(ErrorKind::Exists, "is there already").path(path)),
         };
-        let parts = MadeParts { host: Arc::clone(host), paths: Mutex::default() };
+        let parts = MadeParts { host: Arc::clone(host), drafts: Mutex::default(), named: Mutex::default() };
         Ok(Self { path: path.to_path_buf(), place, parts })
     }
 
@@ -159,60 +159,86 @@ impl Target {
 
     /// Names the image in an error by the name that it is going to have.
     pub(super) fn named(&self, error: Error) -> Error {
-        error.renamed(self.file().path(), &self.path)
+        self.parts.renamed(error.renamed(self.file().path(), &self.path))
     }
 
     /// Makes the image, with all its files, durable, closes it and gives it its name.
     pub(super) fn publish(self, image: Arc<dyn Image>) -> Result<()> {
         image.flush().map_err(|e| self.named(e))?;
         drop(image);
-        self.parts.sync_folders()?;
+        // First: who finds the image finds all of it. Cut off between the two, a file is left that nobody needs.
+        self.parts.publish()?;
         let file = self.file();
         let done = match self.place {
             Place::Draft(draft) => draft.publish_flushed(&self.path, Publish::New),
             Place::Device(_) => Ok(()),
         };
         // It may have its name, and not durably.
-        let is_named = || Ok::<_, Error>(self.parts.host.witness(&self.path)?.same_file(&file.witness()?));
-        if done.is_ok() || is_named().unwrap_or(true) {
+        if done.is_ok() || is_named(self.parts.host.as_ref(), &self.path, file.as_ref()).unwrap_or(true) {
             self.parts.keep();
         }
         done
     }
 }
 
-/// The further files of a new image, which go again with it unless they are kept.
+/// Returns whether a name opens that file.
+fn is_named(host: &dyn Host, path: &Path, file: &dyn File) -> Result<bool> {
+    Ok(host.witness(path)?.same_file(&file.witness()?))
+}
+
+/// The further files of a new image: drafts until the image gets its name, which go again with it unless they are kept.
 #[derive(Debug)]
 struct MadeParts {
     host: Arc<dyn Host>,
-    paths: Mutex<Vec<PathBuf>>,
+    /// Each with the name that it is going to have.
+    drafts: Mutex<Vec<(Draft, PathBuf)>>,
+    /// Those that have theirs.
+    named: Mutex<Vec<PathBuf>>,
 }
 
 impl MadeParts {
     /// Makes a file; `Exists`, and nothing touched, if anything has the name.
     fn make(&self, path: PathBuf) -> Result<Arc<dyn File>> {
-        let taken = |error: Error| match error.kind() {
-            ErrorKind::Exists => Error::new(ErrorKind::Exists, "is there already").path(&path),
-            _ => error,
-        };
-        let file = self.host.create(&path).map_err(taken)?;
-        self.paths.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+        if self.host.kind(&path)?.is_some() {
+            return Err(Error::new(ErrorKind::Exists, "is there already").path(&path));
+        }
+        // As for the image itself.
+        let _ = Draft::sweep(self.host.as_ref(), &path);
+        let draft = Draft::new(&self.host, &path)?;
+        let file = draft.file();
+        self.drafts.lock().unwrap_or_else(PoisonError::into_inner).push((draft, path));
         Ok(file)
     }
 
-    fn sync_folders(&self) -> Result<()> {
-        let paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
-        paths.iter().filter_map(|path| path.parent()).try_for_each(|folder| self.host.sync_folder(folder))
+    /// Gives the files, which are durable, their names, durably.
+    fn publish(&self) -> Result<()> {
+        let drafts = std::mem::take(&mut *self.drafts.lock().unwrap_or_else(PoisonError::into_inner));
+        for (draft, path) in drafts {
+            let file = draft.file();
+            let done = draft.publish_flushed(&path, Publish::New);
+            // It may have its name, and not durably.
+            if done.is_ok() || is_named(self.host.as_ref(), &path, file.as_ref()).unwrap_or(false) {
+                self.named.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+            }
+            done?;
+        }
+        Ok(())
     }
 
     fn keep(&self) {
-        self.paths.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.named.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Names a file in an error by the name that it is going to have.
+    fn renamed(&self, error: Error) -> Error {
+        let drafts = self.drafts.lock().unwrap_or_else(PoisonError::into_inner);
+        drafts.iter().fold(error, |error, (draft, path)| error.renamed(draft.file().path(), path))
     }
 }
 
 impl Drop for MadeParts {
     fn drop(&mut self) {
-        for path in self.paths.get_mut().unwrap_or_else(PoisonError::into_inner) {
+        for path in self.named.get_mut().unwrap_or_else(PoisonError::into_inner) {
             // The failure that led here is what the caller hears of.
             let _ = self.host.remove(path);
         }
@@ -248,5 +274,37 @@ impl Parts for NewParts<'_> {
 
     fn budget(&self) -> Budget {
         self.budget.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::faulty::{SimHost, kill_states};
+
+    #[test]
+    fn an_image_that_was_being_made_when_it_was_killed_can_be_made_again() {
+        let sim = SimHost::new();
+        let options = vec![("data_file".to_owned(), "disk.data".to_owned())];
+        let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options };
+        let make = |host: &Arc<dyn Host>| create(host, Path::new("/disk"), &new, &Opening::writing());
+        make(&(Arc::new(sim.clone()) as _)).unwrap();
+        let (mut again, mut between) = (0, 0);
+        for killed in kill_states(&sim.trace()) {
+            let host: Arc<dyn Host> = Arc::new(killed.host);
+            let is_there = |name: &str| host.kind(Path::new(name)).unwrap().is_some();
+            match (is_there("/disk"), is_there("/disk.data")) {
+                (false, false) => {
+                    make(&host).unwrap();
+                    let left = host.list(Path::new("/")).unwrap().into_iter().map(|entry| entry.path);
+                    assert_eq!(left.filter(|path| Draft::is_left_over(path)).count(), 0, "{}", killed.after);
+                    again += 1;
+                }
+                // After the one name and its sync, before the other.
+                (false, true) => between += 1,
+                (true, has_all) => assert!(has_all),
+            }
+        }
+        assert!(again > 5 && between <= 2, "{again} {between}");
     }
 }

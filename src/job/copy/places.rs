@@ -81,7 +81,13 @@ pub(super) fn placed(
         for (file, place) in files.iter().zip(&places).rev() {
             // The header's file comes last, here and in time.
             is_done = file::is_done(host, file.as_ref(), place, transfer)?;
-            if !taken.insert(place.clone()) || (!is_done && host.kind(place)?.is_some()) {
+            if taken.contains(place) {
+                let what = "is what files of two layers are called that lie in different folders, and whose headers name them: \
+                            together they can only be copied into another format, or as one image";
+                return Err(Error::unsupported(what).path(place));
+            }
+            taken.insert(place.clone());
+            if !is_done && host.kind(place)?.is_some() {
                 return Err(Error::new(ErrorKind::Exists, "is there already").path(place));
             }
         }
@@ -95,6 +101,39 @@ pub(super) fn placed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        chain::{Opening, Policy},
+        format::Format,
+        io::Access,
+        job::{
+            create::{NewImage, create},
+            rebase::NewParent,
+        },
+    };
+
+    #[test]
+    fn two_data_files_of_one_name_are_refused_with_what_helps() {
+        let folder = tempfile::tempdir().unwrap();
+        let host: std::sync::Arc<dyn Host> = std::sync::Arc::new(crate::io::real::RealHost::new());
+        let path = |name: &str| folder.path().canonicalize().unwrap().join(name);
+        let opening = Opening::writing().with_policy(Policy { allowed: vec![path("")], ..Policy::default() });
+        for (name, parent) in [("a/base", None), ("b/top", Some("a/base"))] {
+            std::fs::create_dir(path(name).parent().unwrap()).unwrap();
+            let options = vec![("data_file".to_owned(), "data".to_owned())];
+            let parent = parent.map(|parent| NewParent { path: path(parent), format: Format::Qcow2 });
+            let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent, options };
+            create(&host, &path(name), &new, &opening).unwrap();
+        }
+        let opening = opening.with_access(Access::Read).with_format(Some(Format::Qcow2));
+        let chain = Chain::open(&host, &path("b/top"), &opening).unwrap();
+        let store = path("store");
+        let transfer = Transfer::open(&host, &store, &path("b/top")).unwrap();
+        let refused = placed(host.as_ref(), &chain, 2, (&store, None), &transfer).unwrap_err();
+        assert_eq!(
+            (refused.kind(), refused.file()),
+            (ErrorKind::Unsupported, Some(store.join("data").as_path()))
+        );
+    }
 
     #[test]
     fn a_name_that_is_taken_gets_a_sum_before_its_suffix() {
