@@ -2,7 +2,8 @@
 //! memory away under whoever reads it. The kernel tells by SIGBUS, which ends the process, and with it every other disk.
 //!
 //! What stays true: where memory is [`Lent`] and goes, zeros of our own take its place, region by region: the machine that
-//! took it away has lost it, and nobody else has lost anything. A SIGBUS for any other reason does what it did before.
+//! took it away has lost it, and nobody else has lost anything. A SIGBUS for any other reason does what it did before, a
+//! moment later: the queues of a machine may touch new memory just before it is lent.
 
 use crate::base::{Error, Result};
 use std::{
@@ -21,6 +22,9 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
 /// Regions of memory that all machines have together: a machine has a handful, eight and more are asked of the protocol.
 const PLACES: usize = 4096;
+
+/// How often it is looked whether memory that is gone has been lent by now: a millisecond apart.
+const TRIES: u32 = 1000;
 
 /// A region of mapped memory. Free where `start` is 0; nothing is there until `bytes` is set.
 struct Place {
@@ -97,21 +101,36 @@ fn listen() -> Result<()> {
     done
 }
 
-/// Puts zeros in the place of the region that is touched, or steps back.
+/// Puts zeros in the place of the region that is touched, as soon as it is lent, or steps back.
 extern "C" fn on_bus_error(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
     // SAFETY: the kernel gives a handler with SA_SIGINFO the signal's own information.
     let at = unsafe { (*info).si_addr() }.addr();
-    for place in &LENT {
-        let (bytes, start) = (place.bytes.load(Acquire), place.start.load(Relaxed));
-        if at.checked_sub(start).is_some_and(|offset| offset < bytes) && is_replaced(start, bytes) {
-            return;
+    for _ in 0..TRIES {
+        for place in &LENT {
+            let (bytes, start) = (place.bytes.load(Acquire), place.start.load(Relaxed));
+            if at.checked_sub(start).is_some_and(|offset| offset < bytes) && is_replaced(start, bytes) {
+                return;
+            }
         }
+        nap();
     }
     let Some(before) = BEFORE.get() else { return };
     // SAFETY: `before` is what the kernel said of this signal. It comes again as soon as this returns, and finds that.
     unsafe {
         libc::sigaction(signal, before, ptr::null_mut());
         libc::raise(signal);
+    }
+}
+
+/// Waits for a millisecond, as a handler may.
+fn nap() {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+    // SAFETY: the time outlives the call, which is one that a handler may make; errno is the interrupted thread's.
+    unsafe {
+        let errno = libc::__errno_location();
+        let before = *errno;
+        libc::nanosleep(&raw const time, ptr::null_mut());
+        *errno = before;
     }
 }
 
@@ -127,5 +146,30 @@ fn is_replaced(start: usize, bytes: usize) -> bool {
         let mapped = libc::mmap(start, bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
         *errno = before;
         mapped != libc::MAP_FAILED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{thread, time::Duration};
+    use vm_memory::{Bytes, FileOffset, GuestAddress};
+
+    #[test]
+    fn memory_that_is_gone_before_it_is_lent_is_zeros_from_then_on() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 16).unwrap();
+        let region = (GuestAddress(0), 1 << 16, Some(FileOffset::new(file.try_clone().unwrap(), 0)));
+        let memory = Arc::new(GuestMemoryMmap::from_ranges_with_files([region]).unwrap());
+        listen().unwrap();
+        file.set_len(0).unwrap();
+        let reader = thread::spawn({
+            let memory = Arc::clone(&memory);
+            move || memory.read_obj::<u64>(GuestAddress(8)).unwrap()
+        });
+        thread::sleep(Duration::from_millis(20));
+        assert!(!reader.is_finished());
+        let _lent = Lent::new(memory).unwrap();
+        assert_eq!(reader.join().unwrap(), 0);
     }
 }

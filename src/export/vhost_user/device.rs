@@ -484,7 +484,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        // It is the one that the device has. (Queues that run meanwhile may touch it a moment before this.)
+        // It is the one that the device has. Where queues that run touch it before this and it is gone, they wait for this.
         let lent = Lent::new(memory.memory().into_inner()).map_err(io::Error::other)?;
         let mut all = self.0.lent.lock();
         all.retain(|before| !before.is_unused());

@@ -442,7 +442,7 @@ fn a_stop_is_bounded_also_with_a_guest_whose_request_hangs() {
     }
     let began = Instant::now();
     assert!(!bench.stop(Duration::from_millis(200)));
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_mins(1));
     assert!(!bench.socket().exists());
     // What was taken up is answered nevertheless.
     bench.disk.open_gate();
