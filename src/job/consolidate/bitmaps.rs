@@ -182,8 +182,6 @@ impl Named {
 pub(super) struct Merge<'a> {
     /// The folded layers.
     pub(super) run: &'a View,
-    /// The work list: every byte that the run decides.
-    pub(super) list: &'a RangeSet,
     /// The target's own, as they were before the job; empty if `result` is not the target.
     pub(super) held: &'a [Held],
     /// The bits of the target's own from before a change of its size in this life of the job.
@@ -250,9 +248,6 @@ impl Merge<'_> {
 
     /// Returns what the topmost `layers` layers of the run hold.
     fn held_above(&self, layers: usize) -> Result<RangeSet> {
-        if layers >= self.run.images().len() {
-            return Ok(self.list.clone());
-        }
         let mut held = RangeSet::new();
         let strides = GuestOffset::new(0).range(self.result.size()).pieces(STRIDE_BYTES);
         for stride in strides.filter(|_| layers > 0) {

@@ -25,7 +25,7 @@ use crate::{
     chain::{Chain, Layer, View, open_layer},
     io::Access,
     job::{
-        Progress,
+        Progress, State,
         live::{
             Advance, Buffers, Leg, LiveDisk, Recorder,
             mirror::{Mirror, Noted, left},
@@ -344,6 +344,9 @@ impl Folding {
             let marked = flusher.join().unwrap_or_else(|_| Err(Error::invalid("a checkpoint failed")));
             copied.and(marked)
         })?;
+        // What guests have written as a whole is there, too.
+        let State { moved_bytes, size_bytes, .. } = progress.state();
+        progress.passed(size_bytes.saturating_sub(moved_bytes));
         self.checkpoint()
     }
 
@@ -429,7 +432,7 @@ impl Folding {
     /// Makes the disk's name open the result, while guests' writes go on to both. Everything has landed and a
     /// checkpoint has followed.
     pub fn record(&mut self, progress: &Progress) -> Result<()> {
-        progress.begin("finish", 0);
+        progress.go_over("finish");
         let Stage::Mirroring(mirroring) = &mut self.stage else { return Err(gone_over()) };
         let Mirroring { images, noting, list, held, .. } = mirroring.as_ref();
         if !mirroring.leg()?.close() {
@@ -440,15 +443,13 @@ impl Folding {
         if list.is_none() {
             return Err(Error::invalid("nothing has been copied"));
         }
-        // All of it, whatever an earlier life of the job has left to this one.
-        let list = Work::find(&images.sides.run, images.sides.size)?.list;
         let fold = noting.kept.lock().going_on()?.fold().clone();
         let is_written = self.shown.over.is_none();
         if is_written {
             // They record again before guests go over.
             images.sides.target.keep_bitmaps(Recorder::region_bytes(images.sides.size))?;
         }
-        let unheld = images.prepare_record(&self.ending, &fold, (&list, held), is_written)?;
+        let unheld = images.prepare_record(&self.ending, &fold, held, is_written)?;
         self.report.report.plan.lose_bitmaps(&unheld);
         if self.report.report.plan.verify != Verify::Nothing {
             self.report.report.verified = Some(Verify::Tree);

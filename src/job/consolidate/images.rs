@@ -15,7 +15,6 @@ use crate::{
     format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
     job::create::options_like,
-    map::RangeSet,
     store::{Claim, Draft, Epoch, Fold, FoldMode, Held, Journal, LayerRecord, Position},
 };
 use std::{
@@ -243,14 +242,14 @@ impl Images {
         if target.size() > *size { target.resize(*size, below) } else { Ok(()) }
     }
 
-    /// Makes durable what the record needs; returns the names of bitmaps that the result cannot hold. `list` is the
-    /// work list, `held` what bitmaps the target had, `fold` the job by its journal.
+    /// Makes durable what the record needs; returns the names of bitmaps that the result cannot hold. `held`
+    /// is what bitmaps the target had, `fold` the job by its journal.
     /// `is_written`: guests write to the run, and to the result, until they go over.
     pub(super) fn prepare_record(
         &self,
         ending: &Ending,
         fold: &Fold,
-        (list, held): (&RangeSet, &[Held]),
+        held: &[Held],
         is_written: bool,
     ) -> Result<Vec<String>> {
         let target = self.sides.target.as_ref();
@@ -263,14 +262,14 @@ impl Images {
                 let top = self.make_empty_top(ending, fold)?;
                 let result = top.as_ref();
                 let run = &self.sides.run;
-                return Merge { run, list, held: &[], bits: None, result, is_written }.perform();
+                return Merge { run, held: &[], bits: None, result, is_written }.perform();
             }
             // Ready from here on, and neither here nor under its name, it would be taken for one that is away.
             FoldMode::Move => ending.host.sync_folder(folder_of(&self.target))?,
             FoldMode::TargetName | FoldMode::NewImage => {}
         }
         let (run, bits) = (&self.sides.run, self.bits.get());
-        Merge { run, list, held, bits, result: target, is_written }.perform()
+        Merge { run, held, bits, result: target, is_written }.perform()
     }
 
     /// A target from another folder names its parent by its whole path while it moves: right from both folders.

@@ -370,12 +370,7 @@ impl Runner {
 
     fn prepare_record(&mut self) -> Result<()> {
         let fold = self.fold()?;
-        let unheld = fold.images.prepare_record(
-            &self.ending,
-            self.journal()?.fold(),
-            (&fold.work.list, &fold.held),
-            false,
-        )?;
+        let unheld = fold.images.prepare_record(&self.ending, self.journal()?.fold(), &fold.held, false)?;
         self.report.plan.lose_bitmaps(&unheld);
         let mark = GuestOffset::new(self.report.plan.size);
         self.note(Position { mark, is_ready: true })
