@@ -1,22 +1,7 @@
 #!/bin/busybox sh
 # The first program of the guest of `vhost.rs`: reads the disk from 32 places at once, and says twice, five seconds
 # apart, how many reads the kernel has done by then.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t devtmpfs none /dev
-mount -t proc none /proc
-mkdir /sys
-mount -t sysfs none /sys
-say() { echo "guest: $*" > /dev/ttyS0; }
-for module in virtio virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do
-    insmod "/modules/$module.ko" 2> /dev/null
-done
-tries=0
-while [ ! -b /dev/vda ]; do
-    tries=$((tries + 1))
-    [ $tries -lt 200 ] || { say "there is no disk"; poweroff -f; }
-    usleep 50000
-done
+. /prelude.sh
 # As on a hypervisor's advice: no scheduler in the guest.
 echo none > /sys/block/vda/queue/scheduler
 blocks=$(($(cat /sys/block/vda/size) / 8))

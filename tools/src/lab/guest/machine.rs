@@ -18,6 +18,8 @@ use std::{
 
 /// The guest's first program.
 const INIT: &str = include_str!("init.sh");
+/// What every guest's first program begins with.
+const PRELUDE: &str = include_str!("prelude.sh");
 /// What the kernel needs for the disk, in its folder of drivers.
 const MODULES: [&str; 6] = [
     "virtio/virtio",
@@ -153,7 +155,7 @@ impl Drop for Machine {
 }
 
 /// Returns qemu's emulator with a machine that has two processors, the disk that `device` tells of, and `init` as its first
-/// program, a script of busybox; its serial line is standard input and output. What the machine needs is packed in `folder`;
+/// program, a script of busybox that begins with `. /prelude.sh`; its serial line is standard input and output. What the machine needs is packed in `folder`;
 /// the folder `kernel` is what `tools/test.sh --install` unpacks. An error is a sentence.
 pub fn emulator(folder: &Path, kernel: &Path, init: &str, device: &[String]) -> Told<Command> {
     let memory = initramfs(folder, kernel, init)?;
@@ -173,7 +175,7 @@ fn initramfs(folder: &Path, kernel: &Path, init: &str) -> Told<PathBuf> {
     let busybox = kernel.join("bin/busybox");
     let drivers = found(&kernel.join("lib/modules"), "")?.join("kernel/drivers");
     let mut names = vec![".".to_owned()];
-    for folder in ["bin", "dev", "disk", "modules", "proc", "tmp"] {
+    for folder in ["bin", "dev", "disk", "modules", "proc", "sys", "tmp"] {
         fs::create_dir_all(root.join(folder)).map_err(told)?;
         names.push(folder.to_owned());
     }
@@ -187,9 +189,11 @@ fn initramfs(folder: &Path, kernel: &Path, init: &str) -> Told<PathBuf> {
         let name = module.rsplit('/').next().unwrap_or(module);
         copy(&drivers.join(format!("{module}.ko")), format!("modules/{name}.ko"))?;
     }
-    fs::write(root.join("init"), init).map_err(told)?;
+    for (name, script) in [("init", init), ("prelude.sh", PRELUDE)] {
+        fs::write(root.join(name), script).map_err(told)?;
+        names.push(name.to_owned());
+    }
     super::run(&root, "chmod", &["755", "init"])?;
-    names.push("init".to_owned());
     let packed = folder.join("guest.cpio");
     let mut pack = Command::new(&busybox);
     pack.current_dir(&root).args(["cpio", "-o", "-H", "newc"]).stdin(Stdio::piped()).stderr(Stdio::null());
