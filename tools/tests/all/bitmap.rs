@@ -33,7 +33,7 @@ fn dirty(folder: &Scratch, bitmap: &str) -> Vec<(u64, u64)> {
         .args(["-r", "-f", "qcow2", "-B", bitmap, "-k", socket.to_str().unwrap(), "disk"])
         .spawn()
         .unwrap();
-    for _ in 0..200 {
+    for _ in 0..6000 {
         if socket.exists() {
             break;
         }

@@ -47,7 +47,7 @@ fn a_disk_with_clients_stays_unless_they_are_forced_to_leave_and_keeps_what_was_
     let began = Instant::now();
     let gone = ask(&folder, "disk detach vm --force");
     assert_eq!(gone.code, Some(0), "{}", gone.err);
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
     let mut acknowledged = Vec::new();
     let mut reply = [0; 16];
     while writer.0.read_exact(&mut reply).is_ok() {
@@ -89,7 +89,7 @@ fn activate(folder: &Scratch, names: &str, sockets: &[&str]) -> Started {
         Started(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let began = Instant::now();
     while !sockets.iter().all(|socket| folder.file(socket).exists()) {
-        assert!(began.elapsed() < Duration::from_secs(20));
+        assert!(began.elapsed() < Duration::from_mins(1));
         std::thread::sleep(Duration::from_millis(5));
     }
     started

@@ -292,7 +292,7 @@ fn con_10_a_job_stopped_midway_keeps_the_disk_and_goes_on_where_it_was() {
     let job = bench.prepare("top", &Request::default()).unwrap();
     let progress = Progress::default();
     // So slow that the stop comes before the second move.
-    progress.set_rate(100_000);
+    progress.set_rate(1000);
     let error = std::thread::scope(|scope| {
         let job = scope.spawn(|| job.run(PACE, &progress).unwrap_err());
         while progress.state().moved_bytes == 0 {

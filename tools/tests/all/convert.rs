@@ -6,7 +6,7 @@ use super::{
 };
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -208,16 +208,20 @@ fn progress_is_told_in_json_lines_and_a_stopped_conversion_leaves_nothing() {
         (&"convert".into(), &(5 << 20).into(), &(5 << 20).into())
     );
     let arguments = ["convert", "-O", "raw", "--rate", "100K", "--progress=json", "top.qcow2", "slow.raw"];
-    let child = command(at, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mut child = command(at, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    // It listens to signals by then.
+    assert!(lines.next().unwrap().starts_with('{'));
     let id = child.id().to_string();
-    for signal in ["-USR1", "-INT"] {
-        assert!(std::process::Command::new("kill").args([signal, &id]).status().unwrap().success());
-        std::thread::sleep(std::time::Duration::from_millis(250));
-    }
-    let run = super::dchain::Run::from(child.wait_with_output().unwrap());
-    assert_eq!(run.code, Some(1), "{}", run.err);
-    assert!(run.err.contains("convert ") && run.err.contains(" MiB), "), "a line on SIGUSR1: {}", run.err);
+    let send = |signal: &str| {
+        assert!(std::process::Command::new("kill").args([signal, id.as_str()]).status().unwrap().success());
+    };
+    send("-USR1");
+    let said = lines.find(|line| !line.starts_with('{')).unwrap();
+    assert!(said.contains("convert ") && said.contains(" MiB), "), "a line on SIGUSR1: {said}");
+    send("-INT");
+    lines.for_each(drop);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
     assert!(!fs::read_dir(at).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("slow")));
 }
 

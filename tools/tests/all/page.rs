@@ -146,7 +146,7 @@ fn the_page_shows_disks_and_a_job_that_moves_and_lets_it_be_stopped() {
     let browser = Browser::start();
     browser.open(&format!("http://127.0.0.1:{port}/#token={token}"));
     browser.wait("return document.querySelectorAll('[data-disk]').length === 2");
-    let fold = ["consolidate", "--disk", DISK, "--into", "low.qcow2", "--yes", "--detach", "--rate", "1M"];
+    let fold = ["consolidate", "--disk", DISK, "--into", "low.qcow2", "--yes", "--detach", "--rate", "256K"];
     let started = dchain(&folder.path(), &[&fold[..], &["--socket", "c"]].concat());
     assert_eq!(started.code, Some(0), "{}", started.err);
     let percent = "return document.querySelector('.percent')?.innerText ?? null";
