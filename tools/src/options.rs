@@ -17,7 +17,9 @@ use deltachain::{
 };
 use serde::Serialize;
 use std::{
+    num::ParseIntError,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Arc,
 };
 
@@ -28,7 +30,7 @@ pub struct References {
     #[arg(long, value_name = "DIR")]
     pub allow_dir: Vec<PathBuf>,
     /// Open at most N layers
-    #[arg(long, value_name = "N", default_value_t = Policy::default().depth_max)]
+    #[arg(long, value_name = "N", default_value_t = Policy::default().depth_max, value_parser = positive::<usize>)]
     pub max_depth: usize,
     /// Keep maps of at most SIZE in memory, those of all layers together
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
@@ -138,6 +140,15 @@ impl FormatOptions {
         }
         pairs
     }
+}
+
+/// What is wrong with 0 where it could mean nothing, or no end.
+pub const NOT_POSITIVE: &str = "at least 1 is wanted";
+
+/// Reads a number above 0.
+pub fn positive<T: FromStr<Err = ParseIntError> + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+    let number = text.parse::<T>().map_err(|e| e.to_string())?;
+    if number < T::from(1) { Err(NOT_POSITIVE.to_owned()) } else { Ok(number) }
 }
 
 /// Reads a format's name.

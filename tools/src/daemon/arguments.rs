@@ -3,7 +3,6 @@
 use crate::options::{self, References};
 use clap::{Parser, ValueEnum};
 use deltachain::{base::Error, export::nbd::Listener, service::Named};
-use serde::Deserialize;
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 /// Hold disks open and serve them to guests
@@ -32,7 +31,8 @@ pub struct Arguments {
     /// Keep in DIR which image is the head of which disk, so that a restart finds all as it was
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
-    /// Take disks, and --nbd, --control, --web, --web-token, --state and --tls... from FILE, too (TOML)
+    /// Take options from FILE, too (TOML): nbd = ["PLACE", ...], state = "DIR", no-resume = true and so on, and disks as tables
+    /// [disks.NAME] with path, format, read-only, freeze, thaw, hook-timeout and vhost-user
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Do not go on with consolidations that were cut off
@@ -42,10 +42,10 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub target_timeout: u64,
     /// Serve at most N clients at once
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = options::positive::<usize>)]
     pub max_clients: usize,
     /// Send a client away that has no export after so many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = options::positive::<u64>)]
     pub max_handshake: u64,
     /// Have clients of NBD speak TLS: off, allowed, or required (nothing is told to one that does not)
     #[arg(long, value_name = "MODE", value_enum)]
@@ -61,8 +61,7 @@ pub struct Arguments {
 }
 
 /// Whether clients of NBD speak TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TlsMode {
     /// They cannot.
     Off,
@@ -73,8 +72,7 @@ pub enum TlsMode {
 }
 
 /// Yes or no.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
     /// Yes.
     On,

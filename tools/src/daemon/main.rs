@@ -38,7 +38,7 @@ use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
-use std::{os::unix::net::UnixListener, process::ExitCode, sync::Arc, thread, time::Duration};
+use std::{env, os::unix::net::UnixListener, process::ExitCode, sync::Arc, thread, time::Duration};
 
 /// How long clients may take to get their answers once the program is told to stop.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         }
     };
     let served = Given::take().and_then(|given| {
-        let arguments = settings::complete(arguments, &given)?;
+        let arguments = settings::complete(arguments, env::args_os().skip(1), &given)?;
         serve(&arguments, given)
     });
     match served {
