@@ -13,11 +13,12 @@ use crate::{
     base::{Error, Guard, Result},
     chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off},
     format::{self, Creation, Format, NoParts},
-    io::{Access, Host, Likeness},
+    io::{Access, File, Host, Likeness},
     job::own,
     store::{Draft, Known, Ledger, Publish},
 };
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -227,15 +228,43 @@ pub(super) fn refuse_children(host: &Arc<dyn Host>, layer: &Layer) -> Result<()>
 }
 
 /// Refuses an image that others in the folders of its files lie on or keep their bytes in.
-pub(crate) fn refuse_dependants(host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
-    let folder_of = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let files = layer.image.files();
-    let further: Vec<_> = files.iter().skip(1).filter(|file| !file.is_device()).collect();
-    let mut folders = vec![folder_of(&layer.path)];
-    for file in &further {
-        folders.push(folder_of(&host.canonical(file.path())?));
+fn refuse_dependants(host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
+    Looked::default().refuse_dependants(host, layer)
+}
+
+/// Folders that were looked at, each once. What was seen there is a little old: that it refuses an image is believed only when
+/// it was looked again, and who changes files there forgets it.
+#[derive(Debug, Default)]
+pub(crate) struct Looked(BTreeMap<Vec<PathBuf>, Family>);
+
+impl Looked {
+    /// Refuses an image that others in the folders of its files lie on or keep their bytes in.
+    pub(crate) fn refuse_dependants(&mut self, host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
+        let folder_of = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let mut folders = vec![folder_of(&layer.path)];
+        for file in further_files(layer) {
+            folders.push(folder_of(&host.canonical(file.path())?));
+        }
+        if self.0.get(&folders).is_some_and(|seen| refuse_dependants_in(seen, host, layer).is_ok()) {
+            return Ok(());
+        }
+        let family = Family::scan(host.as_ref(), &folders)?;
+        let refused = refuse_dependants_in(&family, host, layer);
+        self.0.insert(folders, family);
+        refused
     }
-    let family = Family::scan(host.as_ref(), &folders)?;
+
+    /// Files have changed: what was seen is no help any more.
+    pub(crate) fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+fn further_files(layer: &Layer) -> impl Iterator<Item = Arc<dyn File>> {
+    layer.image.files().into_iter().skip(1).filter(|file| !file.is_device())
+}
+
+fn refuse_dependants_in(family: &Family, host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
     let file = host.witness(&layer.path)?;
     if let Some(child) = family.children_of(&file).next().filter(|_| Guard::Children.trips(true)) {
         let what = format!("{} lies on it", child.path.display());
@@ -245,8 +274,8 @@ pub(crate) fn refuse_dependants(host: &Arc<dyn Host>, layer: &Layer) -> Result<(
         let what = format!("{} keeps its bytes in it", user.path.display());
         return Err(Error::busy(what).subject(&user.path).path(&layer.path));
     }
-    for file in further {
-        if let Some(why) = own::why_shared(&family, &file.witness()?, &layer.path) {
+    for file in further_files(layer) {
+        if let Some(why) = own::why_shared(family, &file.witness()?, &layer.path) {
             return Err(why.path(&layer.path));
         }
     }

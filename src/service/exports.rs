@@ -32,6 +32,7 @@ impl Exports for Service {
             return export;
         }
         let held = self.held(&name)?;
+        held.refuse_closed(&name)?;
         Ok(Export {
             description: describe(&held.disk),
             name,

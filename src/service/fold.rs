@@ -31,7 +31,7 @@ pub struct FoldRequest {
     pub latency_target: Option<Duration>,
     /// The most bytes to move in a second; 0 is no limit.
     pub rate: u64,
-    /// Within which time it should end: a job that is behind goes before the guests.
+    /// Within which time from now it should end, restarts included: a job that is behind goes before the guests.
     pub deadline: Option<Duration>,
 }
 
@@ -63,7 +63,8 @@ pub(super) enum Stand {
 }
 
 impl Service {
-    /// Returns what a consolidation of a disk would do. Fails as [`LiveConsolidation::prepare`].
+    /// Returns what a consolidation of a disk would do, into a layer that is named by its path or its name, or as the request
+    /// says otherwise. Fails as [`LiveConsolidation::prepare`]; `Invalid` for a layer that is not one of the disk's.
     pub fn plan(&self, name: &str, request: &Request) -> Result<Plan> {
         let held = self.held(name)?;
         held.settle()?;
@@ -75,7 +76,14 @@ impl Service {
         if held.is_read_only {
             return Err(Error::policy("is served for reading only").path(&held.disk.chain().head()?.path));
         }
-        LiveConsolidation::prepare(&self.settings.host, &held.disk, &held.opening, request)
+        let mut request = request.clone();
+        if let Some(into) = &mut request.into {
+            let chain = held.disk.chain();
+            if let Some(layer) = chain.layers().get(Self::depth_of(&self.settings.host, &chain, into)?) {
+                into.clone_from(&layer.path);
+            }
+        }
+        LiveConsolidation::prepare(&self.settings.host, &held.disk, &held.opening, &request)
     }
 
     /// Starts a consolidation of a disk, and returns at once.
@@ -88,7 +96,7 @@ impl Service {
         let mut book = self.book.lock();
         let held = self.free_for_a_job(&book, name)?;
         let fold = self.prepare(&held, &asked.request)?;
-        let told = Told::of(asked.rate, manners);
+        let told = Told::of(asked.rate, manners).due_within(asked.deadline);
         let number = book.change(|written| {
             let number = written.number();
             written.with(name, |known| {
@@ -98,9 +106,6 @@ impl Service {
             number
         })?;
         let job = Job::new(number, name, fold.plan().clone(), told);
-        if let Some(within) = asked.deadline {
-            job.progress.set_deadline(within);
-        }
         self.launch(&held, &job, Stand::Planned(Box::new(fold), self.settings.pace))?;
         Ok(job)
     }
@@ -221,7 +226,9 @@ impl Service {
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no job has the number {number}")))
     }
 
-    /// Asks a job to wait, with nothing in hand, over restarts, too; guests go on. `Invalid` if it has ended.
+    /// Asks a job to wait, with nothing in hand; guests go on. `Invalid` if it has ended.
+    ///
+    /// Like all else that a job is told it waits for nobody; [`Service::note_told`] has restarts know of it.
     pub fn pause(&self, number: u64) -> Result<Arc<Job>> {
         self.tell(number, |job| job.progress.pause())
     }
@@ -237,7 +244,7 @@ impl Service {
         self.tell(number, Job::give_up)
     }
 
-    /// Changes how fast a job is from now on, over restarts, too; what is not named stays. `Invalid` for a share that is none.
+    /// Changes how fast a job is from now on; what is not named stays. `Invalid` for a share that is none.
     pub fn set_speed(&self, number: u64, speed: Speed) -> Result<Arc<Job>> {
         let Speed { rate, share, latency_target } = speed;
         check(Manners { share, latency_target })?;
@@ -258,13 +265,18 @@ impl Service {
         }
         what(&job);
         self.say(&job, job.state());
+        Ok(job)
+    }
+
+    /// Writes down what a job was told, so that the next start knows of it; waits for whoever has the book, which a
+    /// snapshot has as long as its guests take to hold still.
+    pub fn note_told(&self, job: &Job) -> Result<()> {
         let note = |known: &mut Known| {
-            if known.job == Some(number) {
+            if known.job == Some(job.number) {
                 known.told = job.told();
             }
         };
         let noted = self.book.lock().change(|written| written.with(&job.disk, note));
-        noted.map_err(|error| error.doing("it is done, but the next start will not know of it"))?;
-        Ok(job)
+        noted.map_err(|error| error.doing("it is done, but the next start will not know of it"))
     }
 }

@@ -1,9 +1,12 @@
 //! A job of the service: what state it is in, and what it is told meanwhile.
 
 use crate::{
-    base::{Error, clock::Stopwatch},
+    base::{
+        Error,
+        clock::{self, Stopwatch},
+    },
     job::{
-        Manners, Progress,
+        Manners, Progress, State,
         consolidate::{self, LiveReport},
         migrate,
     },
@@ -86,7 +89,7 @@ pub(super) enum Outcome {
     Left,
 }
 
-/// What a job was told of its speed, as the next start has to know it.
+/// What a job was told of its pace, as the next start has to know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Told {
     /// Bytes a second; 0 is no limit.
@@ -94,11 +97,19 @@ pub(super) struct Told {
     share: Option<f64>,
     latency_target: Option<Duration>,
     is_paused: bool,
+    /// When it should have ended, by the wall clock: time since 1970. The daemon's own pauses count.
+    #[serde(default)]
+    due: Option<Duration>,
 }
 
 impl Told {
     pub(super) const fn of(rate: u64, Manners { share, latency_target }: Manners) -> Self {
-        Self { rate, share, latency_target, is_paused: false }
+        Self { rate, share, latency_target, is_paused: false, due: None }
+    }
+
+    /// Says within which time from now the job should end.
+    pub(super) fn due_within(self, deadline: Option<Duration>) -> Self {
+        Self { due: deadline.map(|within| clock::since_epoch().saturating_add(within)), ..self }
     }
 }
 
@@ -109,7 +120,8 @@ enum Stage {
     Created,
     Copying,
     Ending,
-    Over(Outcome),
+    /// And how far it was then.
+    Over(Outcome, State),
 }
 
 /// A job on a disk in use.
@@ -126,6 +138,7 @@ pub struct Job {
     stage: Mutex<Stage>,
     is_over: Condvar,
     is_given_up: AtomicBool,
+    due: Option<Duration>,
 }
 
 impl Job {
@@ -136,22 +149,38 @@ impl Job {
         if told.is_paused {
             progress.pause();
         }
+        if let Some(due) = told.due {
+            progress.set_deadline(due.saturating_sub(clock::since_epoch()));
+        }
         let (stage, is_over) = (Mutex::default(), Condvar::new());
         let is_given_up = AtomicBool::new(false);
-        let (disk, plan) = (disk.to_owned(), plan.into());
-        Arc::new(Self { number, disk, plan, progress, stage, is_over, is_given_up })
+        let (disk, plan, due) = (disk.to_owned(), plan.into(), told.due);
+        Arc::new(Self { number, disk, plan, progress, stage, is_over, is_given_up, due })
     }
 
-    /// Returns what it was told of its speed so far.
+    /// Returns what it was told of its pace so far.
     pub(super) fn told(&self) -> Told {
         let told = Told::of(self.progress.rate(), self.progress.manners());
-        Told { is_paused: self.progress.is_paused(), ..told }
+        Told { is_paused: self.progress.is_paused(), due: self.due, ..told }
+    }
+
+    /// Returns how far it is, or was when it ended.
+    pub fn moved(&self) -> State {
+        match &*self.stage.lock() {
+            Stage::Over(_, last) => *last,
+            _ => self.progress.state(),
+        }
+    }
+
+    /// Returns within which time it should end, if that was said.
+    pub fn time_left(&self) -> Option<Duration> {
+        self.due.map(|due| due.saturating_sub(clock::since_epoch()))
     }
 
     /// Returns its state.
     pub fn state(&self) -> JobState {
         match &*self.stage.lock() {
-            Stage::Over(_) => JobState::Concluded,
+            Stage::Over(..) => JobState::Concluded,
             Stage::Ending => JobState::Pending,
             _ if self.progress.is_paused() => JobState::Paused,
             Stage::Copying => JobState::Running,
@@ -161,14 +190,14 @@ impl Job {
 
     /// Returns whether it has ended.
     pub fn is_over(&self) -> bool {
-        matches!(&*self.stage.lock(), Stage::Over(_))
+        matches!(&*self.stage.lock(), Stage::Over(..))
     }
 
     /// Waits until it has ended, for at most `patience`; returns whether it has.
     pub fn wait(&self, patience: Duration) -> bool {
         let watch = Stopwatch::start();
         let mut stage = self.stage.lock();
-        while !matches!(&*stage, Stage::Over(_)) {
+        while !matches!(&*stage, Stage::Over(..)) {
             let left = patience.saturating_sub(watch.elapsed());
             if left.is_zero() {
                 return false;
@@ -180,7 +209,7 @@ impl Job {
 
     pub(super) fn outcome(&self) -> Option<Outcome> {
         match &*self.stage.lock() {
-            Stage::Over(outcome) => Some(outcome.clone()),
+            Stage::Over(outcome, _) => Some(outcome.clone()),
             _ => None,
         }
     }
@@ -205,7 +234,7 @@ impl Job {
     }
 
     pub(super) fn conclude(&self, outcome: Outcome) {
-        *self.stage.lock() = Stage::Over(outcome);
+        *self.stage.lock() = Stage::Over(outcome, self.progress.state());
         self.is_over.notify_all();
     }
 }

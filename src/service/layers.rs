@@ -1,10 +1,11 @@
 //! A disk's layers by name: what has changed since one of them, and going back to one.
 
-use super::{Entry, Happened, Held, Service};
+use super::{Entry, Happened, Held, Service, book::Book};
 use crate::{
     base::{Error, GuestRange, Result},
     chain::Chain,
     disk::Disk,
+    io::Host,
     job::{
         Progress,
         diff::{Difference, Kind, differences, differences_from_layer},
@@ -56,8 +57,10 @@ impl Service {
         held.settle()?;
         held.refuse_job(name)?;
         let chain = held.disk.chain();
-        let from = of.from.as_deref().map_or(Ok(1), |layer| self.depth_of(&chain, layer))?;
-        let to = of.to.as_deref().map_or(Ok(0), |layer| self.depth_of(&chain, layer))?;
+        let from =
+            of.from.as_deref().map_or(Ok(1), |layer| Self::depth_of(&self.settings.host, &chain, layer))?;
+        let to =
+            of.to.as_deref().map_or(Ok(0), |layer| Self::depth_of(&self.settings.host, &chain, layer))?;
         if chain.layers().len() < 2 {
             return Err(Error::invalid(format!("disk '{name}' has no layer below its head")));
         }
@@ -79,8 +82,8 @@ impl Service {
     }
 
     /// Returns which of a chain's layers is meant.
-    fn depth_of(&self, chain: &Chain, wanted: &Path) -> Result<usize> {
-        let place = if wanted.is_absolute() { Some(self.settings.host.canonical(wanted)?) } else { None };
+    pub(super) fn depth_of(host: &Arc<dyn Host>, chain: &Chain, wanted: &Path) -> Result<usize> {
+        let place = if wanted.is_absolute() { Some(host.canonical(wanted)?) } else { None };
         let is_it = |path: &Path| match &place {
             Some(place) => path == place,
             None => path.file_name() == Some(wanted.as_os_str()),
@@ -109,7 +112,7 @@ impl Service {
         if held.is_read_only {
             return Err(Error::policy("is served for reading only").path(&chain.head()?.path));
         }
-        let depth = self.depth_of(&chain, layer)?;
+        let depth = Self::depth_of(&self.settings.host, &chain, layer)?;
         let revert = Revert::of(&self.settings.host, chain, depth, &self.settings.opening)?;
         let size = revert.plan().size;
         if size != held.disk.size() {
@@ -123,16 +126,19 @@ impl Service {
     /// Gives up what guests wrote since `layer` was frozen: the disk starts again, from an empty head on it. Requests that
     /// are under way end first; whoever has the disk mounted sees other bytes under it from one read to the next.
     ///
-    /// `Busy` while clients use the disk, unless it `forces` them, or while a job or a backup does; `Invalid` for a layer
+    /// `Busy` while clients use the disk, unless it `forces` them (those that come meanwhile are sent away), or while a job or
+    /// a backup does; `Invalid` for a layer
     /// that is not below the head, or of another size.
     pub fn revert(&self, name: &str, layer: &Path, forces: bool) -> Result<Plan> {
         self.held(name)?.settle()?;
         let mut book = self.book.lock();
         self.refuse_stopping()?;
         let (held, revert) = self.prepare_revert(name, layer)?;
-        if !forces {
-            Self::wait_alone(name, &held, 2, false)?;
-        }
+        let go_back = || self.go_back(&mut book, name, &held, revert);
+        if forces { go_back() } else { self.while_alone(name, &held, go_back)? }
+    }
+
+    fn go_back(&self, book: &mut Book, name: &str, held: &Held, revert: Revert) -> Result<Plan> {
         for recorder in held.disk.recorders() {
             recorder.mark_all();
         }

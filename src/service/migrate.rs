@@ -71,7 +71,7 @@ impl Service {
         }
         let held = self.free_for_a_job(&book, name)?;
         let migration = self.prepare_move(name, &asked.request)?;
-        let told = Told::of(asked.rate, manners);
+        let told = Told::of(asked.rate, manners).due_within(asked.deadline);
         let number = book.change(|written| {
             let number = written.number();
             written.with(name, |known| {
@@ -83,9 +83,6 @@ impl Service {
             number
         })?;
         let job = Job::new(number, name, migration.plan().clone(), told);
-        if let Some(within) = asked.deadline {
-            job.progress.set_deadline(within);
-        }
         self.launch(&held, &job, Stand::Moving(Box::new(migration)))?;
         Ok(job)
     }

@@ -49,6 +49,7 @@ use crate::{
     job::{
         consolidate::{Folding, LivePace},
         live::LiveDisk,
+        snapshot::Looked,
     },
 };
 use backup::Backup;
@@ -136,6 +137,8 @@ struct Held {
     contexts: Vec<Arc<dyn Context>>,
     /// Its clients.
     guests: Arc<Guests>,
+    /// Whether nobody new comes in: changed while holding the disks, as whoever comes in finds it.
+    is_closed: AtomicBool,
     /// The last job on it.
     job: Mutex<Option<Arc<Job>>>,
     /// A fold whose job has failed and which could not be taken back, or ended, either: guests go on with it.
@@ -174,6 +177,14 @@ impl Held {
         let is_known = Arc::strong_count(self) <= own;
         fence(Acquire);
         is_known && Arc::strong_count(&self.disk) == 1
+    }
+
+    /// Refuses who comes in while nobody may.
+    fn refuse_closed(&self, name: &str) -> Result<()> {
+        if self.is_closed.load(SeqCst) {
+            return Err(Error::busy(format!("disk '{name}': goes back to one of its layers")));
+        }
+        Ok(())
     }
 
     /// Makes its bitmaps sound, now that nobody writes it; those that cannot be so stay marked as in use.
@@ -242,7 +253,7 @@ impl Service {
         if self.backup_export(&named.name).is_some() {
             return Err(Error::new(ErrorKind::Exists, format!("a backup exports '{}'", named.name)));
         }
-        self.open_one(&mut book, named, true)?;
+        self.open_one(&mut book, named, true, &mut Looked::default())?;
         self.reopen_backups(&book);
         Ok(())
     }
@@ -314,6 +325,19 @@ impl Service {
             std::thread::sleep(GLANCE);
         }
         Ok(())
+    }
+
+    /// Does something with a disk that no client has, and none gets meanwhile; `Busy` if one has it.
+    fn while_alone<T>(&self, name: &str, held: &Arc<Held>, what: impl FnOnce() -> T) -> Result<T> {
+        let close = |is_closed| {
+            // Who came in before this is counted; who comes in after it sees it.
+            let _disks = self.disks.lock();
+            held.is_closed.store(is_closed, SeqCst);
+        };
+        close(true);
+        let done = Self::wait_alone(name, held, 2, false).map(|()| what());
+        close(false);
+        done
     }
 
     /// Closes a disk; what a job left that was given up goes with it, if nobody else holds the disk.

@@ -8,7 +8,7 @@ use crate::{
     base::{Error, Result, clock},
     format::Format,
     job::snapshot::{Disk, Heads, LiveTaken, Taken, snapshot_live},
-    store::Draft,
+    store::{Draft, Journal},
 };
 use std::{
     collections::BTreeSet,
@@ -99,6 +99,11 @@ impl Service {
         let head = chain.head()?;
         if held.is_read_only {
             return Err(Error::policy("is served for reading only").path(&head.path));
+        }
+        if Journal::find(&self.settings.host, &head.path)?.is_some() {
+            let what = "a consolidation of it was given up half-way: that has to be ended by another one, or cleared away by \
+                        detaching and attaching the disk";
+            return Err(Error::busy(format!("disk '{}': {what}", asked.disk)));
         }
         let folder = head.path.parent().unwrap_or(Path::new("/"));
         let new = match &asked.new {

@@ -17,14 +17,14 @@ use crate::{
             is_live,
         },
         live::{LiveDisk, Recorder},
-        snapshot::{Taken, forget_intended, refuse_dependants},
+        snapshot::{Looked, Taken, forget_intended},
     },
     store::{FoldMode, Journal},
 };
 use parking_lot::Mutex;
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 /// NBD has names of 4096 bytes at most: a list with a longer one would be of no use to anybody. Backups have longer names than
@@ -55,12 +55,13 @@ impl Service {
         let mut book = self.book.lock();
         self.thaw_left(&mut book)?;
         self.forget_intended(&mut book)?;
+        let mut looked = Looked::default();
         let others = book.reopened().into_iter().filter(|one| !named.iter().any(|n| n.name == one.name));
         for (disk, reopens) in named.iter().map(|n| (n.clone(), false)).chain(others.map(|one| (one, true))) {
             if self.disks.lock().contains_key(&disk.name) {
                 return Err(Error::invalid(format!("two disks are called '{}'", disk.name)));
             }
-            if let Err(error) = self.open_one(&mut book, &disk, reopens) {
+            if let Err(error) = self.open_one(&mut book, &disk, reopens, &mut looked) {
                 let refused = Entry::Refused(disk.clone(), Arc::new(error));
                 self.disks.lock().insert(disk.name.clone(), refused);
                 self.events.say(Happened::Refused, &disk.name, None);
@@ -82,18 +83,25 @@ impl Service {
     }
 
     /// Opens a disk, has its job go on, and lets guests in.
-    pub(super) fn open_one(self: &Arc<Self>, book: &mut Book, named: &Named, reopens: bool) -> Result<()> {
+    pub(super) fn open_one(
+        self: &Arc<Self>,
+        book: &mut Book,
+        named: &Named,
+        reopens: bool,
+        looked: &mut Looked,
+    ) -> Result<()> {
         if named.name.len() > NAME_BYTES_MAX {
             return Err(Error::invalid(format!("the name of a disk has at most {NAME_BYTES_MAX} bytes")));
         }
         let mut known = book.agree(self.settings.host.as_ref(), named, reopens)?;
-        if let Some(below) = &known.below
-            && self.end_below(&below.top.0)?
-        {
-            known.below = None;
+        if let Some(below) = &known.below {
+            looked.forget();
+            if self.end_below(&below.top.0)? {
+                known.below = None;
+            }
         }
         let folds_again = known.below.is_some() && self.settings.resumes;
-        let Opened { held, mut known, goes_on } = self.open_disk(known)?;
+        let Opened { held, mut known, goes_on } = self.open_disk(known, looked)?;
         let told = known.told;
         let number = book.change(|written| {
             known.job = goes_on.as_ref().map(|_| known.job.unwrap_or_else(|| written.number()));
@@ -128,7 +136,7 @@ impl Service {
         self.clear(top).map(|()| false)
     }
 
-    fn open_disk(&self, mut known: Known) -> Result<Opened> {
+    fn open_disk(&self, mut known: Known, looked: &mut Looked) -> Result<Opened> {
         let host = &self.settings.host;
         let is_read_only = known.is_read_only;
         let mut head = known.head(host.as_ref())?;
@@ -140,9 +148,13 @@ impl Service {
             && let Some(landed) = Journal::find(host, before)?
             && has_landed(host.as_ref(), &landed)?
         {
+            looked.forget();
             self.end_landed(before, Some(&head))?;
         }
         let mut journal = if is_read_only { None } else { Journal::find(host, &head)? };
+        if journal.is_some() {
+            looked.forget();
+        }
         if let Some(landed) = &journal
             && has_landed(host.as_ref(), landed)?
         {
@@ -160,7 +172,8 @@ impl Service {
         let found = chain.head()?;
         if !is_read_only {
             // What guests wrote here would show through in those, which may be disks of their own.
-            refuse_dependants(host, found).map_err(|error| error.doing("guests may only read it"))?;
+            let refused = looked.refuse_dependants(host, found);
+            refused.map_err(|error| error.doing("guests may only read it"))?;
         }
         let (path, format) = (found.path.clone(), found.format());
         let opening = opening.with_format(None);
@@ -185,8 +198,17 @@ impl Service {
         }
         let contexts =
             if is_read_only { bitmaps::contexts(&disk.chain())? } else { bitmaps::live_contexts(&disk) };
-        let (job, guests, stuck) = (Mutex::new(None), Arc::default(), Mutex::default());
-        let held = Arc::new(Held { disk, opened_as, opening, is_read_only, contexts, guests, job, stuck });
+        let held = Arc::new(Held {
+            disk,
+            opened_as,
+            opening,
+            is_read_only,
+            contexts,
+            guests: Arc::default(),
+            is_closed: AtomicBool::new(false),
+            job: Mutex::new(None),
+            stuck: Mutex::default(),
+        });
         Ok(Opened { held, known, goes_on })
     }
 

@@ -53,7 +53,7 @@ pub struct DiskView {
     pub path: FileName,
     /// Whether guests can use it.
     pub is_served: bool,
-    /// Why they cannot.
+    /// Why they cannot, or what else of the disk cannot be told.
     pub error: Option<ErrorView>,
     /// Whether they can only read it.
     pub is_read_only: bool,
@@ -87,8 +87,8 @@ pub struct LayerView {
     pub format: String,
     /// The size of its view in bytes.
     pub size: u64,
-    /// The space that its files take on the host, in bytes.
-    pub allocated: u64,
+    /// The space that its files take on the host, in bytes, where that can be told.
+    pub allocated: Option<u64>,
     /// Whether a person or a child stated its format; else it was recognised.
     pub is_stated: bool,
 }
@@ -114,6 +114,8 @@ pub struct Moving {
     pub rate_now: Option<u64>,
     /// The part of the time that the copier keeps, if it was said.
     pub share: Option<f64>,
+    /// Seconds within which it should end; 0 if that is over.
+    pub deadline: Option<f64>,
     /// Milliseconds that one of the guests' requests in a hundred may take longer than.
     pub latency_target: Option<f64>,
     /// Milliseconds that half of the guests' requests took at most, a moment ago.
@@ -147,7 +149,7 @@ pub struct JobView {
 
 impl From<&Job> for JobView {
     fn from(job: &Job) -> Self {
-        let state = job.progress.state();
+        let state = job.moved();
         let elapsed_ms = u64::try_from(state.elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
         let rate = u64::try_from(u128::from(state.moved_bytes) * 1000 / u128::from(elapsed_ms));
         let rate = rate.unwrap_or(u64::MAX);
@@ -175,6 +177,7 @@ impl From<&Job> for JobView {
                 limit: job.progress.rate(),
                 rate_now: recently.map(|now| now.rate),
                 share: manners.share,
+                deadline: job.time_left().map(|left| left.as_secs_f64()),
                 latency_target: manners.latency_target.map(ms),
                 guest_p50: felt.map(|felt| ms(felt.p50)),
                 guest_p99: felt.map(|felt| ms(felt.p99)),
@@ -187,15 +190,14 @@ impl From<&Job> for JobView {
 }
 
 impl LayerView {
-    fn of(layer: &Layer) -> Result<Self> {
-        let files = layer.image.files();
-        Ok(Self {
+    fn of(layer: &Layer, allocated: Option<u64>) -> Self {
+        Self {
             path: FileName(layer.path.clone()),
             format: layer.format().name().to_owned(),
             size: layer.size(),
-            allocated: files.iter().map(|file| file.allocated_bytes()).sum::<Result<u64>>()?,
+            allocated,
             is_stated: layer.is_stated,
-        })
+        }
     }
 }
 
@@ -206,19 +208,26 @@ impl ClientView {
 }
 
 impl DiskView {
-    fn of(name: &str, held: &Held) -> Result<Self> {
-        let chain = held.disk.chain();
-        Ok(Self {
+    /// What of it cannot be found out is told in its place: it hides no other disk.
+    fn of(name: &str, held: &Held) -> Self {
+        let (chain, mut error) = (held.disk.chain(), None);
+        let mut layer = |layer: &Layer| {
+            let files = layer.image.files();
+            let allocated = files.iter().map(|file| file.allocated_bytes()).sum::<Result<u64>>();
+            LayerView::of(layer, allocated.map_err(|why| error = Some(ErrorView::from(&why))).ok())
+        };
+        let layers: Vec<_> = chain.layers().iter().map(&mut layer).collect();
+        Self {
             name: name.to_owned(),
-            path: FileName(chain.head()?.path.clone()),
+            path: layers.first().map_or_else(|| FileName(PathBuf::new()), |head| head.path.clone()),
             is_served: true,
-            error: None,
+            error,
             is_read_only: held.is_read_only,
             size: held.disk.size(),
-            layers: chain.layers().iter().map(LayerView::of).collect::<Result<_>>()?,
+            layers,
             job: held.running().map(|job| job.number),
             clients: held.guests.here().iter().map(ClientView::of).collect(),
-        })
+        }
     }
 
     fn refused(name: &str, path: &Path, is_read_only: bool, why: &Error) -> Self {
@@ -238,7 +247,7 @@ impl DiskView {
 
 impl Service {
     /// Returns what can be told of all disks, by name.
-    pub fn view_disks(&self) -> Result<Vec<DiskView>> {
+    pub fn view_disks(&self) -> Vec<DiskView> {
         let disks = self.disks.lock().clone();
         disks.iter().map(|(name, entry)| view(name, entry)).collect()
     }
@@ -246,7 +255,7 @@ impl Service {
     /// Returns what can be told of a disk; `NotFound` if there is none of that name.
     pub fn view_disk(&self, name: &str) -> Result<DiskView> {
         let entry = self.disks.lock().get(name).cloned();
-        view(name, &entry.ok_or_else(|| super::none(name))?)
+        Ok(view(name, &entry.ok_or_else(|| super::none(name))?))
     }
 
     /// Returns what can be told of all jobs since the start, by number.
@@ -291,9 +300,9 @@ impl Service {
     }
 }
 
-fn view(name: &str, entry: &Entry) -> Result<DiskView> {
+fn view(name: &str, entry: &Entry) -> DiskView {
     match entry {
         Entry::Open(held) => DiskView::of(name, held),
-        Entry::Refused(named, why) => Ok(DiskView::refused(name, &named.path, named.is_read_only, why)),
+        Entry::Refused(named, why) => DiskView::refused(name, &named.path, named.is_read_only, why),
     }
 }

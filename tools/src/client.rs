@@ -84,11 +84,20 @@ fn parse(answer: &[u8]) -> Option<(u16, Value)> {
 pub fn refused(value: &Value) -> Failure {
     let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let kind = value.get("kind").cloned().and_then(|kind| serde_json::from_value::<ErrorKind>(kind).ok());
-    Failure {
-        exit: kind.map_or(Exit::Failed, exit_for),
-        what: text("message").unwrap_or_else(|| "the daemon refuses it".to_owned()),
-        hint: text("hint"),
-    }
+    let what = text("message").unwrap_or_else(|| "the daemon refuses it".to_owned());
+    let hint = text("hint").or_else(|| way_out(&what));
+    Failure { exit: kind.map_or(Exit::Failed, exit_for), what, hint }
+}
+
+/// Returns what helps where something of the daemon's own is in the way: it knows nothing of commands.
+fn way_out(what: &str) -> Option<String> {
+    let named = |before: &str, after: &str| what.split_once(before)?.1.strip_suffix(after);
+    let job = named(": job ", " is on it");
+    let job = job.map(|id| format!("dchain job wait {id} follows it, dchain job cancel {id} gives it up"));
+    job.or_else(|| {
+        let id = named(": backup ", " is of it")?;
+        Some(format!("dchain backup end {id} takes its exports away"))
+    })
 }
 
 /// Returns a name as part of a request's path.
@@ -136,6 +145,14 @@ mod tests {
         let failure = refused(&serde_json::json!({ "kind": "busy", "message": "m", "hint": null }));
         assert_eq!((failure.exit, failure.what.as_str(), failure.hint), (Exit::InUse, "m", None));
         assert_eq!(refused(&Value::Null).exit, Exit::Failed);
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_named_with_the_command_that_helps() {
+        let hint = |what: &str| refused(&serde_json::json!({ "kind": "busy", "message": what })).hint;
+        assert!(hint("disk 'vm': job 3 is on it").unwrap().contains("dchain job cancel 3"));
+        assert!(hint("disk 'vm': backup b4 is of it").unwrap().contains("dchain backup end b4"));
+        assert_eq!(hint("disk 'vm': it is in use"), None);
     }
 
     #[test]

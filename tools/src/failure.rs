@@ -170,6 +170,9 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Policy, None) if error.what().ends_with(FORMAT_UNSTATED) => {
             Some(format!("dchain rebase -b PARENT -F FMT {file} states it"))
         }
+        (ErrorKind::Policy, _) if error.what().contains("nothing of its own to fold") => {
+            Some("--into LAYER folds into that one all the same, --new IMAGE into a new image".to_owned())
+        }
         (ErrorKind::Policy, Some(unread)) if error.file() == Some(unread) => {
             Some("--ignore-unread goes on, if it does not".to_owned())
         }
@@ -197,6 +200,8 @@ fn hint_for(error: &Error) -> Option<String> {
             "dchain relink {file} FOLDER finds a lost parent in the image's folder and in FOLDER by what is recorded of \
              it, or by name with --map OLD=NEW"
         )),
+        // It says how it is ended.
+        (ErrorKind::Busy, _) if error.what().contains("was cut off") => None,
         (ErrorKind::Busy, Some(own)) if error.file() == Some(own) => {
             Some("remove its other name, or make that a copy".to_owned())
         }
@@ -211,7 +216,7 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Busy, None) => Some(whom_to_stop(error).to_owned()),
         (ErrorKind::Interrupted, _) => Some("the same command again goes on from there".to_owned()),
         (ErrorKind::NoSpace, _) => Some("free some space, then run the same command again".to_owned()),
-        (ErrorKind::Exists, _) => Some("choose another name, or remove the file first".to_owned()),
+        (ErrorKind::Exists, _) => Some("choose another name: that one may be needed".to_owned()),
         _ => None,
     }
 }

@@ -69,7 +69,7 @@ pub(super) struct Faults {
     forgotten: Vec<u64>,
     /// Who asked for each, if that is noted.
     pub(super) names: Option<Vec<String>>,
-    /// Files, by inode, that cannot be changed or flushed.
+    /// Files, by inode, that cannot be changed, flushed or measured.
     pub(super) broken: BTreeSet<u64>,
     /// What waits, by the inode of its file.
     pub(super) held: Option<(u64, Waits)>,

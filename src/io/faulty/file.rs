@@ -185,6 +185,9 @@ impl File for SimFile {
     }
 
     fn allocated_bytes(&self) -> Result<u64> {
+        if self.machine.lock().faults.broken.contains(&self.inode) {
+            return Err(self.failed("find out how much space it takes", Errno::IO));
+        }
         Ok(self.pages(Pages::held_bytes))
     }
 

@@ -94,8 +94,8 @@ impl SimHost {
         self.machine.lock().faults.fault = fault;
     }
 
-    /// Has every change and flush of the file that is called so now fail (`EIO`), whatever it is called later; or lets
-    /// it be changed again.
+    /// Has every change and flush of the file that is called so now fail (`EIO`), whatever it is called later, and nobody
+    /// find out its space; or lets it be changed again.
     pub fn break_file(&self, path: &Path, is_broken: bool) -> Result<()> {
         let mut machine = self.machine.lock();
         let inode = machine.file(path)?;

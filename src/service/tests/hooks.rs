@@ -101,3 +101,25 @@ fn a_stop_waits_until_the_guests_go_on() {
     });
     assert_eq!(asker.asked.lock().last().unwrap(), "thaw vm");
 }
+
+#[test]
+fn a_job_is_told_to_wait_while_the_guest_of_another_disk_takes_long_to_hold_still() {
+    let may_go_on = Some(AtomicBool::new(false));
+    let (scene, asker) = (Scene::new(), Arc::new(Asker { may_go_on, ..Asker::default() }));
+    let service = start(&scene, &asker, ["quiet", "quiet"]);
+    let job = service.consolidate("vm", &slow()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| service.snapshot(&[SnapshotOf { disk: "other".to_owned(), new: None }]).unwrap());
+        while asker.asked.lock().is_empty() {
+            std::thread::sleep(GLANCE);
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        let (teller, number) = (Arc::clone(&service), job.number);
+        scope.spawn(move || tell.send(teller.pause(number).unwrap().state()).unwrap());
+        let state = told.recv_timeout(LONG);
+        asker.may_go_on.as_ref().unwrap().store(true, SeqCst);
+        assert_eq!(state, Ok(JobState::Paused));
+    });
+    service.note_told(&job).unwrap();
+    stop(service);
+}

@@ -81,6 +81,7 @@ fn a_move_that_was_stopped_goes_on_wherever_it_was() {
         }
         write(&service, 0, 7);
         service.pause(job.number).unwrap();
+        service.note_told(&job).unwrap();
         stop(service);
         assert_eq!(scene.has_journal(), waits_for_head);
         let service = scene.start();

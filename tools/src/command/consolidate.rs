@@ -2,7 +2,7 @@
 
 use super::job::follow;
 use crate::{
-    client::{Daemon, absolute, list, number, segment, text},
+    client::{Daemon, absolute, layer, list, number, segment, text},
     failure::{Exit, Failure},
     options::{self, FormatOptions, Source},
     output::{Answer, versioned},
@@ -43,7 +43,7 @@ enum Proof {
 /// A job that was cut off goes on when the same command is given again; --abandon gives it up.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Fold into LAYER (by default down to the oldest layer that is this disk's own)
+    /// Fold into LAYER (by default down to the oldest layer that is this disk's own); with --disk its name is enough
     #[arg(long, value_name = "LAYER")]
     into: Option<PathBuf>,
     /// Fold into a new image, which opens the result; TOP and its layers stay as they are, with their names
@@ -155,7 +155,7 @@ impl Arguments {
         let path = format!("/v1/disks/{}/consolidate", segment(disk));
         let options: BTreeMap<String, String> = self.options.pairs().into_iter().collect();
         let mut body = json!({
-            "into": self.into.as_deref().map(absolute).transpose()?,
+            "into": self.into.as_deref().map(layer).transpose()?,
             "new": self.new.as_deref().map(absolute).transpose()?,
             "target-format": self.target_format.map(Format::name),
             "options": options,

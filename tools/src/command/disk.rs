@@ -52,7 +52,7 @@ enum Action {
         #[arg(long, value_name = "PROGRAM", allow_hyphen_values = true)]
         thaw: Vec<PathBuf>,
         /// Kill either program after so many seconds (30 if not given)
-        #[arg(long, value_name = "SECONDS")]
+        #[arg(long, value_name = "SECONDS", value_parser = options::positive::<u64>)]
         hook_timeout: Option<u64>,
     },
     /// Flush and close a disk that nobody uses; forget one that is not served
@@ -115,8 +115,10 @@ impl Arguments {
 
 fn line(disk: &Value, out: &mut dyn Write) -> io::Result<()> {
     let (name, path) = (text(disk, "name"), text(disk, "path"));
-    if let Some(error) = disk.get("error").filter(|error| !error.is_null()) {
-        return writeln!(out, "{name}: not served: {}", refused(error).what);
+    let error = disk.get("error").filter(|error| !error.is_null()).map(|error| refused(error).what);
+    let is_served = disk.get("is-served").and_then(Value::as_bool) == Some(true);
+    if let Some(why) = error.as_ref().filter(|_| !is_served) {
+        return writeln!(out, "{name}: not served: {why}");
     }
     let layers = match list(disk, "layers").len() {
         1 => "1 layer".to_owned(),
@@ -126,7 +128,8 @@ fn line(disk: &Value, out: &mut dyn Write) -> io::Result<()> {
     let access = if is_read_only { ", read-only" } else { "" };
     let job = disk.get("job").and_then(Value::as_u64);
     let job = job.map_or_else(String::new, |job| format!(", job {job} is on it"));
-    writeln!(out, "{name}: {path} ({}, {layers}{access}{job})", size::show(number(disk, "size")))
+    let error = error.map_or_else(String::new, |why| format!("; {why}"));
+    writeln!(out, "{name}: {path} ({}, {layers}{access}{job}){error}", size::show(number(disk, "size")))
 }
 
 fn show(disk: &Value, out: &mut dyn Write) -> io::Result<()> {
@@ -136,8 +139,8 @@ fn show(disk: &Value, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "  used by {}{}", text(client, "peer"), if is_secret { " (TLS)" } else { "" })
     })?;
     list(disk, "layers").iter().try_for_each(|layer| {
-        let (size, allocated) = (number(layer, "size"), number(layer, "allocated"));
-        let (path, format) = (text(layer, "path"), text(layer, "format"));
-        writeln!(out, "  {path} ({format}, {}, {} on the host)", size::show(size), size::show(allocated))
+        let allocated = layer.get("allocated").and_then(Value::as_u64).map_or("?".to_owned(), size::show);
+        let (path, format, size) = (text(layer, "path"), text(layer, "format"), number(layer, "size"));
+        writeln!(out, "  {path} ({format}, {}, {allocated} on the host)", size::show(size))
     })
 }

@@ -119,12 +119,17 @@ impl Arguments {
 /// Shows how far a job is until it has ended, and how it did. ^C leaves it running.
 pub fn follow(daemon: &Daemon, id: u64, watching: &Watching, answer: &Answer) -> Result<Exit, Failure> {
     let look = || daemon.get(&format!("/v1/jobs/{id}"));
+    let gone = |failure: Failure| {
+        failure.hint(format!("with --state the next daemon goes on with it: dchain job wait {id} follows it"))
+    };
+    let mut is_known = false;
     let last = watching.run(|progress| {
         loop {
             let job = match look() {
                 Ok(job) => job,
-                failed => return Ok(failed),
+                failed => return Ok(if is_known { failed.map_err(gone) } else { failed }),
             };
+            is_known = true;
             progress.follow(&seen(job.get("progress").unwrap_or(&Value::Null)));
             if progress.is_cancelled() || is_over(&job) {
                 return Ok(Ok(job));

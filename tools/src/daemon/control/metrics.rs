@@ -19,7 +19,7 @@ pub async fn show(
 ) -> Result<([(HeaderName, &'static str); 1], String), Refusal> {
     let jobs = service.view_jobs();
     let looked = tokio::task::spawn_blocking(move || service.view_disks()).await;
-    let disks = looked.map_err(|e| Error::io("look at the disks", io::Error::other(e)))??;
+    let disks = looked.map_err(|e| Error::io("look at the disks", io::Error::other(e)))?;
     Ok(([(header::CONTENT_TYPE, TYPE)], text(&disks, &jobs)))
 }
 
@@ -47,7 +47,8 @@ fn text(disks: &[DiskView], jobs: &[JobView]) -> String {
     figure(&mut out, "deltachain_disk_size_bytes", "Size of the disk.", each(|disk| disk.size));
     let layers = each(|disk| disk.layers.len() as u64);
     figure(&mut out, "deltachain_disk_layers", "Layers of the disk.", layers);
-    let allocated = each(|disk| disk.layers.iter().map(|layer| layer.allocated).sum());
+    let space = |disk: &DiskView| disk.layers.iter().map(|layer| layer.allocated).sum::<Option<u64>>();
+    let allocated = served().filter_map(|disk| Some((of(disk), space(disk)?.to_string())));
     figure(&mut out, "deltachain_disk_allocated_bytes", "Space that its layers take.", allocated);
     let clients = each(|disk| disk.clients.len() as u64);
     figure(&mut out, "deltachain_disk_clients", "Clients that use the disk.", clients);

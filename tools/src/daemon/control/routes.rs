@@ -78,7 +78,7 @@ async fn description() -> Result<Json<Value>, Refusal> {
 }
 
 async fn disks(State(service): Held) -> Answer {
-    done(service, |service| service.view_disks()).await
+    done(service, |service| Ok(service.view_disks())).await
 }
 
 async fn disk(State(service): Held, Path(name): Path<String>) -> Answer {
@@ -170,7 +170,7 @@ async fn consolidate(State(service): Held, Path(name): Path<String>, bytes: Byte
     let options: Vec<_> = asked.options.clone().into_iter().collect();
     let new = asked.new.as_deref().map(absolute).transpose()?;
     let request = Request {
-        into: asked.into.as_deref().map(absolute).transpose()?,
+        into: asked.into.as_deref().map(name::path),
         new: new.map(|path| NewImage { path, format, options }),
         keeps_target_name: asked.keep_target_name,
         ignores_unread: asked.ignore_unread,
@@ -238,25 +238,27 @@ async fn wait(State(service): Held, Path(id): Path<String>, Query(patience): Que
     json(&JobView::from(job.as_ref()))
 }
 
-/// Tells a job something, which waits for nothing, and so not for others that wait for disks.
-fn tell(
-    service: &Service,
+/// Tells a job something, which is done at once, whoever waits for disks or for a guest to hold still; the answer comes
+/// when the next start knows of it, too.
+async fn tell(
+    service: Arc<Service>,
     id: &str,
     what: impl FnOnce(&Service, u64) -> Result<Arc<deltachain::service::Job>, Error>,
 ) -> Answer {
-    json(&JobView::from(what(service, number(id)?)?.as_ref()))
+    let job = what(&service, number(id)?)?;
+    done(service, move |service| service.note_told(&job).map(|()| JobView::from(job.as_ref()))).await
 }
 
 async fn pause(State(service): Held, Path(id): Path<String>) -> Answer {
-    tell(&service, &id, Service::pause)
+    tell(service, &id, Service::pause).await
 }
 
 async fn resume(State(service): Held, Path(id): Path<String>) -> Answer {
-    tell(&service, &id, Service::resume)
+    tell(service, &id, Service::resume).await
 }
 
 async fn cancel(State(service): Held, Path(id): Path<String>) -> Answer {
-    tell(&service, &id, Service::cancel)
+    tell(service, &id, Service::cancel).await
 }
 
 #[derive(Default, Deserialize)]
@@ -271,7 +273,7 @@ struct Faster {
 async fn speed(State(service): Held, Path(id): Path<String>, bytes: Bytes) -> Answer {
     let asked: Faster = body(&bytes)?;
     let speed = Speed { rate: asked.rate, share: asked.share, latency_target: ms(asked.latency_target)? };
-    tell(&service, &id, |service, number| service.set_speed(number, speed))
+    tell(service, &id, |service, number| service.set_speed(number, speed)).await
 }
 
 #[cfg(test)]
