@@ -22,6 +22,8 @@ const VARIABLE: &str = "DCHAIN_SSH";
 const PIPE_BYTES: usize = 1 << 20;
 /// What a shell says of a command that it does not find.
 const NOT_FOUND: i32 = 127;
+/// What ssh ends with where it has no connection.
+const NO_CONNECTION: i32 = 255;
 
 /// A place on another machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +139,9 @@ pub struct Session {
 impl Ended {
     /// Adds to a failure what the end of the carrying program says about it.
     pub fn explain(mut self, failure: Failure) -> Failure {
+        if failure.exit != Exit::Resumable {
+            return failure;
+        }
         // Its end of the wire is closed: it ends soon, if it has not.
         for _ in 0..20 {
             match self.0.try_wait() {
@@ -150,16 +155,10 @@ impl Ended {
                         "install it there, in a folder that is in the PATH of a session without a terminal",
                     );
                 }
-                Ok(Some(status)) if status.code() == Some(255) => {
+                Ok(Some(status)) if status.code() == Some(NO_CONNECTION) => {
                     let what = "the connection failed or was lost".to_owned();
                     return Failure { what, ..failure }
-                        .exit(Exit::Resumable)
-                        .hint("what ssh says stands above; the same command again goes on from there");
-                }
-                Ok(Some(_)) | Err(_) if failure.what.contains("ends too early") => {
-                    return Failure { what: "the other side is gone".to_owned(), ..failure }
-                        .exit(Exit::Resumable)
-                        .hint("the same command again goes on from there");
+                        .hint("ssh says why; the same command again goes on from there");
                 }
                 Ok(Some(_)) | Err(_) => return failure,
                 Ok(None) => thread::sleep(Duration::from_millis(50)),

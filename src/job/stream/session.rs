@@ -43,12 +43,12 @@ impl Peer {
         Self { input: Input::new(from), output: Output::new(to) }
     }
 
-    /// Returns the error that says most: of a peer that is gone, its last words.
+    /// Returns the error that says most: of a peer that is gone, its last words. Without any, it can be gone on.
     pub(super) fn reason(&mut self, error: Error) -> Error {
         if error.kind() != ErrorKind::Io {
             return error;
         }
-        self.input.last_words().unwrap_or(error)
+        self.input.last_words().unwrap_or_else(|| error.with_kind(ErrorKind::Interrupted))
     }
 
     /// Tells the peer why this side ends.

@@ -161,7 +161,7 @@ fn a_stream_cut_anywhere_leaves_what_the_whole_one_goes_on_from() {
     for cut in cuts.collect::<Vec<_>>() {
         let (machine, story) = (again(&host), format!("cut at byte {cut}"));
         let error = receive(&machine, &stream[..cut]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Corrupt, "{story}: {error}");
+        assert_eq!(error.kind(), ErrorKind::Interrupted, "{story}: {error}");
         check_store(&machine, &views, &story);
         let left = arriving(&machine, Path::new("/store")).unwrap();
         resumed += left.iter().filter(|layer| layer.done_bytes > 0).count();
@@ -179,7 +179,8 @@ fn a_damaged_stream_is_refused_and_names_nothing() {
         let (machine, mut damaged) = (again(&host), stream.clone());
         damaged[at] ^= 0x10;
         let error = receive(&machine, &damaged).unwrap_err();
-        let kinds = [ErrorKind::Corrupt, ErrorKind::Unsupported];
+        // A length that is larger than it was runs into the end.
+        let kinds = [ErrorKind::Corrupt, ErrorKind::Unsupported, ErrorKind::Interrupted];
         assert!(kinds.contains(&error.kind()), "byte {at}: {error}");
         check_store(&machine, &views, &format!("byte {at} damaged"));
         receive(&machine, &stream).unwrap_or_else(|e| panic!("after damage at {at}: {e}"));

@@ -46,7 +46,7 @@ impl Input {
         Self { frames: bounded(0).1, count: 0, data_bytes: 0 }
     }
 
-    /// Returns the next frame. `Corrupt` for what is none, and for an end that comes too early; `Interrupted` when asked to
+    /// Returns the next frame. `Corrupt` for what is none; `Interrupted` for an end that comes too early, and when asked to
     /// stop.
     pub(super) fn next(&mut self, progress: &Progress) -> Result<Frame> {
         let frame = loop {
@@ -86,7 +86,7 @@ impl Input {
 }
 
 fn cut_short() -> Error {
-    Error::corrupt("ends too early: the rest of it is missing")
+    Error::new(ErrorKind::Interrupted, "ends too early: the rest of it is missing")
 }
 
 fn pump_in(from: Box<dyn Read + Send>, to: &Sender<Result<Frame>>) {

@@ -80,7 +80,7 @@ impl Arguments {
 
 /// What helps where a stream did not come whole.
 fn explain(failure: Failure) -> Failure {
-    if failure.exit != Exit::BadInput || !failure.what.contains("ends too early") {
+    if failure.exit != Exit::Resumable {
         return failure;
     }
     failure.hint(

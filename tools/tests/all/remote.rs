@@ -102,7 +102,7 @@ fn a_stream_in_a_file_makes_the_chain_again_and_a_cut_one_goes_on() {
     let bytes = fs::read(&stream).unwrap();
     fs::write(&half, &bytes[..bytes.len() / 2]).unwrap();
     let (code, error) = receive(&store.path(), &half);
-    assert!(code == Some(65) && error.contains("ends too early") && error.contains("--resume"), "{error}");
+    assert!(code == Some(75) && error.contains("ends too early") && error.contains("--resume"), "{error}");
     let state = done(&store.path(), &["--output", "json", "receive", "--state", "."]).json();
     let token = state[0]["token"].as_str().unwrap();
     let rest = source.file("rest");

@@ -65,7 +65,6 @@ fn under_way(scene: &Scene) -> Option<(usize, u64)> {
 pub(super) fn stage(scene: &Scene) -> Stage {
     let there = NAMES.iter().filter(|name| scene.is_there(&format!("store/{name}"))).count();
     match (under_way(scene), there) {
-        (Some((number, _)), there) if number < there && there == NAMES.len() => Stage::Over,
         (Some((number, done)), _) => Stage::In(number, done),
         (None, 0) => Stage::Before,
         (None, 3) => Stage::Over,
