@@ -36,6 +36,8 @@ pub struct Member {
     pub link: Option<Link>,
     /// Which file its bytes are in, if not in its own.
     pub data: Option<Witness>,
+    /// Whether it is known as a raw disk, whatever its header.
+    pub is_known_raw: bool,
 }
 
 /// A child's link to its parent.
@@ -54,11 +56,13 @@ pub struct Link {
 pub struct Family {
     /// The folders, without links.
     pub folders: Vec<PathBuf>,
-    /// What was found, by folder and name. Files without a known header count as raw only where a child names
-    /// them or their name ends in `.raw` or `.img`.
+    /// What was found, by folder and name. Files without a known header count as raw only where it is noted,
+    /// where a child names them, or where their name ends in `.raw` or `.img`.
     pub members: Vec<Member>,
     /// Images in other folders that lie on those of the family, as far as it is known where to look.
     pub elsewhere: Vec<Member>,
+    /// Files of the folders without a known header that do not count as images.
+    pub plain: Vec<Member>,
     /// Files that have an image's header but could not be read, with the reason.
     pub unreadable: Vec<(PathBuf, Error)>,
     /// Where in `members` each file is.
@@ -147,8 +151,10 @@ impl Family {
         let parents: BTreeSet<FileKey> = parents.map(|parent| key(&parent)).collect();
         let named = |file: &Member| parents.contains(&key(&file.witness));
         let called = |file: &Member| file.path.extension().is_some_and(|e| e == "raw" || e == "img");
-        let raw: Vec<_> = plain.into_iter().filter(|file| named(file) || called(file)).collect();
+        let (raw, rest): (Vec<_>, Vec<_>) =
+            plain.into_iter().partition(|file| file.is_known_raw || named(file) || called(file));
         self.members.extend(raw);
+        self.plain = rest;
     }
 
     /// Fails with `Policy`, that file being its subject as well, if a file could not be read: whether it is a child of what
@@ -205,7 +211,7 @@ pub fn member(host: &dyn Host, path: &Path) -> Result<Member> {
     let data =
         peek.data_name.and_then(|name| host.witness(&join(folder, Path::new(OsStr::from_bytes(&name)))).ok());
     let link = peek.parent.map(|name| find(host, &path, name));
-    Ok(Member { path, format, size: peek.size, witness: file.witness()?, link, data })
+    Ok(Member { path, format, size: peek.size, witness: file.witness()?, link, data, is_known_raw: is_raw })
 }
 
 fn find(host: &dyn Host, child: &Path, name: ParentName) -> Link {

@@ -13,11 +13,13 @@ use super::{
 use crate::{
     base::{Error, ErrorKind, GuestRange, Result},
     chain::{Chain, Family, Layer, Member, Opening, freeze, join, open_layer},
-    format::ParentName,
+    content::ContentId,
+    format::{Format, ParentName},
     io::{Access, Host},
-    store::{Claim, Ledger, Trust},
+    store::{Claim, Epoch, Ledger, Trust},
 };
 use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -77,8 +79,8 @@ pub struct Report {
 
 /// Mends the links of the images in `request.folders`; writes nothing if `is_dry`.
 ///
-/// A dry run cannot put a child on a parent that is itself still to be mended: it says less than the real one
-/// will do.
+/// A dry run takes a parent that is itself still to be mended at its record's word; the real one puts a child on it once
+/// it is whole, and proves what has to be.
 pub fn relink(
     host: &Arc<dyn Host>,
     ledger: &Ledger,
@@ -88,32 +90,86 @@ pub fn relink(
 ) -> Result<Report> {
     let opening = opening.clone().with_ledger(ledger.clone());
     let mut report = Report::default();
+    let (mut shown, mut planned) = (BTreeMap::new(), BTreeSet::new());
+    // What opens goes on doing so, whatever else is mended.
+    let mut right = BTreeSet::new();
     loop {
         progress.checkpoint()?;
         let family = Family::scan(host.as_ref(), &request.folders)?;
-        let search = Search { host, ledger, family: &family, request, opening: &opening, progress };
-        let (mut found, mut lost, before) = (Vec::new(), Vec::new(), report.proved.len());
-        for child in family.members.iter().filter(|m| m.link.is_some()) {
-            if let Some(parent) = search.proved_parent(child, (&report.proved, is_dry))? {
-                report.proved.extend((!report.proved.contains(&parent)).then_some(parent));
-                continue;
-            }
-            let is_mended = report.mended.iter().any(|mended| mended.child == child.path);
-            match search.parent_of(child, is_mended) {
-                Ok(Some(parent)) => found.push((child, parent)),
-                Ok(None) => {}
-                Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
-                Err(e) => lost.push((child.path.clone(), e.to_string())),
+        let records = Records::of(host, ledger, &family);
+        let mut search = Search {
+            host,
+            ledger,
+            family: &family,
+            records,
+            request,
+            opening: &opening,
+            progress,
+            shown,
+            planned,
+            is_dry,
+        };
+        let before = (report.mended.len(), report.proved.len(), right.len());
+        report.lost.clear();
+        let children = family.members.iter().filter(|m| m.link.is_some());
+        for child in children.filter(|child| !right.contains(&child.path)).collect::<Vec<_>>() {
+            match search.look_after(child, &mut report)? {
+                Found::Right => drop(right.insert(child.path.clone())),
+                Found::Mended => {}
+                Found::Lost(why) => report.lost.push((child.path.clone(), why)),
             }
         }
-        report.lost = lost;
-        let is_last = is_dry || (found.is_empty() && report.proved.len() == before);
-        for (child, (parent, why)) in found {
-            report.mended.push(search.mend(child, &parent, why, is_dry)?);
-        }
-        if is_last {
+        (shown, planned) = (search.shown, search.planned);
+        let after = (report.mended.len(), report.proved.len(), right.len());
+        if before == after || (is_dry && report.lost.is_empty()) {
             return Ok(report);
         }
+    }
+}
+
+/// What became of a child for the time being.
+enum Found {
+    /// It opens: or, in a dry run, would.
+    Right,
+    /// Something was done for it: whether it opens is seen the next time.
+    Mended,
+    /// What it is lost for.
+    Lost(String),
+}
+
+/// What the images say of themselves, by what is looked for: read once, however many children have lost their parent.
+struct Records {
+    by_epoch: HashMap<Epoch, Vec<usize>>,
+    by_seal: BTreeMap<String, Vec<usize>>,
+    /// Those without a content ID: any of them may show anything.
+    unsealed: Vec<usize>,
+    /// Files that no header tells of, and nobody names: they may be raw disks.
+    plain: Vec<Member>,
+}
+
+impl Records {
+    fn of(host: &Arc<dyn Host>, ledger: &Ledger, family: &Family) -> Self {
+        let mut records = Self {
+            by_epoch: HashMap::new(),
+            by_seal: BTreeMap::new(),
+            unsealed: Vec::new(),
+            plain: family.plain.clone(),
+        };
+        for (at, member) in family.members.iter().chain(&family.plain).enumerate() {
+            let how = Opening::reading().with_access(Access::ReadShared).with_format(Some(member.format));
+            let opened = open_layer(host, &member.path, &how);
+            // What cannot be read is nobody's parent.
+            let Ok(known) = opened.and_then(|layer| ledger.look(layer.image.as_ref())) else { continue };
+            let record = known.layer.frozen;
+            if let Some(record) = record {
+                records.by_epoch.entry(record.epoch).or_default().push(at);
+            }
+            match record.and_then(|record| record.sealed) {
+                Some(id) => records.by_seal.entry(id.hex()).or_default().push(at),
+                None => records.unsealed.push(at),
+            }
+        }
+        records
     }
 }
 
@@ -122,9 +178,15 @@ struct Search<'a> {
     host: &'a Arc<dyn Host>,
     ledger: &'a Ledger,
     family: &'a Family,
+    records: Records,
     request: &'a Request,
     opening: &'a Opening,
     progress: &'a Progress,
+    /// What was hashed, whichever child it was for.
+    shown: BTreeMap<PathBuf, ContentId>,
+    /// What a dry run counts on: these will be whole.
+    planned: BTreeSet<PathBuf>,
+    is_dry: bool,
 }
 
 impl Search<'_> {
@@ -133,16 +195,50 @@ impl Search<'_> {
         how.with_format(Some(member.format))
     }
 
+    /// Mends the link of one child, or finds out that it is right, or lost.
+    fn look_after(&mut self, child: &Member, report: &mut Report) -> Result<Found> {
+        let Err(refused) = Chain::open(self.host, &child.path, &self.reading(child)) else {
+            return Ok(Found::Right);
+        };
+        if let Some(parent) = self.proved_parent(child, (&refused, &report.proved))? {
+            report.proved.extend((!report.proved.contains(&parent)).then_some(parent));
+            return Ok(if self.is_dry { Found::Right } else { Found::Mended });
+        }
+        let is_mended = report.mended.iter().any(|mended| mended.child == child.path);
+        match self.parent_of(child, (refused, is_mended)) {
+            Ok((parent, why)) => {
+                let own = child.link.as_ref().and_then(|link| link.witness);
+                let is_its_own = own.is_some_and(|own| {
+                    parent.head().and_then(|h| self.host.witness(&h.path)).is_ok_and(|w| own.same_file(&w))
+                });
+                let mended = self.mend(child, &parent, why)?;
+                if !self.is_dry {
+                    report.mended.push(mended);
+                    return Ok(Found::Mended);
+                }
+                self.planned.insert(child.path.clone());
+                // One that is named already is right as soon as that one is mended.
+                report.mended.extend((!is_its_own || why != Why::Epoch).then_some(mended));
+                Ok(Found::Right)
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
+            Err(error) => Ok(Found::Lost(error.to_string())),
+        }
+    }
+
     /// Proves the parent that `child` has, if it is in doubt and was made with a content ID; returns it if that is, or in a
     /// dry run would be, what lets the child stand on it. What is among `proved` is not looked at again.
-    fn proved_parent(&self, child: &Member, (proved, is_dry): (&[PathBuf], bool)) -> Result<Option<PathBuf>> {
+    fn proved_parent(
+        &self,
+        child: &Member,
+        (refused, proved): (&Error, &[PathBuf]),
+    ) -> Result<Option<PathBuf>> {
         let place = child.link.as_ref().and_then(|link| link.witness);
         let Some(parent) = place.and_then(|place| self.family.member(&place)) else { return Ok(None) };
         if proved.contains(&parent.path) {
-            return Ok(is_dry.then(|| parent.path.clone()));
+            return Ok(self.is_dry.then(|| parent.path.clone()));
         }
-        let refused = Chain::open(self.host, &child.path, &self.reading(child)).map(drop).err();
-        if refused.is_none_or(|error| error.kind() != ErrorKind::Policy) {
+        if refused.kind() != ErrorKind::Policy {
             return Ok(None);
         }
         let opening = Opening { ledger: None, ..self.reading(parent) };
@@ -156,7 +252,7 @@ impl Search<'_> {
         if !is_claimed || !matches!(known.trust, Trust::Doubted(_)) {
             return Ok(None);
         }
-        if is_dry {
+        if self.is_dry {
             let is_same = full_tree(&chain.view(0), self.progress)?.tree.id() == sealed;
             return Ok(is_same.then(|| parent.path.clone()));
         }
@@ -170,11 +266,10 @@ impl Search<'_> {
         }
     }
 
-    /// Returns the parent that `child` should have, `None` if it has it; an error says why it was not found, or why a
-    /// child that is mended still does not open: nothing would be new if it were mended again.
-    fn parent_of(&self, child: &Member, is_mended: bool) -> Result<Option<(Chain, Why)>> {
-        let Some(link) = &child.link else { return Ok(None) };
-        let Err(refused) = Chain::open(self.host, &child.path, &self.reading(child)) else { return Ok(None) };
+    /// Returns the parent that `child`, which was refused, should have; an error says why it was not found, or why a child
+    /// that is mended still does not open: nothing would be new if it were mended again.
+    fn parent_of(&mut self, child: &Member, (refused, is_mended): (Error, bool)) -> Result<(Chain, Why)> {
+        let Some(link) = &child.link else { return Err(refused) };
         if is_mended || !matches!(refused.kind(), ErrorKind::NotFound | ErrorKind::Policy) {
             return Err(refused);
         }
@@ -182,43 +277,80 @@ impl Search<'_> {
         let known = self.ledger.look(layer.image.as_ref())?;
         let holds = |claim: &&Claim| claim.name == link.name.name && claim.format == link.name.format;
         match known.layer.claim.as_ref().filter(holds) {
-            Some(claim) => self.by_claim(child, claim)?.map(Some).ok_or(refused),
-            None => self.by_word(&link.name)?.map(|chain| Some((chain, Why::Word))).ok_or(refused),
+            Some(claim) => self.by_claim(child, claim)?.ok_or(refused),
+            None => self.by_word(&link.name)?.map(|chain| (chain, Why::Word)).ok_or(refused),
         }
     }
 
+    /// Returns those of the images that are not the child itself.
+    fn candidates(&self, child: &Member, numbers: Option<&Vec<usize>>) -> Vec<Member> {
+        let member = |at: &usize| {
+            let further = || self.records.plain.get(at.checked_sub(self.family.members.len())?);
+            self.family.members.get(*at).or_else(further)
+        };
+        let found = numbers.into_iter().flatten().filter_map(member);
+        found.filter(|m| !m.witness.same_file(&child.witness)).cloned().collect()
+    }
+
     /// Looks for an image that carries the claimed epoch or is proven to show the claimed content.
-    fn by_claim(&self, child: &Member, claim: &Claim) -> Result<Option<(Chain, Why)>> {
-        let others = || self.family.members.iter().filter(|m| !m.witness.same_file(&child.witness));
-        for candidate in others() {
-            let Ok(chain) = Chain::open(self.host, &candidate.path, &self.reading(candidate)) else {
+    fn by_claim(&mut self, child: &Member, claim: &Claim) -> Result<Option<(Chain, Why)>> {
+        for candidate in self.candidates(child, self.records.by_epoch.get(&claim.parent_epoch)) {
+            let opened = Chain::open(self.host, &candidate.path, &self.reading(&candidate));
+            let Ok(chain) = opened else {
+                if self.planned.contains(&candidate.path) {
+                    return Ok(Some((self.alone(&candidate)?, Why::Epoch)));
+                }
                 continue;
             };
-            let Some(known) = chain.standings().first().map(|s| &s.known) else { continue };
-            let record = known.layer.frozen;
-            let is_epoch = record.is_some_and(|r| r.epoch == claim.parent_epoch);
-            if is_epoch && !matches!(known.trust, Trust::Doubted(_)) {
+            let known = chain.standings().first().map(|s| &s.known);
+            if known.is_some_and(|known| !matches!(known.trust, Trust::Doubted(_))) {
                 return Ok(Some((chain, Why::Epoch)));
             }
         }
         let Some(wanted) = claim.parent_id else { return Ok(None) };
-        for candidate in others() {
+        let sealed = self.candidates(child, self.records.by_seal.get(&wanted.hex()));
+        let unsealed = self.candidates(child, Some(&self.records.unsealed));
+        for (candidate, is_sealed) in
+            sealed.iter().map(|member| (member, true)).chain(unsealed.iter().map(|member| (member, false)))
+        {
+            // A file without a header is a raw disk only for those who say that their parent is one.
+            let is_plain = self.records.plain.iter().any(|member| member.path == candidate.path);
+            if is_plain && claim.format.as_deref() != Some(Format::Raw.name()) {
+                continue;
+            }
+            if self.shown.get(&candidate.path).is_some_and(|id| *id != wanted) {
+                continue;
+            }
             let Ok(chain) = Chain::open(self.host, &candidate.path, &self.reading(candidate)) else {
+                if is_sealed && self.planned.contains(&candidate.path) {
+                    return Ok(Some((self.alone(candidate)?, Why::Content)));
+                }
                 continue;
             };
-            let known = chain.standings().first().map(|s| &s.known);
-            let sealed = known.and_then(|k| k.layer.frozen).and_then(|record| record.sealed);
-            let proven = known.and_then(crate::store::Known::proven);
-            let shows = match (proven, sealed) {
-                (Some(id), _) => id == wanted,
-                (None, Some(other)) if other != wanted => false,
-                _ => full_tree(&chain.view(0), self.progress)?.tree.id() == wanted,
-            };
-            if shows {
+            if self.shows(&candidate.path, &chain)? == wanted {
                 return Ok(Some((chain, Why::Content)));
             }
         }
         Ok(None)
+    }
+
+    /// An image whose own parent is not there yet: enough to be named.
+    fn alone(&self, member: &Member) -> Result<Chain> {
+        let layer = open_layer(self.host, &member.path, &self.reading(member))?;
+        Ok(Chain::of(vec![layer], false))
+    }
+
+    /// Returns what a chain shows for certain: by its witness, or by hashing it, once.
+    fn shows(&mut self, path: &Path, chain: &Chain) -> Result<ContentId> {
+        if let Some(id) = chain.standings().first().and_then(|standing| standing.known.proven()) {
+            return Ok(id);
+        }
+        if let Some(id) = self.shown.get(path) {
+            return Ok(*id);
+        }
+        let id = full_tree(&chain.view(0), self.progress)?.tree.id();
+        self.shown.insert(path.to_path_buf(), id);
+        Ok(id)
     }
 
     /// Looks up what the caller said of that name.
@@ -235,7 +367,7 @@ impl Search<'_> {
     }
 
     /// Puts `child` on `parent`.
-    fn mend(&self, child: &Member, parent: &Chain, why: Why, is_dry: bool) -> Result<Mended> {
+    fn mend(&self, child: &Member, parent: &Chain, why: Why) -> Result<Mended> {
         let target = parent.head()?;
         let folder = child.path.parent().unwrap_or(Path::new("/"));
         let link = target.name_in(folder);
@@ -247,7 +379,7 @@ impl Search<'_> {
             name: String::from_utf8_lossy(&link.name).into_owned(),
             why,
         };
-        if !is_dry {
+        if !self.is_dry {
             let writing = self.reading(child).with_access(Access::Write);
             let layer = open_layer(self.host, &child.path, &writing)?;
             // The view stays what it is: a frozen child is as trusted afterwards as it was.
@@ -309,3 +441,6 @@ pub fn accept(
 fn ranges(of: &[GuestRange]) -> Vec<(u64, u64)> {
     of.iter().map(|range| (range.start.bytes(), range.bytes)).collect()
 }
+
+#[cfg(test)]
+mod tests;
