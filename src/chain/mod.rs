@@ -11,6 +11,7 @@
 //! ```
 
 mod family;
+mod lease;
 mod lineage;
 mod link;
 mod open;
@@ -19,6 +20,7 @@ mod policy;
 mod view;
 
 pub use family::{Family, Link, Member, member};
+pub use lease::{lease, refuse_leased};
 pub use lineage::{Standing, check_lineage, freeze, join, lineage, refuse_cut_off};
 pub use link::{header_name, is_plain, relative_name};
 pub use open::{FORMAT_UNSTATED, Opening, check_layer, open_layer};

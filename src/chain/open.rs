@@ -5,7 +5,7 @@ use crate::{
     base::{Budget, Error, ErrorKind, Guard, Result},
     format::{self, Checked, Format, Repair},
     io::{Access, File, Host, Witness},
-    store::{Epoch, Journal, Ledger},
+    store::{self, Epoch, Journal, Ledger},
 };
 use std::{
     path::{Path, PathBuf},
@@ -133,6 +133,10 @@ pub fn check_layer(
     repair: Repair,
 ) -> Result<(Format, Checked)> {
     let opened = Opened::by_name(host, path, opening)?;
+    if repair == Repair::All {
+        let used = [(opened.place.clone(), opened.file.witness()?)];
+        store::refuse_leased(host.as_ref(), &used)?;
+    }
     let parts = opened.referrer(host.as_ref(), opening, opening.access);
     let check = |repair| format::check(opened.format, Arc::clone(&opened.file), repair, &parts);
     let keeps_view = match repair {

@@ -17,6 +17,7 @@ mod likeness;
 mod mode;
 mod moved;
 mod pages;
+mod process;
 mod stamp;
 
 pub use blocks::Blocks;
@@ -27,6 +28,7 @@ pub use host::{Entry, EntryKind, Host, Status};
 pub use likeness::Likeness;
 pub use mode::{born_ns, is_marked_read_only, names};
 pub use moved::{Moved, begin_flush, copy, is_helped, may_share, share, stream};
+pub use process::Process;
 pub use stamp::settle;
 
 /// How the message of a lock that cannot be had ends if it is this process that holds it.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     base::{Error, GuestOffset, GuestRange, Result, units::index},
-    chain::{Chain, Family, Layer, Opening, View, open_layer, refuse_cut_off},
+    chain::{Chain, Family, Layer, Opening, View, open_layer, refuse_cut_off, refuse_leased},
     content::{ContentId, LEAF_BYTES, Tree, diff, leaf},
     io::{Access, Host, Kept},
     map::RangeSet,
@@ -113,6 +113,7 @@ impl Repair {
         let copy = Chain::open(host, copy, &reading)?;
         let head = chain.head()?;
         refuse_cut_off(ledger, &head.path)?;
+        refuse_leased(host.as_ref(), std::slice::from_ref(head))?;
         let before = ledger.look(head.image.as_ref())?;
         let promise = Promise::find(host, ledger, head, &before)?;
         let id = promise.id;

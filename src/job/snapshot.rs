@@ -11,7 +11,7 @@ pub use live::{Disk, Heads, LiveTaken, forget_intended, snapshot_live};
 
 use crate::{
     base::{Error, Guard, Result},
-    chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off},
+    chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off, refuse_leased},
     format::{self, Creation, Format, NoParts},
     io::{Access, File, Host, Likeness},
     job::own,
@@ -227,7 +227,7 @@ pub(super) fn refuse_children(host: &Arc<dyn Host>, layer: &Layer) -> Result<()>
     refuse_dependants(host, layer)
 }
 
-/// Refuses an image that others in the folders of its files lie on or keep their bytes in.
+/// Refuses an image that others in the folders of its files lie on or keep their bytes in, or that somebody has leased.
 fn refuse_dependants(host: &Arc<dyn Host>, layer: &Layer) -> Result<()> {
     Looked::default().refuse_dependants(host, layer)
 }
@@ -279,5 +279,5 @@ fn refuse_dependants_in(family: &Family, host: &Arc<dyn Host>, layer: &Layer) ->
             return Err(why.path(&layer.path));
         }
     }
-    Ok(())
+    refuse_leased(host.as_ref(), std::slice::from_ref(layer))
 }

@@ -190,6 +190,7 @@ impl Service {
     }
 
     fn conclude(&self, held: &Held, job: &Job, done: Result<Option<LiveReport>>) {
+        held.lease(&self.settings.host, &job.disk);
         let outcome = match done {
             Ok(None) => Outcome::Left,
             Ok(Some(report)) => match self.note_end(held, job, true) {

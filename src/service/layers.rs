@@ -164,6 +164,7 @@ impl Service {
             }
             Err((error, false)) => return Err(error),
         };
+        held.lease(&self.settings.host, name);
         book.change(|written| written.with(name, |known| known.set_head(&plan.head, format)))?;
         self.events.say(Happened::Reverted, name, None);
         Ok(plan)

@@ -42,7 +42,7 @@ pub use view::{ClientView, CutOffView, DiskView, ErrorView, JobView, LayerView, 
 
 use crate::{
     base::{Error, ErrorKind, Result, clock::Stopwatch},
-    chain::Opening,
+    chain::{self, Opening},
     disk::Disk,
     export::{Context, Guests},
     io::{Host, Witness},
@@ -51,6 +51,7 @@ use crate::{
         live::LiveDisk,
         snapshot::Looked,
     },
+    store::{Lease, Purpose},
 };
 use backup::Backup;
 use book::Book;
@@ -141,6 +142,8 @@ struct Held {
     is_closed: AtomicBool,
     /// The last job on it.
     job: Mutex<Option<Arc<Job>>>,
+    /// Tells other processes which layers it uses.
+    lease: Mutex<Option<Lease>>,
     /// A fold whose job has failed and which could not be taken back, or ended, either: guests go on with it.
     stuck: Mutex<Option<Box<Folding>>>,
 }
@@ -191,6 +194,18 @@ impl Held {
     fn keep_bitmaps(&self, name: &str) {
         if let Err(error) = bitmaps::keep(&self.disk, &self.opened_as) {
             tracing::warn!(%error, disk = name, "bitmaps stay marked as in use");
+        }
+    }
+
+    /// Leases the layers that it uses now, but for a head that guests write: that one is locked as a whole. Where that fails,
+    /// the locks on the open layers have to do.
+    fn lease(&self, host: &Arc<dyn Host>, name: &str) {
+        let chain = self.disk.chain();
+        let used = chain.layers().get(usize::from(!self.is_read_only)..).unwrap_or_default();
+        match chain::lease(host, used, &Purpose::disk(name)) {
+            // The one before goes last: there is no moment without.
+            Ok(lease) => *self.lease.lock() = (!used.is_empty()).then_some(lease),
+            Err(error) => tracing::warn!(%error, disk = name, "its layers are not leased"),
         }
     }
 

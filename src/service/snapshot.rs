@@ -87,6 +87,9 @@ impl Service {
             snapshot_live(&self.settings.host, &disks, &self.settings.opening, &mut recording)
         })?;
         for name in &names {
+            if let Ok(held) = self.held(name) {
+                held.lease(&self.settings.host, name);
+            }
             self.events.say(Happened::Snapshot, name, None);
         }
         Ok(taken)

@@ -109,6 +109,7 @@ impl Service {
             written.disks.insert(named.name.clone(), known);
             number
         })?;
+        held.lease(&self.settings.host, &named.name);
         if let (Some((task, stand)), Some(number)) = (goes_on, number) {
             let job = Job::new(number, &named.name, task, told);
             self.launch(&held, &job, stand)?;
@@ -207,6 +208,7 @@ impl Service {
             guests: Arc::default(),
             is_closed: AtomicBool::new(false),
             job: Mutex::new(None),
+            lease: Mutex::default(),
             stuck: Mutex::default(),
         });
         Ok(Opened { held, known, goes_on })

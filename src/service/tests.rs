@@ -4,6 +4,7 @@ mod backup;
 mod bitmaps;
 mod hooks;
 mod layers;
+mod leases;
 mod migrate;
 mod names;
 

@@ -19,23 +19,27 @@ mod draft;
 mod elsewhere;
 mod index;
 mod journal;
+mod lease;
 mod ledger;
 mod note;
 mod place;
 mod record;
 mod transfer;
 mod trust;
+mod turn;
 
 pub use arrival::Arrival;
 pub use draft::{Draft, Publish};
 pub use elsewhere::elsewhere;
 pub use index::Index;
 pub use journal::{Fold, FoldMode, Held, HeldState, Intent, Journal, Position, Removed};
+pub use lease::{Lease, Purpose, Used, leases, refuse_leased};
 pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before, noted_format};
 pub use place::NO_PLACE;
 pub use record::{Claim, Epoch, LayerRecord, Record};
 pub use transfer::{Left, Part, Transfer};
 pub use trust::{Child, Differs, Doubt, Evidence, Lineage, Refusal, Seen, Trust, accept, trust};
+pub use turn::Turn;
 
 /// The folder, beside images, that holds what is known of them and has no place in them.
 pub const FOLDER: &str = ".dchain";

@@ -104,16 +104,19 @@ impl Picture {
         let is_head = node.children.is_empty();
         let format = if matches!(node.format, "qcow2" | "raw") { node.format } else { "other" };
         let class = if is_head { "head" } else { "layer" };
-        self.lines.push(format!(r#"<g class="{class}"><title>{}</title>"#, escaped(&node.filename)));
+        let title = escaped(&format!("{}{}", node.filename, node.users()));
+        self.lines.push(format!(r#"<g class="{class}"><title>{title}</title>"#));
         self.card(x, y);
         self.shape(format, (x, y + 12), (5, CARD.1 - 24));
         self.text("name", (x + 16, y + 24), &shortened(&node.name));
         let held = size::show(node.actual_size);
         let facts = format!("{}, {}, {held} held", node.format, size::show(node.virtual_size));
         self.text("fact", (x + 16, y + 42), &facts);
-        if is_head {
-            let (x, y) = (x + CARD.0 - 4, y - 4);
-            self.lines.push(format!(r#"<text class="tag" x="{x}" y="{y}" text-anchor="end">head</text>"#));
+        let tags = [is_head.then_some("head"), (!node.used_by.is_empty()).then_some("in use")];
+        let tags: Vec<&str> = tags.into_iter().flatten().collect();
+        if !tags.is_empty() {
+            let (x, y, tags) = (x + CARD.0 - 4, y - 4, tags.join(", "));
+            self.lines.push(format!(r#"<text class="tag" x="{x}" y="{y}" text-anchor="end">{tags}</text>"#));
         }
         self.shape("bar", (x + 16, y + 52), (BAR, 5));
         if let Some(part) = bar(node.actual_size, node.virtual_size) {

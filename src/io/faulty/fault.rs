@@ -1,7 +1,7 @@
 //! What goes wrong, and when: failures at a counted I/O, barriers that do nothing.
 
 use rustix::io::Errno;
-use std::{backtrace::Backtrace, collections::BTreeSet};
+use std::{backtrace::Backtrace, collections::BTreeSet, fmt};
 
 /// How an I/O fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,8 +58,17 @@ pub(super) enum Action {
     Barrier,
 }
 
+/// Somebody else who acts at some I/O.
+pub(super) struct Stranger(pub(super) Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Stranger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stranger")
+    }
+}
+
 /// Counts I/Os and barriers and says what befalls them.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) ios: u64,
     pub(super) fault: Option<Fault>,
@@ -73,11 +82,19 @@ pub(super) struct Faults {
     pub(super) broken: BTreeSet<u64>,
     /// What waits, by the inode of its file.
     pub(super) held: Option<(u64, Waits)>,
+    /// Who acts next, and before which I/O.
+    pub(super) stranger: Option<(u64, Stranger)>,
     /// How many I/Os wait now.
     pub(super) waiting: usize,
 }
 
 impl Faults {
+    /// Returns who acts before the next I/O.
+    pub(super) fn due(&mut self) -> Option<Stranger> {
+        let ios = self.ios;
+        self.stranger.take_if(|(at, _)| *at <= ios).map(|(_, stranger)| stranger)
+    }
+
     /// Counts an I/O on a file; returns how it fails, if it does.
     pub(super) fn next_on(&mut self, inode: u64, action: Action) -> Option<Failure> {
         let is_broken = !matches!(action, Action::Read) && self.broken.contains(&inode);

@@ -4,6 +4,7 @@ use super::{
     Machine,
     disk::{Change, Event},
     fault::{Action, Failure},
+    let_stranger_act,
 };
 use crate::{
     base::{Error, HostOffset, HostRange, Result, units::count},
@@ -59,8 +60,9 @@ impl SimFile {
         read(machine.disk.inode(self.inode).map_or(&nothing, |inode| &inode.pages))
     }
 
-    /// Waits while I/Os like this are held.
+    /// Lets a stranger act, then waits while I/Os like this are held.
     fn wait(&self, action: Action) {
+        let_stranger_act(&self.machine);
         let mut machine = self.machine.lock();
         if !machine.faults.waits(self.inode, action) {
             return;

@@ -19,9 +19,9 @@ pub use crash::{Crash, Landing, Trace, crash_states, kill_states};
 pub use fault::{Failure, Fault, Waits};
 
 use super::{Access, Entry, EntryKind, File, Host, Status, Witness};
-use crate::base::{Error, ErrorKind, Result};
+use crate::base::{Error, ErrorKind, HostOffset, Result, units::count};
 use disk::{Change, Disk, Event, Inode, NameChange, Node};
-use fault::{Action, Faults};
+use fault::{Action, Faults, Stranger};
 use file::SimFile;
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -116,6 +116,20 @@ impl SimHost {
         Ok(())
     }
 
+    /// Has `stranger` act once, right before the I/O numbered `at` ([`SimHost::ios`] counts them).
+    pub fn before_io(&self, at: u64, stranger: impl FnOnce() + Send + 'static) {
+        self.machine.lock().faults.stranger = Some((at, Stranger(Box::new(stranger))));
+    }
+
+    /// Changes bytes of a file as a program does that heeds no locks.
+    pub fn write_rudely(&self, path: &Path, at: HostOffset, bytes: &[u8]) -> Result<()> {
+        let mut machine = self.machine.lock();
+        let inode = machine.file(path)?;
+        let grows = at.plus(count(bytes.len())).bytes() > machine.witness(inode).bytes;
+        machine.change(inode, Change::Write { at, data: Arc::from(bytes), grows });
+        Ok(())
+    }
+
     /// Returns how many I/Os wait.
     pub fn waiting(&self) -> usize {
         self.machine.lock().faults.waiting
@@ -162,6 +176,14 @@ impl SimHost {
 impl Default for SimHost {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Lets a stranger act whose I/O is next; the machine is not locked meanwhile.
+fn let_stranger_act(machine: &Mutex<Machine>) {
+    let due = machine.lock().faults.due();
+    if let Some(Stranger(act)) = due {
+        act();
     }
 }
 
@@ -273,6 +295,7 @@ impl Host for SimHost {
     }
 
     fn create(&self, path: &Path) -> Result<Arc<dyn File>> {
+        let_stranger_act(&self.machine);
         let mut machine = self.machine.lock();
         let name = machine.new_name(path, false)?;
         machine.next += 1;
@@ -283,6 +306,7 @@ impl Host for SimHost {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let_stranger_act(&self.machine);
         let mut machine = self.machine.lock();
         let inode = machine.file(from)?;
         let path = machine.new_name(to, true)?;
@@ -291,6 +315,7 @@ impl Host for SimHost {
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> Result<()> {
+        let_stranger_act(&self.machine);
         let mut machine = self.machine.lock();
         let inode = machine.file(from)?;
         let path = machine.new_name(to, false)?;
@@ -299,6 +324,7 @@ impl Host for SimHost {
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
+        let_stranger_act(&self.machine);
         let mut machine = self.machine.lock();
         machine.file(path)?;
         machine.rename("remove", NameChange { path: resolved(path), node: None, replaces: None })
@@ -326,6 +352,7 @@ impl Host for SimHost {
     }
 
     fn sync_folder(&self, folder: &Path) -> Result<()> {
+        let_stranger_act(&self.machine);
         let mut machine = self.machine.lock();
         if machine.node(folder) != Some(Node::Folder) {
             return Err(not_found(folder));

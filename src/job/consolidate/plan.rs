@@ -15,7 +15,7 @@ use crate::{
     io::{self, File, Host, Witness},
     job::own,
     map::{Extent, State},
-    store::{Draft, FoldMode, Held, Journal},
+    store::{self, Draft, FoldMode, Held, Journal},
 };
 use std::{
     path::{Path, PathBuf},
@@ -165,6 +165,7 @@ pub(super) fn check_again(
     let family = Family::scan_near(host, &folders, folders.get(..=run.0).unwrap_or(&folders))?;
     let files: Vec<Witness> = paths.iter().map(|path| host.witness(path)).collect::<Result<_>>()?;
     refuse_dependants(&family, (paths, &files), run)?;
+    refuse_used(host, (paths, &files), run)?;
     if ignores_unread || run.1.makes_new() { Ok(()) } else { family.refuse_unreadable(host) }
 }
 
@@ -187,6 +188,17 @@ fn refuse_dependants(
         }
     }
     Ok(())
+}
+
+/// Refuses to change or remove what somebody has leased.
+fn refuse_used(
+    host: &dyn Host,
+    (paths, files): (&[PathBuf], &[Witness]),
+    (depth, mode): (usize, FoldMode),
+) -> Result<()> {
+    let touched = if mode.makes_new() { 0 } else { depth + 1 };
+    let layers: Vec<_> = paths.iter().cloned().zip(files.iter().copied()).take(touched).collect();
+    store::refuse_leased(host, &layers)
 }
 
 /// Returns where the layers of a chain are.
@@ -227,6 +239,7 @@ pub(super) fn make(
         scene.refuse_second_names(depth)?;
     }
     refuse_dependants(&family, (&paths(layers), &files), (depth, mode))?;
+    refuse_used(host.as_ref(), (&paths(layers), &files), (depth, mode))?;
     if !mode.makes_new() && !request.ignores_unread {
         family.refuse_unreadable(host.as_ref())?;
     }

@@ -1,9 +1,11 @@
 //! The layers below the head of a disk in use, to another folder: the head itself is somebody else's to bring.
 
-use super::{Below, Copy, Placed, Report, Request, file, find_match, leave::Leaving, places::placed};
+use super::{
+    Below, Copy, Placed, Report, Request, file, find_match, leave::Leaving, places::placed, turns::Seen,
+};
 use crate::{
     base::{Error, ErrorKind, Result},
-    chain::{Chain, Layer, Opening},
+    chain::{Chain, Layer, Opening, lease},
     io::{Access, EntryKind, Host},
     job::Progress,
     store::{Ledger, Transfer},
@@ -38,7 +40,7 @@ impl CopyBelow {
         if head.parent() == Some(&folder) {
             return Err(Error::invalid("lies in that folder already").path(&head));
         }
-        let request = Request::default();
+        let (request, seen) = (Request::default(), Seen::of(host.as_ref(), &folder)?);
         let transfer = Transfer::open(host, &folder, &head)?.without_ended();
         let (depth, found) = find_match(host, ledger, &chain, (&folder, &opening), request.share)?;
         let mut plan = super::Plan {
@@ -64,7 +66,7 @@ impl CopyBelow {
             return Err(Error::new(ErrorKind::NoSpace, what).path(&plan.folder));
         }
         let (host, ledger, leaving) = (Arc::clone(host), ledger.clone(), Leaving::default());
-        Ok(Self(Copy { host, ledger, opening, chain, found, transfer, request, leaving, plan }))
+        Ok(Self(Copy { host, ledger, opening, chain, found, transfer, request, leaving, seen, plan }))
     }
 
     /// Returns where the head goes, by its own name there.
@@ -88,11 +90,18 @@ impl CopyBelow {
         let copy = &mut self.0;
         progress.begin("copy", copy.plan.copy_bytes);
         let mut report = Report::new(&copy.plan);
-        let mut below = copy.found.take().map(|found| Below::new(found.chain));
+        let purpose = copy.purpose();
+        let _leased = lease(&copy.host, copy.chain.layers(), &purpose)?;
+        let found = copy.found.take();
+        let mut below = found.map(|found| Below::leased(&copy.host, found.chain, &purpose)).transpose()?;
+        if let Some(below) = &below {
+            below.look_again(&copy.ledger)?;
+        }
         let places: Vec<PathBuf> =
             copy.plan.layers.iter().filter_map(Placed::target).map(Path::to_path_buf).collect();
         for (depth, to) in places.iter().enumerate().skip(1).rev() {
-            below = Some(copy.copy_layer((depth, to), below.as_ref(), &mut report, progress)?);
+            let chain = copy.copy_layer((depth, to), below.as_ref(), &mut report, progress)?;
+            below = Some(Below::leased(&copy.host, chain, &purpose)?);
         }
         file::sweep(copy.host.as_ref(), &copy.plan.folder, &copy.transfer)?;
         let top = below.map(|below| below.chain.head().map(|head| head.path.clone())).transpose()?;

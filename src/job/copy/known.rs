@@ -8,7 +8,7 @@ use crate::{
     content::Tree,
     io::Host,
     job::{Progress, seal},
-    store::{Known, Ledger, Transfer},
+    store::{Known, Transfer},
 };
 use std::path::Path;
 
@@ -78,15 +78,5 @@ impl Copy {
         };
         progress.begin("copy", self.plan.layers.iter().take(depth).map(Placed::copy_bytes).sum());
         Ok(Some(hashed.tree))
-    }
-}
-
-impl Below {
-    /// Returns the tree of what it shows, if that is certain and kept.
-    pub(in crate::job) fn tree(&self, ledger: &Ledger) -> Result<Option<Tree>> {
-        match self.first_look.as_ref().and_then(Known::proven) {
-            Some(id) => ledger.tree(self.chain.head()?.image.as_ref(), &id),
-            None => Ok(None),
-        }
     }
 }

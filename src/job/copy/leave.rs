@@ -3,16 +3,16 @@
 //! What stays true:
 //! - nothing goes before the list of what goes is durable at the target, and that comes last of all the copy does;
 //! - children go before their parents, durably one after the other: what is left is a chain at every moment;
-//! - a file goes only while it looks as it did when it was copied, nobody uses it, and nothing else lies on it.
+//! - a file goes only while it looks as it did when it was copied, nobody uses or has leased it, and nothing else lies on it.
 
 use super::{file::is_done, places::places};
 use crate::{
     base::{Error, ErrorKind, Result, name::FileName},
-    chain::{Chain, Family, Layer, Opening, View, open_layer, refuse_cut_off},
+    chain::{Chain, Family, Layer, Opening, View, open_layer, refuse_cut_off, refuse_leased},
     format::Format,
     io::{Access, File, Host, Witness},
     job::{Progress, diff::first_difference, own, verify::held},
-    store::{Ledger, Left, Transfer},
+    store::{self, Ledger, Left, Transfer},
 };
 use std::{
     path::{Path, PathBuf},
@@ -83,7 +83,8 @@ pub(super) fn plan(
         let above_stays =
             leaving.stays.last().map(|(above, _)| Error::busy(format!("{} stays", above.display())));
         let why = above_stays.or_else(|| own::why_not(&family, (layers, &files), at));
-        match why.or_else(|| further_file_in_use(&family, layer)) {
+        let used = || refuse_leased(host, std::slice::from_ref(layer)).err();
+        match why.or_else(|| further_file_in_use(&family, layer)).or_else(used) {
             Some(error) if at == 0 => return Err(error.path(&layer.path).doing("cannot be removed")),
             Some(error) => leaving.stays.push((layer.path.clone(), error.to_string())),
             None => leaving.left.push(left(host, layer)?),
@@ -235,6 +236,7 @@ impl Removal {
             family.refuse_unreadable(self.host.as_ref())?;
         }
         // The image that a further file belonged to is gone by now.
+        store::refuse_leased(self.host.as_ref(), &[(path.to_path_buf(), witness)])?;
         let mut dependants = family.children_of(&witness).chain(family.users_of(&witness, path));
         match dependants.next() {
             Some(other) => {

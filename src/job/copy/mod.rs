@@ -2,17 +2,20 @@
 //!
 //! The walk goes from the child to its parent and grandparent up to the first layer whose content ID the target
 //! is proven to have; the layers above it are copied, the deepest first, each seen under its name only when it is
-//! whole and stands on the right parent. The matched layer stays open, locked against writers, until the end, and
-//! is looked at again before the layer that stands on it is published. Layers that others stand on get their content
-//! ID with their name, where their bytes have just passed: the next copy to that folder links to them.
+//! whole and stands on the right parent. The matched layer stays open, locked against writers, and leased until the
+//! end; it is looked at again once it is leased, and before the layer that stands on it is published. Layers that others
+//! stand on get their content ID with their name, where their bytes have just passed: the next copy to that folder links
+//! to them. What several copies are about to make there at once, one of them makes; the others wait, look again and link.
 
 mod below;
 mod file;
+mod ground;
 mod known;
 mod leave;
 mod places;
 mod reformat;
 mod shelf;
+mod turns;
 
 pub use below::{CopyBelow, forget};
 pub use leave::Removal;
@@ -20,23 +23,26 @@ pub use reformat::{Conversion, Proved};
 
 use super::{Progress, diff::first_difference, seal};
 use crate::{
-    base::{Budget, Error, ErrorKind, Guard, Result},
-    chain::{Chain, Layer, Opening, View, freeze, join},
+    base::{Budget, Error, ErrorKind, Result},
+    chain::{Chain, Layer, Opening, View, freeze, join, lease},
     content::ContentId,
     format::{self, Format, Image, Parts},
     io::{Access, EntryKind, File, Host},
-    store::{Known, Ledger, Transfer, Trust, is_as_before},
+    store::{Ledger, Purpose, Transfer, is_as_before},
 };
+pub(super) use ground::Below;
 use leave::Leaving;
 pub(super) use places::Names;
 use places::placed;
 pub(super) use shelf::{Match, Shelf};
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
+use turns::{Seen, Turns};
 
 /// What may be linked instead of copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -187,6 +193,8 @@ pub struct Copy {
     transfer: Transfer,
     request: Request,
     leaving: Leaving,
+    /// What the target folder had when this was planned.
+    seen: Seen,
     plan: Plan,
 }
 
@@ -217,7 +225,27 @@ impl Copy {
     /// # Ok(())
     /// # }
     /// ```
+    #[expect(clippy::needless_pass_by_value, reason = "what is asked for is made for this call")]
     pub fn prepare(
+        host: &Arc<dyn Host>,
+        ledger: &Ledger,
+        paths: (&Path, &Path),
+        opening: &Opening,
+        request: Request,
+    ) -> Result<Self> {
+        let mut in_the_way = BTreeSet::new();
+        loop {
+            match Self::prepare_once(host, ledger, paths, opening, request.clone()) {
+                // Another copy may have given it its name in between: then it is known the next time.
+                Err(error)
+                    if error.kind() == ErrorKind::Exists
+                        && error.file().is_some_and(|path| in_the_way.insert(path.to_path_buf())) => {}
+                planned => return planned,
+            }
+        }
+    }
+
+    fn prepare_once(
         host: &Arc<dyn Host>,
         ledger: &Ledger,
         (top, folder): (&Path, &Path),
@@ -234,6 +262,7 @@ impl Copy {
         if request.conversion.is_none() && head.parent() == Some(&folder) {
             return Err(Error::invalid("lies in that folder already").path(&head));
         }
+        let seen = Seen::of(host.as_ref(), &folder)?;
         let form = request.conversion.as_ref().map(Conversion::form).unwrap_or_default();
         let transfer = Transfer::open(host, &folder, &head)?.made_as(form);
         let there = known::depth_there(host.as_ref(), &chain, &folder, &transfer, &request)?;
@@ -273,7 +302,7 @@ impl Copy {
             return Err(Error::new(ErrorKind::NoSpace, what).path(&plan.folder));
         }
         let (host, ledger) = (Arc::clone(host), ledger.clone());
-        Ok(Self { host, ledger, opening, chain, found, transfer, request, leaving, plan })
+        Ok(Self { host, ledger, opening, chain, found, transfer, request, leaving, seen, plan })
     }
 
     /// Returns what is going to be done.
@@ -283,24 +312,56 @@ impl Copy {
 
     /// Does it. Stopped (`Interrupted`), failed or cut off at any moment, no name at the target stands for
     /// something that is not whole, and the next [`Copy::prepare`] goes on from there.
-    pub fn run(mut self, progress: &Progress) -> Result<Report> {
+    ///
+    /// What another copy makes there at the same time is waited for, and linked; the report has the plan as it is then.
+    pub fn run(self, progress: &Progress) -> Result<Report> {
+        let (mut this, mut turns) = self.take_turns(progress)?;
+        let purpose = this.purpose();
+        let leased = lease(&this.host, this.chain.layers(), &purpose)?;
+        let report = this.copy_layers(&mut turns, &purpose, progress)?;
+        drop(leased);
+        let done = this.end(report, progress);
+        drop(turns);
+        done
+    }
+
+    /// In words that can follow `is in use by dchain (pid 42): `.
+    fn purpose(&self) -> Purpose {
+        Purpose::job(format!("a copy of {} to {}", self.plan.head.display(), self.plan.folder.display()))
+    }
+
+    fn copy_layers(&mut self, turns: &mut Turns, purpose: &Purpose, progress: &Progress) -> Result<Report> {
         progress.begin("copy", self.plan.copy_bytes);
         let mut report = Report::new(&self.plan);
-        let mut below = self.found.take().map(|found| Below::new(found.chain));
+        let found = self.found.take();
+        let mut below = found.map(|found| Below::leased(&self.host, found.chain, purpose)).transpose()?;
+        if let Some(below) = &below {
+            below.look_again(&self.ledger)?;
+        }
         let copied =
             self.plan.layers.iter().filter_map(Placed::target).map(Path::to_path_buf).collect::<Vec<_>>();
         let conversion = self.request.conversion.clone();
         let mut tree = None;
         for (depth, to) in copied.iter().enumerate().rev() {
-            below = Some(match &conversion {
+            let chain = match &conversion {
                 None => self.copy_layer((depth, to), below.as_ref(), &mut report, progress)?,
                 Some(new) => {
                     let below = (below.as_ref(), &mut tree);
                     self.convert_layer((depth, to), new, below, (&mut report, progress))?
                 }
-            });
+            };
+            below = Some(Below::leased(&self.host, chain, purpose)?);
+            // The head's stands for the whole copy.
+            if depth > 0 {
+                turns.end(to);
+            }
             report.head.clone_from(to);
         }
+        Ok(report)
+    }
+
+    /// Compares if that is asked for, and takes away what is left: of the copy, and of what was to be moved.
+    fn end(self, mut report: Report, progress: &Progress) -> Result<Report> {
         if self.request.verify || self.request.removes_source {
             self.verify(&report.head, progress)?;
             report.is_verified = true;
@@ -330,7 +391,7 @@ impl Copy {
         below: Option<&Below>,
         report: &mut Report,
         progress: &Progress,
-    ) -> Result<Below> {
+    ) -> Result<Chain> {
         let layer = self.chain.layers().get(depth).ok_or_else(|| Error::invalid("no such layer"))?.clone();
         let how = self.opening.clone().with_format(Some(layer.format()));
         let (files, before) = (layer.image.files(), (report.copied_bytes, report.shared_bytes));
@@ -373,8 +434,7 @@ impl Copy {
             }
             draft.finish(to, &mut self.transfer, report)?;
         }
-        let chain = Chain::open(&self.host, to, &how)?;
-        Ok(Below::new(chain))
+        Chain::open(&self.host, to, &how)
     }
 
     /// Makes a copied layer stand on its parent at the target, and freezes it if something will stand on it.
@@ -439,32 +499,6 @@ pub fn refuse_difference(source: &View, copy: &Chain, progress: &Progress) -> Re
             let what = format!("differs from its source at guest byte {at:#x}");
             Err(Error::corrupt(what).path(&copy.head()?.path))
         }
-    }
-}
-
-/// What a copied layer stands on at the target.
-#[derive(Debug)]
-pub(super) struct Below {
-    pub(super) chain: Chain,
-    /// What was known of its topmost layer when it was chosen.
-    first_look: Option<Known>,
-}
-
-impl Below {
-    pub(super) fn new(chain: Chain) -> Self {
-        Self { first_look: chain.standings().first().map(|s| s.known.clone()), chain }
-    }
-
-    /// Fails with `Busy` if the layer is not what it was when it was chosen.
-    pub(super) fn look_again(&self, ledger: &Ledger) -> Result<()> {
-        let head = self.chain.head()?;
-        let now = ledger.look(head.image.as_ref())?;
-        let Some(then) = &self.first_look else { return Ok(()) };
-        let same = then.layer.frozen == now.layer.frozen && !matches!(now.trust, Trust::Doubted(_));
-        if !Guard::LookAgain.trips(!same || !is_as_before(&then.now, &now.now)) {
-            return Ok(());
-        }
-        Err(Error::busy("was changed while a layer was copied onto it").path(&head.path))
     }
 }
 

@@ -119,7 +119,7 @@ impl Copy {
         new: &Conversion,
         (below, tree): (Option<&Below>, &mut Option<Tree>),
         (report, progress): (&mut Report, &Progress),
-    ) -> Result<Below> {
+    ) -> Result<Chain> {
         let layer = self.chain.layers().get(depth).ok_or_else(|| Error::invalid("no such layer"))?.clone();
         let (source, data_file) = (self.chain.view(depth), layer.image.data_file());
         let under = tree.take();
@@ -153,7 +153,7 @@ impl Copy {
         }
         report.proved.push(Proved { image: to.to_path_buf(), id: shown.id() });
         *tree = Some(shown);
-        Ok(Below::new(Chain::open(&self.host, to, &self.opening.clone().with_format(Some(new.format)))?))
+        Chain::open(&self.host, to, &self.opening.clone().with_format(Some(new.format)))
     }
 
     /// A layer that something lies on keeps the ID that was just computed.

@@ -10,6 +10,7 @@ use crate::{
     job::{cuts, snapshot::snapshot},
 };
 
+mod races;
 mod reformat;
 
 const SIZE: u64 = 20 << 10;

@@ -18,7 +18,7 @@ use crate::{
         copy::{Below, Match, Share, Shelf},
         seal,
     },
-    store::{Arrival, Ledger},
+    store::{Arrival, Ledger, Purpose},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -248,6 +248,8 @@ impl Incoming {
 
     /// Takes in one layer, and gives it its name; returns how many bytes its relative had.
     fn receive(&mut self, nth: usize, from: u64, progress: &Progress) -> Result<u64> {
+        let purpose = Purpose::job(format!("what arrives in {}", self.target.folder.display()));
+        self.below.as_mut().map_or(Ok(()), |below| below.lease(&purpose))?;
         let place = self.heads.get(nth).zip(self.plan.layers.get(nth));
         let (head, planned) = place.ok_or_else(|| Error::invalid("no such layer"))?;
         let relative = self.relatives.get(&nth);
@@ -278,7 +280,7 @@ impl Incoming {
         let taken_bytes = growing.taken_bytes;
         growing.finish()?;
         let opening = target.opening.clone().with_format(Some(head.format));
-        self.below = Some(Below::new(Chain::open(&target.host, &to, &opening)?));
+        self.below = Some(Below::new(&target.host, Chain::open(&target.host, &to, &opening)?));
         Ok(taken_bytes)
     }
 }
@@ -338,7 +340,7 @@ impl Target {
                 Match::open(&self.host, (&place, head.format), head.id, &self.opening, progress)
             };
             if let Some(found) = find(head.id)?.map_or_else(named, |found| Ok(Some(found)))? {
-                return Ok((nth + 1, Some(Below::new(found.chain))));
+                return Ok((nth + 1, Some(Below::new(&self.host, found.chain))));
             }
             if share == Share::ChildOnly {
                 let what = format!("nothing in {} shows what its parent shows", self.folder.display());
@@ -351,7 +353,7 @@ impl Target {
             Error::new(ErrorKind::NotFound, what).path(&self.folder)
         };
         let found = find(parent)?.ok_or_else(none)?;
-        Ok((0, Some(Below::new(found.chain))))
+        Ok((0, Some(Below::new(&self.host, found.chain))))
     }
 
     /// Returns whether the head is there under its name; `Exists` if something else has that.

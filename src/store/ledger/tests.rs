@@ -332,7 +332,7 @@ fn a_layer_that_is_tended_after_a_restart_of_the_host_is_not_in_doubt() {
 }
 
 #[test]
-fn the_format_of_a_raw_disk_is_known_from_its_making_on_whatever_becomes_of_its_record() {
+fn cid_1_the_format_of_a_raw_disk_is_known_from_its_making_on_whatever_becomes_of_its_record() {
     let bench = Bench::new();
     let image = bench.image("disk", false);
     let format = || bench.ledger.format_of(image.file.as_ref()).unwrap();

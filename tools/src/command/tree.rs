@@ -11,6 +11,7 @@ use deltachain::{
     base::name,
     chain::{Family, Member},
     io::Host,
+    store::{self, Used},
 };
 use serde::Serialize;
 use std::{collections::BTreeSet, path::PathBuf};
@@ -38,11 +39,20 @@ pub struct Node {
     pub actual_size: u64,
     /// The parent as the header names it, where it is not the node above.
     pub missing_parent: Option<String>,
+    /// Who uses it, as far as they say so by a lease.
+    pub used_by: Vec<String>,
     /// The images that stand on it.
     pub children: Vec<Node>,
     /// What a person calls it: by its whole path, if it is not in one of the folders.
     #[serde(skip)]
     pub name: String,
+}
+
+impl Node {
+    /// Returns who uses it, in words that can follow others.
+    pub fn users(&self) -> String {
+        self.used_by.iter().fold(String::new(), |said, who| said + ", in use by " + who)
+    }
 }
 
 impl Arguments {
@@ -52,7 +62,11 @@ impl Arguments {
         let folders =
             self.paths.iter().map(|p| options::folder(host.as_ref(), p)).collect::<Result<Vec<_>, _>>()?;
         let family = Family::scan(host.as_ref(), &folders)?;
-        let forest = Forest { host: host.as_ref(), family: &family };
+        let mut leases = Vec::new();
+        for folder in &family.folders {
+            leases.extend(store::leases(host.as_ref(), folder)?);
+        }
+        let forest = Forest { host: host.as_ref(), family: &family, leases };
         let roots = forest.grow()?;
         let unreadable: Vec<String> = family.unreadable.iter().map(|(_, error)| error.to_string()).collect();
         answer.print_list(&roots, |roots, out| {
@@ -77,6 +91,7 @@ impl Arguments {
 struct Forest<'a> {
     host: &'a dyn Host,
     family: &'a Family,
+    leases: Vec<Used>,
 }
 
 impl Forest<'_> {
@@ -123,6 +138,12 @@ impl Forest<'_> {
                 .as_ref()
                 .filter(lost)
                 .map(|l| String::from_utf8_lossy(&l.name.name).into_owned()),
+            used_by: self
+                .leases
+                .iter()
+                .filter(|used| used.means(&member.witness))
+                .map(ToString::to_string)
+                .collect(),
             children,
         })
     }
@@ -132,7 +153,7 @@ fn label(node: &Node) -> String {
     let name = &node.name;
     let lost = node.missing_parent.as_ref().map_or_else(String::new, |p| format!(", on '{p}', not here"));
     let (disk, held) = (size::show(node.virtual_size), size::show(node.actual_size));
-    format!("{name} ({}, {disk}, {held} on the host{lost})", node.format)
+    format!("{name} ({}, {disk}, {held} on the host{lost}{})", node.format, node.users())
 }
 
 fn text(node: &Node, stem: &str, branch: &str, lines: &mut Vec<String>) {

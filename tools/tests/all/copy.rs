@@ -1,7 +1,7 @@
 //! Chains carried to another folder: what is there already is linked, and the result reads the same.
 
 use crate::{
-    dchain::done,
+    dchain::{command, done},
     foreign::{Scratch, assert_same},
 };
 use deltachain::{
@@ -207,4 +207,64 @@ fn cid_9_id_find_names_the_images_that_show_an_id() {
     let indexes = std::fs::read_dir(store.join(".dchain")).unwrap();
     assert!(indexes.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("index-")));
     assert!(!done(&here, &["tree", "store"]).out.contains("index-"));
+}
+
+#[test]
+fn cid_3_child_only_copies_the_head_alone_and_nothing_without_its_parent() {
+    let (source, target) = (chain(), Scratch::new());
+    seal_below(&source, "c3");
+    assert_eq!(copy(&source, "c3", &target, Share::ChildOnly).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(!target.file("c3").exists());
+    assert_eq!(copied(&copy(&source, "c2", &target, Share::Allow).unwrap()), ["c2", "c1", "base"]);
+    seal_below(&target, "c2");
+    assert_eq!(copied(&copy(&source, "c3", &target, Share::ChildOnly).unwrap()), ["c3"]);
+    assert_same(&target.flat("qcow2", "c3"), &source.flat("qcow2", "c3"), "the head on its parent's copy");
+}
+
+#[test]
+fn cid_3_flatten_makes_one_image_and_moves_nothing_when_it_is_asked_again() {
+    let (source, target) = (chain(), Scratch::new());
+    let folder = target.path();
+    let flatten = ["copy", "--share", "flatten", "--verify", "c3", folder.to_str().unwrap()];
+    assert!(done(&source.path(), &flatten).out.contains("verified: bytes"));
+    assert_same(&target.flat("qcow2", "c3"), &source.flat("qcow2", "c3"), "flat");
+    let chain = Chain::open(&host(), &target.file("c3"), &opening(&target)).unwrap();
+    assert_eq!(chain.layers().len(), 1);
+    assert!(done(&source.path(), &flatten).out.contains("there already, nothing was moved"));
+}
+
+#[test]
+fn cid_6_an_image_whose_record_lies_is_hashed_and_not_linked() {
+    let (source, target) = (chain(), Scratch::new());
+    seal_below(&source, "c3");
+    source.qemu_img(&format!("convert -f qcow2 -O qcow2 base {}", target.file("golden").display()));
+    seal_below(&target, "golden");
+    // The same record, in another file, over other bytes: nothing noted on this host speaks against it.
+    let mut bytes = fs::read(target.file("golden")).unwrap();
+    fs::remove_file(target.file("golden")).unwrap();
+    let at = bytes.windows(512).position(|run| run.iter().all(|byte| *byte == 1)).unwrap();
+    bytes[at + 100] = 2;
+    fs::write(target.file("forged"), bytes).unwrap();
+    let report = copy(&source, "c3", &target, Share::Allow).unwrap();
+    assert_eq!(copied(&report), ["c3", "c2", "c1", "base"]);
+}
+
+#[test]
+fn cid_5_a_copy_that_others_wait_for_leaves_nothing_of_its_leases_and_turns() {
+    let (source, target) = (chain(), Scratch::new());
+    source.qemu_img("create -q -f qcow2 -b c2 -F qcow2 other");
+    let (here, folder) = (source.path(), target.path());
+    let begin = |top| command(&here, &["copy", "-q", top, folder.to_str().unwrap()]).spawn().unwrap();
+    for mut copy in ["c3", "other", "c3"].map(begin) {
+        assert!(copy.wait().unwrap().success());
+    }
+    let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, [".dchain", "base", "c1", "c2", "c3", "other"]);
+    for left in [folder.join(".dchain/leases"), folder.join(".dchain/turns"), here.join(".dchain/leases")] {
+        assert_eq!(fs::read_dir(&left).unwrap().count(), 0, "{}", left.display());
+    }
+    for image in ["c3", "other"] {
+        assert_same(&target.flat("qcow2", image), &source.flat("qcow2", image), image);
+    }
 }

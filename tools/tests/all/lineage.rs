@@ -178,7 +178,7 @@ fn block_commit(folder: &Scratch, child: &str, parent: &str) {
 }
 
 #[test]
-fn owners_modes_names_and_readers_leave_a_chain_trusted() {
+fn cid_2_owners_modes_names_and_readers_leave_a_chain_trusted() {
     let bench = Bench::sealed_chain("");
     let base = bench.folder.file("base");
     std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o440)).unwrap();
@@ -224,7 +224,7 @@ fn a_head_that_is_rebased_by_qemu_is_of_unknown_lineage() {
 }
 
 #[test]
-fn a_seal_names_what_qemu_reads_whatever_the_format() {
+fn cid_1_a_seal_names_what_qemu_reads_whatever_the_format() {
     let mut ids = Vec::new();
     for options in ["", "-o cluster_size=512", "-o cluster_size=2M", "-o compat=0.10", "-o extended_l2=on"] {
         let bench = Bench::new();

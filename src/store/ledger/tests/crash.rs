@@ -153,7 +153,7 @@ fn cut_everywhere(has_place: bool, forget: Option<Forgetting>) -> (usize, Vec<St
 }
 
 #[test]
-fn no_power_cut_leaves_an_id_or_an_epoch_on_other_bytes() {
+fn cid_2_no_power_cut_leaves_an_id_or_an_epoch_on_other_bytes() {
     for has_place in [true, false] {
         let (cuts, found) = cut_everywhere(has_place, None);
         assert!(found.is_empty(), "{found:#?}");
@@ -171,7 +171,7 @@ fn a_forgotten_barrier_is_noticed() {
 }
 
 #[test]
-fn no_kill_leaves_a_trusted_id_on_other_bytes_nor_hides_a_stranger() {
+fn cid_2_no_kill_leaves_a_trusted_id_on_other_bytes_nor_hides_a_stranger() {
     for has_place in [true, false] {
         let (mut kills, mut trusted) = (0, 0);
         for n in 0.. {
