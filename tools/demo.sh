@@ -87,6 +87,25 @@ run dchain copy base.qcow2 there
 run dchain copy --verify thursday.qcow2 there
 same truth.raw raw there/thursday.qcow2 qcow2
 
+title "A bag of files, names and links lost: each layer says what it was made on, and is put back there"
+mkdir bag
+n=0
+for day in base monday tuesday wednesday thursday; do
+    n=$((n + 1))
+    cp --sparse=always $day.qcow2 bag/$((n * 7 % 5)).img
+done
+run dchain relink --dry-run bag
+run dchain relink bag
+run dchain tree bag
+same truth.raw raw bag/0.img qcow2
+
+title "Two clones on one disk: the first stops sharing, the second goes"
+run dchain snapshot bag/0.img bag/clone.img
+run dchain snapshot bag/0.img bag/other.img
+run dchain unshare bag/clone.img
+same truth.raw raw bag/clone.img qcow2
+run dchain rm --yes bag/other.img
+
 title "One pass: the deltas are folded into the oldest layer that is this disk's own"
 run dchain consolidate --dry-run there/thursday.qcow2
 run dchain consolidate --yes --verify=bytes there/thursday.qcow2

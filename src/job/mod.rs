@@ -21,11 +21,13 @@ mod own;
 mod progress;
 pub mod rebase;
 pub mod relink;
+pub mod remove;
 pub mod repair;
 pub mod resize;
 pub mod seal;
 pub mod snapshot;
 pub mod stream;
+pub mod unshare;
 pub mod verify;
 
 pub use progress::{Manners, Progress, Recently, State};

@@ -4,12 +4,12 @@
 //! written into the image (which changes nothing, it was read there before), that is made durable, and only
 //! then does the header name the new parent, in one step.
 
-use super::Progress;
+use super::{Progress, diff::first_difference};
 use crate::{
     base::{Error, ErrorKind, GuestOffset, GuestRange, Result, units::index},
     chain::{
         Both, Chain, Layer, Opening, Pair, Run, View, check_lineage, freeze, is_plain, join, lineage,
-        open_layer, refuse_cut_off,
+        open_layer, refuse_cut_off, refuse_leased,
     },
     disk::Disk,
     format::{Below, Format, ParentName},
@@ -29,6 +29,9 @@ const STRIDE_BYTES: u64 = 512 << 20;
 
 /// How much is compared, and copied if it differs, in one go.
 const COMPARED_BYTES: u64 = 64 << 10;
+
+/// How much is read back in one go.
+const PROVED_BYTES: u64 = 1 << 20;
 
 /// What a rebase is going to do.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -64,6 +67,7 @@ pub struct Rebase {
     work: Vec<Step>,
     plan: Plan,
     ledger: Option<Ledger>,
+    proves: bool,
 }
 
 /// What has to be done so that a run reads the same without the old parent.
@@ -103,6 +107,7 @@ impl Rebase {
         if let Some(ledger) = &opening.ledger {
             refuse_cut_off(ledger, &head.path)?;
         }
+        refuse_leased(host.as_ref(), std::slice::from_ref(&head))?;
         let new = parent.map(|p| open_new(host, &head, opening, p)).transpose()?;
         let link = new.as_ref().map(|chain| link(&head, chain)).transpose()?;
         let old = chain.below();
@@ -116,8 +121,16 @@ impl Rebase {
             compare_bytes: 0,
             zero_bytes: 0,
         };
-        let mut rebase =
-            Self { chain, old, new, link, work: Vec::new(), plan, ledger: opening.ledger.clone() };
+        let mut rebase = Self {
+            chain,
+            old,
+            new,
+            link,
+            work: Vec::new(),
+            plan,
+            ledger: opening.ledger.clone(),
+            proves: false,
+        };
         rebase.find_work()?;
         Ok(rebase)
     }
@@ -125,6 +138,12 @@ impl Rebase {
     /// Returns what is going to be done.
     pub const fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Has what the image will show compared with what it showed, byte by byte, before it leaves its old parent.
+    #[must_use]
+    pub fn proving(self) -> Self {
+        Self { proves: true, ..self }
     }
 
     fn find_work(&mut self) -> Result<()> {
@@ -193,7 +212,34 @@ impl Rebase {
             self.perform(step, progress)?;
         }
         image.flush()?;
+        if self.proves {
+            self.prove(progress)?;
+        }
         image.set_parent(self.link.as_ref())
+    }
+
+    fn prove(&self, progress: &Progress) -> Result<()> {
+        let head = self.chain.head()?;
+        let mut layers = vec![head.clone()];
+        layers.extend(self.new.iter().flat_map(|chain| chain.layers().iter().cloned()));
+        let then = View::new(&layers);
+        // What it holds by now is held against what it was copied from; the rest against what lies below on either side.
+        let mut at = first_difference(&self.chain.view(0), &then, progress)?;
+        progress.begin("prove", self.work.iter().map(|step| step.run.range.bytes).sum());
+        for range in self.work.iter().flat_map(|step| step.run.range.pieces(PROVED_BYTES)) {
+            progress.checkpoint()?;
+            let (mut was, mut is) = (vec![0; index(range.bytes)], vec![0; index(range.bytes)]);
+            self.old.read(range.start, &mut was)?;
+            then.read(range.start, &mut is)?;
+            if was != is {
+                at = at.or(Some(range.start));
+            }
+            progress.moved(range.bytes);
+        }
+        at.map_or(Ok(()), |at| {
+            let what = format!("would show something else at guest byte {at:#x}: it stays on its parent");
+            Err(Error::corrupt(what).path(&head.path))
+        })
     }
 
     fn perform(&self, step: &Step, progress: &Progress) -> Result<()> {

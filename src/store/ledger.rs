@@ -8,7 +8,7 @@ use super::{
     trust::{Evidence, Seen, Trust, trust},
 };
 use crate::{
-    base::{Error, Guard, Result},
+    base::{Error, ErrorKind, Guard, Result},
     content::{ContentId, Tree},
     io::{self, Access, File, Host, Witness},
 };
@@ -354,6 +354,17 @@ impl Ledger {
     pub fn forget(&self, image: &(impl Carrier + ?Sized)) -> Result<()> {
         let found = self.find(image)?;
         note::remove(self.host.as_ref(), &found.folders, &found.header)
+    }
+
+    /// Removes the tree with this ID that is kept near the place of an image.
+    pub fn forget_tree(&self, path: &Path, id: &ContentId) -> Result<()> {
+        for folder in self.folders_beside(path) {
+            match self.host.remove(&folder.join("trees").join(id.hex())) {
+                Err(error) if place::is_closed(&error) || error.kind() == ErrorKind::NotFound => {}
+                removed => removed?,
+            }
+        }
+        Ok(())
     }
 
     /// Removes what is noted of an image whose name, `path`, another file has got, so that it is not read as that of

@@ -22,7 +22,7 @@ const NAMES: &str = "In JSON a file's name that is not UTF-8 is `file:` and the 
                      digit or one of /._-~ as %XX.";
 
 /// Lines that can be typed, by command.
-const EXAMPLES: [(&str, &[&str]); 27] = [
+const EXAMPLES: [(&str, &[&str]); 29] = [
     ("info", &["dchain info --backing-chain vm.qcow2", "dchain info --output json vm.qcow2 | jq .format"]),
     ("map", &["dchain map vm.qcow2"]),
     ("compare", &["dchain compare -f raw vm.raw -F qcow2 vm.qcow2"]),
@@ -77,6 +77,8 @@ const EXAMPLES: [(&str, &[&str]); 27] = [
     ),
     ("receive", &["dchain receive /srv/vm < /mnt/stick/vm.stream", "dchain receive --state /srv/vm"]),
     ("migrate", &["dchain migrate -n --disk vm /mnt/other", "dchain migrate --disk vm /mnt/other"]),
+    ("unshare", &["dchain unshare -n vm.qcow2"]),
+    ("rm", &["dchain rm -n monday.qcow2 tuesday.qcow2"]),
     ("relink", &["dchain relink -n /srv/vm", "dchain relink --map old.qcow2=new.qcow2 /srv/vm"]),
     ("repair", &["dchain repair base.qcow2 --from /backup/base.qcow2"]),
     ("id", &["dchain id show vm.qcow2", "dchain id seal --chain base.qcow2"]),
