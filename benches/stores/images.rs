@@ -29,8 +29,9 @@ const FAMILY: u64 = 10;
 /// Bytes of the images that are written each by itself: what is empty stays a hole.
 const PIECE_BYTES: usize = 4096;
 
-/// Returns the content ID that a member of a family has, if it has one: others lie on it. The base is member 0.
-pub(crate) fn id(family: u64, member: u64) -> ContentId {
+/// Returns the content ID that a member of a family has, if it has one: others lie on it. The base is member
+/// 0; that of family 7 is what rows look for, `c1:0fcb433333e80767...`.
+fn id(family: u64, member: u64) -> ContentId {
     let mut bytes = [0; 32];
     Seeded::new(family * FAMILY + member).fill(&mut bytes);
     ContentId::new(bytes)

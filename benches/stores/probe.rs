@@ -16,12 +16,6 @@ pub(crate) enum Probe {
         /// How many.
         count: u64,
     },
-    /// Prints the content ID of the base of a family of those images.
-    #[command(hide = true)]
-    Id {
-        /// Which one.
-        family: u64,
-    },
 }
 
 impl Probe {
@@ -29,10 +23,6 @@ impl Probe {
     pub(crate) fn run(&self) -> Result<()> {
         match self {
             Self::Images { folder, count } => images::make(folder, *count),
-            Self::Id { family } => {
-                println!("{}", images::id(*family, 0));
-                Ok(())
-            }
         }
     }
 }
