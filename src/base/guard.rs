@@ -106,6 +106,12 @@ guards! {
     Poison,
     /// An image that contradicts itself gives nothing back.
     ReleaseSound,
+    /// A head goes to another store only onto what bears the content ID of what it lies on.
+    MoveBelow,
+    /// A disk whose move may have been recorded is not served from its old head while the other store is away.
+    MoveAway,
+    /// An old head that somebody may have written since is kept.
+    MovedTop,
     /// Zeros of a guest are said over layers that a job writes, not left to what lies below.
     ZeroNotAbsent,
     /// What was read below the head of a disk whose layers are written is looked up again.

@@ -155,6 +155,7 @@ impl Service {
             }
         }
         if !self.settings.resumes {
+            drop(again().and_then(|migration| migration.give_up()));
             return Ok(None);
         }
         match again() {

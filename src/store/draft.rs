@@ -113,6 +113,14 @@ impl Draft {
         target.with_file_name(name)
     }
 
+    /// Returns the same for `target` each time that it is made of `source`: what a kill has left is found again.
+    pub fn name_from(target: &Path, source: &Path) -> PathBuf {
+        let hash = blake3::hash(source.as_os_str().as_bytes()).to_hex();
+        let mut name = Self::start_of_name(target);
+        name.push(hash.get(..16).unwrap_or_default());
+        target.with_file_name(name)
+    }
+
     /// How the names of those start that nobody goes on with.
     fn start_of_passing(target: &Path) -> OsString {
         let mut name = Self::start_of_name(target);

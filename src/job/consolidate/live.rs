@@ -31,7 +31,7 @@ use crate::{
         Progress, Recently,
         live::{Leg, LiveDisk, Throttle, mirror::Grain},
     },
-    store::{Draft, Held, Intent, Journal, Ledger},
+    store::{Draft, FoldMode, Held, Intent, Journal, Ledger},
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -285,7 +285,10 @@ impl LiveConsolidation {
         let Self { ending, shown, plan, depth, held, draft, new, moves } = self;
         // Of a new image that is in the making, a part is there.
         let is_begun = new.is_some() && draft.is_some();
-        let draft = draft.unwrap_or_else(|| Draft::temporary_name(&plan.result));
+        let draft = draft.unwrap_or_else(|| match plan.mode {
+            FoldMode::Move => Draft::name_from(&plan.result, &plan.top),
+            _ => Draft::temporary_name(&plan.result),
+        });
         if !is_begun && plan.need_bytes > plan.free_bytes {
             let what = format!("may need {} bytes; {} are free there", plan.need_bytes, plan.free_bytes);
             let place = plan.target.as_ref().unwrap_or(&plan.result);

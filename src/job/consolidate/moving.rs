@@ -12,7 +12,7 @@ use super::{
     plan::{NewImage, Scene},
 };
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Error, ErrorKind, Guard, Result},
     chain::{Layer, Opening, lineage, open_layer},
     content::ContentId,
     io::{Access, Host},
@@ -90,7 +90,7 @@ pub(super) fn refuse_away(host: &dyn Host, journal: &Journal) -> Result<()> {
     let Some(draft) = fold.draft.as_ref().filter(|_| fold.mode == FoldMode::Move) else { return Ok(()) };
     let result = journal.place(&fold.result);
     let is_away = host.kind(&result)?.is_none() && host.kind(&journal.place(draft))?.is_none();
-    if !(is_away && journal.position().is_ready) {
+    if !Guard::MoveAway.trips(is_away && journal.position().is_ready) {
         return Ok(());
     }
     let what = "was about to be the disk when its migrate was cut off, and is not there: the store has to be, to tell \
@@ -144,7 +144,7 @@ impl LiveConsolidation {
             (None, None) => {}
             (Some(one), Some(other)) => {
                 let ids = (sealed(&ledger, own)?, sealed(&ledger, &moves.below)?);
-                if ids.0.is_none() || ids.0 != ids.1 {
+                if Guard::MoveBelow.trips(ids.0.is_none() || ids.0 != ids.1) {
                     return Err(differs(one, other));
                 }
             }
@@ -241,12 +241,13 @@ impl Ending {
         let known = self.ledger.look(layer.image.as_ref())?;
         let epoch = known.layer.frozen.map(|record| record.epoch);
         let is_own = epoch.is_some() && epoch == fold.head_epoch;
-        Ok(is_own
+        let is_untouched = is_own
             && match known.trust {
                 Trust::Trusted => true,
                 Trust::Claimed => bears(layer.image.as_ref(), fold.head_epoch)?,
                 Trust::Doubted(_) | Trust::Unknown => false,
-            })
+            };
+        Ok(!Guard::MovedTop.trips(!is_untouched))
     }
 
     /// Returns where a TOP is that was to go and was put aside instead.

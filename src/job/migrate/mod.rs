@@ -22,7 +22,7 @@ use crate::{
         live::LiveDisk,
         seal,
     },
-    store::Ledger,
+    store::{Draft, Journal, Ledger},
 };
 use std::{
     collections::BTreeSet,
@@ -248,7 +248,16 @@ impl Migration {
 
     /// Takes away what is in the making at the store; layers that are whole there stay.
     pub fn give_up(&self) -> Result<()> {
-        forget(&self.host, &self.plan.store, &self.plan.top)
+        let Plan { top, store, result, .. } = &self.plan;
+        forget(&self.host, store, top)?;
+        if Journal::find(&self.host, top)?.is_some() {
+            return Ok(());
+        }
+        // A kill may have come between its making and the journal that names it.
+        match self.host.remove(&Draft::name_from(result, top)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 }
 

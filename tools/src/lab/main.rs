@@ -1,6 +1,6 @@
 //! `dchain-lab`: long seeded simulations for those who work on deltachain.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use dchain_lab::{
     HISTORIES, History, crash, errors, fuzz, guest,
     jobs::{self, By, Forgotten, JOBS, Wanted},
@@ -119,6 +119,16 @@ struct KillsOfDaemon {
     /// Kills that have to count.
     #[arg(long, default_value_t = 100)]
     rounds: u64,
+    /// While it folds and takes snapshots, or while a disk goes to another store.
+    #[arg(long, value_enum, default_value = "consolidate")]
+    job: Killed,
+}
+
+/// What the daemon is killed at.
+#[derive(Clone, Copy, ValueEnum)]
+enum Killed {
+    Consolidate,
+    Migrate,
 }
 
 #[derive(Args)]
@@ -164,7 +174,7 @@ fn main() -> ExitCode {
             say(&mirror::search(seed, writes).map(|tally| format!("seeds from {seed}: {tally}")))
         }
         Search::Kill(kills) => kill_jobs(&kills),
-        Search::KillDaemon(KillsOfDaemon { seed, rounds }) => say(&kill_daemon(seed, rounds)),
+        Search::KillDaemon(kills) => say(&kill_daemon(&kills)),
         Search::Guest(guest) => say(&serve_guest(&guest)),
     };
     if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -216,9 +226,13 @@ fn kill_jobs(kills: &Kills) -> bool {
     is_sound
 }
 
-fn kill_daemon(seed: u64, rounds: u64) -> Result<String, String> {
+fn kill_daemon(kills: &KillsOfDaemon) -> Result<String, String> {
+    let (seed, rounds) = (kills.seed, kills.rounds);
     let program = env::current_exe().map_err(|e| e.to_string())?.with_file_name("dchain");
-    let tally = kill::live::search(seed, rounds, &program)?;
+    let tally = match kills.job {
+        Killed::Consolidate => kill::live::search(seed, rounds, &program)?,
+        Killed::Migrate => kill::live::migrate::search(seed, rounds, &program)?,
+    };
     Ok(format!("dchaind: seeds from {seed}: {tally}"))
 }
 

@@ -343,6 +343,8 @@ fn what_the_daemon_answers_is_what_its_description_says() {
     let all: Value = serde_json::from_str(&text).unwrap();
     let into = json!({ "dry-run": true }).to_string();
     let slow = json!({ "rate": 1 << 17 }).to_string();
+    std::fs::create_dir(folder.file("store")).unwrap();
+    let store = json!({ "store": folder.file("store"), "dry-run": true }).to_string();
     for (method, route, path, body, status) in [
         ("get", "/v1/disks", "/v1/disks", "", 200),
         ("get", "/v1/disks/{name}", "/v1/disks/vm", "", 200),
@@ -351,6 +353,8 @@ fn what_the_daemon_answers_is_what_its_description_says() {
         ("post", "/v1/disks/{name}/attach", "/v1/disks/x/attach", "{\"path\": \"x\"}", 400),
         ("post", "/v1/disks/{name}/consolidate", "/v1/disks/vm/consolidate", &into, 200),
         ("post", "/v1/disks/{name}/consolidate", "/v1/disks/vm/consolidate", "{\"inot\": 1}", 400),
+        ("post", "/v1/disks/{name}/migrate", "/v1/disks/vm/migrate", &store, 200),
+        ("post", "/v1/disks/{name}/migrate", "/v1/disks/vm/migrate", "{\"store\": \"store\"}", 400),
         ("post", "/v1/disks/{name}/consolidate", "/v1/disks/vm/consolidate", &slow, 200),
         ("post", "/v1/disks/{name}/detach", "/v1/disks/vm/detach", "{\"force\": true}", 409),
         ("get", "/v1/jobs", "/v1/jobs", "", 200),

@@ -31,6 +31,7 @@ mod locks;
 mod manners;
 mod matrix;
 mod memory;
+mod migrate;
 mod moves;
 mod nbd;
 mod nbd_hostile;

@@ -18,7 +18,7 @@ use deltachain::{
 };
 use std::{sync::Arc, thread, time::Duration};
 
-const PACE: LivePace = LivePace {
+pub(super) const PACE: LivePace = LivePace {
     block_bytes: 1024,
     mark_bytes: 1024,
     mark_pause: std::time::Duration::ZERO,
@@ -26,11 +26,11 @@ const PACE: LivePace = LivePace {
     patience: Patience::Endless,
 };
 
-fn opening(host: &SimHost) -> Opening {
+pub(super) fn opening(host: &SimHost) -> Opening {
     writing(host).for_live_use()
 }
 
-fn disk(host: &SimHost) -> Result<Arc<LiveDisk>> {
+pub(super) fn disk(host: &SimHost) -> Result<Arc<LiveDisk>> {
     Ok(Arc::new(LiveDisk::new(Chain::open(&arc(host), &path("top"), &opening(host))?)))
 }
 

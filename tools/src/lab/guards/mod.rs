@@ -7,6 +7,7 @@ mod backups;
 mod chains;
 mod images;
 mod live;
+mod moves;
 mod records;
 mod streams;
 
@@ -66,6 +67,9 @@ fn play(guard: Guard) -> Result<bool> {
         Guard::HeadWritten => chains::folds_what_was_written_meanwhile(),
         Guard::HeadEpoch => chains::folds_what_was_written_before_a_restart(),
         Guard::HeadTaken => live::folds_what_another_process_wrote(),
+        Guard::MoveBelow => moves::moves_onto_nothing_else(),
+        Guard::MoveAway => moves::serves_no_old_head_while_the_store_is_away(),
+        Guard::MovedTop => moves::keeps_an_old_head_that_was_written(),
         Guard::MovingLook => live::reads_no_other_blocks_bytes(),
         Guard::Siblings => chains::refuses_to_fold_under_a_sibling(),
         Guard::Orphans => chains::keeps_what_a_late_child_lies_on(),

@@ -29,8 +29,8 @@ use deltachain::{
 };
 use std::{path::Path, sync::Arc, thread, time::Duration};
 
-const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
-const LIVE_PACE: LivePace = LivePace {
+pub(super) const PACE: Pace = Pace { move_bytes: 4096, mark_bytes: 6000, adopted_pieces: 2 };
+pub(super) const LIVE_PACE: LivePace = LivePace {
     block_bytes: 4096,
     mark_bytes: 6000,
     mark_pause: std::time::Duration::ZERO,
@@ -45,7 +45,7 @@ const NOTE_BYTES: u64 = 8;
 
 /// A seeded chain, and what is to be done with it while a guest writes.
 #[derive(Debug)]
-struct Live {
+pub(super) struct Live {
     world: World,
     /// The number of the topmost layer that is folded; the last one is the guest's head.
     run: usize,
@@ -75,8 +75,8 @@ pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
 }
 
 /// A guest, and where it keeps its notes.
-struct Guest {
-    random: Seeded,
+pub(super) struct Guest {
+    pub(super) random: Seeded,
     notes: Arc<dyn File>,
     noted: u64,
     requests: u8,
@@ -91,7 +91,7 @@ enum What {
 }
 
 impl Guest {
-    fn new(host: &SimHost, seed: u64) -> base::Result<Self> {
+    pub(super) fn new(host: &SimHost, seed: u64) -> base::Result<Self> {
         let notes = host.create(Path::new(NOTES))?;
         host.sync_folder(Path::new("/"))?;
         Ok(Self { random: Seeded::new(seed ^ 0x9e37), notes, noted: 0, requests: 0 })
@@ -107,7 +107,7 @@ impl Guest {
     }
 
     /// One request, of any kind.
-    fn act(&mut self, disk: &dyn Disk) -> base::Result<()> {
+    pub(super) fn act(&mut self, disk: &dyn Disk) -> base::Result<()> {
         let all = disk.size() / SECTOR;
         if self.random.chance(1, 5) {
             disk.flush()?;
@@ -161,12 +161,26 @@ fn allowed(host: &SimHost, first: &[u8]) -> base::Result<Vec<Vec<Vec<u8>>>> {
     Ok(may)
 }
 
+/// Says so if a disk that showed `first` shows something that its guest's notes do not allow.
+pub(super) fn judge_told(host: &SimHost, place: &Path, first: &[u8]) -> Result<(), String> {
+    let shown = view(host, place).map_err(|e| format!("{} does not open: {e}", place.display()))?;
+    let may = allowed(host, first).map_err(|e| e.to_string())?;
+    for (sector, (bytes, may)) in shown.chunks(index(SECTOR)).zip(may).enumerate() {
+        if !may.iter().any(|one| one == bytes) {
+            let may: Vec<_> = may.iter().map(|one| one.first().copied().unwrap_or_default()).collect();
+            let shown = bytes.first().copied().unwrap_or_default();
+            return Err(format!("sector {sector} shows {shown}; it may show {may:?}"));
+        }
+    }
+    Ok(())
+}
+
 impl Live {
-    fn opening(host: &SimHost) -> Opening {
+    pub(super) fn opening(host: &SimHost) -> Opening {
         Opening::writing().with_ledger(ledger(host)).for_live_use()
     }
 
-    fn disk(host: &SimHost) -> base::Result<Arc<LiveDisk>> {
+    pub(super) fn disk(host: &SimHost) -> base::Result<Arc<LiveDisk>> {
         Ok(Arc::new(LiveDisk::new(Chain::open(&arc(host), &path("top"), &Self::opening(host))?)))
     }
 
@@ -330,15 +344,7 @@ impl Scene for Live {
 
     fn judge(&self, host: &SimHost, is_done: bool) -> Result<(), String> {
         let name = self.name(host);
-        let shown = view(host, &path(name)).map_err(|e| format!("{name} does not open: {e}"))?;
-        let may = allowed(host, self.world.top()).map_err(|e| e.to_string())?;
-        for (sector, (bytes, may)) in shown.chunks(index(SECTOR)).zip(may).enumerate() {
-            if !may.iter().any(|one| one == bytes) {
-                let may: Vec<_> = may.iter().map(|one| one.first().copied().unwrap_or_default()).collect();
-                let shown = bytes.first().copied().unwrap_or_default();
-                return Err(format!("sector {sector} shows {shown}; it may show {may:?}"));
-            }
-        }
+        judge_told(host, &path(name), self.world.top())?;
         self.judge_below(host)?;
         if is_done && (self.stands(host)? || !self.is_over(host)) {
             return Err("is not over, although that was acknowledged".to_owned());

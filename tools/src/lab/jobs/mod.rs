@@ -8,6 +8,7 @@ mod consolidate;
 mod copy;
 mod header;
 mod live;
+mod migrate;
 mod moving;
 mod repair;
 mod reshape;
@@ -53,9 +54,10 @@ pub struct Job {
 }
 
 /// Every job.
-pub static JOBS: [Job; 13] = [
+pub static JOBS: [Job; 14] = [
     Job { name: "consolidate", scene: consolidate::scene },
     Job { name: "live", scene: live::scene },
+    Job { name: "migrate", scene: migrate::scene },
     Job { name: "copy", scene: copy::scene },
     Job { name: "move", scene: moving::scene },
     Job { name: "repair", scene: repair::scene },
@@ -221,7 +223,7 @@ pub fn forget(wanted: &Wanted, noticed: &[Forgotten]) -> Result<Vec<Forgotten>, 
         let (mut places, mut live) = (Places::new(), Places::new());
         // Those of a live fold itself have names: they are guards. What it shares with others it may be the one to show.
         for job in &JOBS {
-            let places = if job.name == "live" { &mut live } else { &mut places };
+            let places = if ["live", "migrate"].contains(&job.name) { &mut live } else { &mut places };
             job.find_barriers(seeds.clone(), wanted.by, places)?;
         }
         for (place, runs) in live {

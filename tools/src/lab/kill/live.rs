@@ -4,6 +4,8 @@
 //! sector is old or new. A job that was cut off goes on by itself and moves again what its journal leaves open, no
 //! more. A snapshot is of two disks: both have their new heads, or neither.
 
+pub mod migrate;
+
 use super::{
     FOREIGN, GLANCE, PATIENCE, Stage, Tally, Told,
     client::{Client, Done, Guest, Written},
