@@ -101,6 +101,7 @@ impl Ending {
     pub(super) fn settle(&self, journal: &Journal, open: Option<&Layer>) -> Result<()> {
         let fold = journal.fold();
         let result = journal.place(&fold.result);
+        // A target that had its name in another folder has lost that in the same step.
         self.host.sync_folder(folder_of(&result))?;
         if let Some(top) = fold.layers.first().filter(|_| fold.mode == FoldMode::TargetName) {
             // Retired by a process that was killed, it may not be so after a power cut, when the target is a head.
@@ -117,10 +118,6 @@ impl Ending {
             }
             // An empty TOP takes the place of the old one among its children, too.
             (FoldMode::TopName | FoldMode::TargetName | FoldMode::EmptyTop, _) => {
-                let target = fold.layers.last().map(|name| journal.place(name));
-                if let Some(target) = target.filter(|target| folder_of(target) != folder_of(&result)) {
-                    self.host.sync_folder(folder_of(&target))?;
-                }
                 if let Some(layer) = open {
                     self.make_head(journal, layer)?;
                 } else {
