@@ -50,9 +50,9 @@ enum Shared {
 /// command is given again (--share flatten begins anew); one that is whole, and was changed on neither side, moves
 /// nothing then.
 ///
-/// TOP or STORE may be on another machine: ssh://[user@]host[:port]/folder. ssh starts the dchain there, which keeps to
-/// that folder. What the target has is not sent, nor are zeros, nor leaves of 64 KiB that something like the layer has
-/// there; each layer has its name only when it shows what its content ID promises. Compressed clusters arrive unpacked.
+/// TOP or STORE may be on another machine: ssh://user@host:port/folder, user and port if needed. ssh starts the dchain
+/// there, which keeps to that folder. What the target has is not sent, nor are zeros, nor leaves of 64 KiB that something
+/// like the layer has there; each layer has its name only when it shows what its content ID promises. Compressed clusters arrive unpacked.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// What may be linked instead of copied
