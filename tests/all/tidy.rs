@@ -240,7 +240,7 @@ fn every_format_has_golden_images_with_birth_certificates() {
 #[test]
 fn every_command_has_a_help_snapshot() {
     for file in files("tools/src/command", &["rs"]) {
-        let name = file.file_stem().unwrap().to_str().unwrap();
+        let name = file.file_stem().unwrap().to_str().unwrap().replace('_', "-");
         if name != "mod" {
             let snapshot = root().join(format!("testdata/help/{name}.txt"));
             assert!(snapshot.exists(), "{} is not there", shown(&snapshot));
