@@ -110,7 +110,7 @@ impl Browser {
                 return value;
             }
             let shown = || self.run("return document.body.innerText");
-            assert!(began.elapsed() < Duration::from_secs(40), "{script}: {}", shown());
+            assert!(began.elapsed() < Duration::from_secs(100), "{script}: {}", shown());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
