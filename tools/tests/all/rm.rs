@@ -46,7 +46,7 @@ fn what_is_needed_elsewhere_or_in_use_stays() {
     let here = folder.path();
     fs::create_dir(here.join("clones")).unwrap();
     done(&here, &["--quiet", "rm", "--yes", "top", "other"]);
-    done(&here, &["create", "-f", "qcow2", "-b", "../base", "-F", "qcow2", "--allow-dir", ".", "clones/far"]);
+    done(&here, &["create", "-f", "qcow2", "-b", "base", "-F", "qcow2", "--allow-dir", ".", "clones/far"]);
     assert!(why_not(&folder, &["base"]).contains("clones/far lies on it"));
     std::os::unix::fs::symlink("clones/far", here.join("link")).unwrap();
     let linked = dchain(&here, &["rm", "--yes", "link"]);
