@@ -218,9 +218,15 @@ impl MadeParts {
             let done = draft.publish_flushed(&path, Publish::New);
             // It may have its name, and not durably.
             if done.is_ok() || is_named(self.host.as_ref(), &path, file.as_ref()).unwrap_or(false) {
-                self.named.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+                self.named.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
             }
-            done?;
+            match done {
+                // A link that leads nowhere, or what somebody made meanwhile.
+                Err(error) if error.kind() == ErrorKind::Exists => {
+                    return Err(Error::new(ErrorKind::Exists, "is there already").path(&path));
+                }
+                done => done?,
+            }
         }
         Ok(())
     }
