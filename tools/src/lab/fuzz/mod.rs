@@ -9,11 +9,13 @@ mod bounded;
 mod feed;
 mod mutate;
 mod recipe;
+mod streams;
 mod subject;
 mod wire;
 
 pub use feed::{Fed, Wrong};
 pub use recipe::Recipe;
+pub use streams::Side;
 pub use subject::{Parser, Subject};
 
 use deltachain::base::seed::Seeded;

@@ -2,6 +2,7 @@
 
 use super::{
     feed::{self, Fed, Wrong},
+    streams::{self, Side},
     wire,
 };
 use deltachain::{
@@ -40,6 +41,8 @@ pub enum Parser {
     Note(PathBuf),
     /// A server of NBD: what a client says to it.
     Nbd,
+    /// One side of a chain's way to another store: what the other says.
+    Stream(Side),
 }
 
 /// A sound input.
@@ -82,6 +85,7 @@ impl Subject {
             Parser::Journal(path) => feed::journal(input, path),
             Parser::Note(path) => feed::note(input, path),
             Parser::Nbd => wire::nbd(input),
+            Parser::Stream(side) => streams::hear(input, *side),
         }
     }
 }
@@ -105,14 +109,18 @@ fn others() -> Answer<Vec<Subject>> {
     whole.write_to(&mut tree)?;
     let (journal, journal_at) = journal()?;
     let (note, note_at) = note()?;
-    Ok(vec![
+    let mut all = vec![
         subject("record", layer().encode(), Parser::Record),
         subject("tree", tree, Parser::Tree(whole.id())),
         subject("journal", journal, Parser::Journal(journal_at)),
         subject("note", note, Parser::Note(note_at)),
         subject("nbd compact", wire::conversation(false), Parser::Nbd),
         subject("nbd extended", wire::conversation(true), Parser::Nbd),
-    ])
+    ];
+    for side in Side::ALL {
+        all.push(subject(side.name(), streams::conversation(side)?, Parser::Stream(side)));
+    }
+    Ok(all)
 }
 
 fn layer() -> LayerRecord {
