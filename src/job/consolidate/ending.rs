@@ -220,7 +220,9 @@ impl Ending {
             let mut removed = journal.fold().removed.iter();
             removed.any(|gone| journal.is_at(&gone.name, &child.path).unwrap_or(false))
         };
-        let child = family.children_of(&file).find(|child| !is_folded(child));
+        // Of what goes with a move a child may stay after all: what it lies on stays, too. Children are removed first.
+        let goes = |child: &&Member| journal.fold().mode != FoldMode::Move && is_folded(child);
+        let child = family.children_of(&file).find(|child| !goes(child));
         match child.filter(|_| Guard::Orphans.trips(true)) {
             Some(child) => {
                 let is_old_top = child.witness.same_file(&journal.fold().head);

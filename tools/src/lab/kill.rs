@@ -212,7 +212,9 @@ impl Round<'_> {
     fn run(&self, seeded: &mut Seeded, tally: &mut Tally) -> Told<()> {
         let is_large = self.number % LARGE == LARGE - 1;
         let scene = Scene::build(seeded, is_large)?;
-        remote::prepare(&scene, self.program)?;
+        if self.job == Job::Remote {
+            remote::prepare(&scene, self.program)?;
+        }
         let mut stage = Stage::Before;
         for _ in 0..=u64::from(seeded.chance(1, 3)) {
             stage = self.kill(&scene, seeded, tally)?;
