@@ -233,15 +233,22 @@ fn look(host: &dyn Host, folder: &Path, sweeps: bool) -> Result<Vec<Used>> {
             // Who may not remove it passes it over all the same.
             let _ = host.remove(&entry.path);
         }
-        if !is_left && !Draft::is_left_over(&entry.path) {
-            found.push(Used { content: read(host, &entry.path), path: entry.path });
+        if is_left || Draft::is_left_over(&entry.path) {
+            continue;
+        }
+        match host.open(&entry.path, Access::ReadShared) {
+            // Its owner was done with it meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            file => {
+                let content = file.ok().and_then(|file| read(file.as_ref()));
+                found.push(Used { content, path: entry.path });
+            }
         }
     }
     Ok(found)
 }
 
-fn read(host: &dyn Host, path: &Path) -> Option<Content> {
-    let file = host.open(path, Access::ReadShared).ok()?;
+fn read(file: &dyn File) -> Option<Content> {
     let mut bytes = vec![0; index(file.bytes().ok()?.min(BYTES_MAX))];
     file.read_at(HostOffset::new(0), &mut bytes).ok()?;
     let content: Option<Content> = serde_json::from_slice(&bytes).ok();
