@@ -105,6 +105,13 @@ pub(super) fn conversation(side: Side) -> Answer<Vec<u8>> {
     let (arc, own, quiet) = (Arc::new(host.clone()) as Arc<dyn Host>, ledger(&host), Progress::default());
     let (mine, others) = (Arc::new(Mutex::default()), Arc::new(Mutex::default()));
     let reading = Opening::reading();
+    if side == Side::Stream {
+        // Nobody answers it.
+        let sent = Outgoing::open(&arc, &own, Path::new(TOP), &reading, &quiet)?;
+        sent.plan(&SendRequest::default())?.run(Box::new(Kept(Arc::clone(&mine), io::sink())), &quiet)?;
+        let said: Vec<u8> = mine.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        return Ok(said);
+    }
     let pipe = || io::pipe().map_err(|e| Error::io("make a pipe", e));
     let ((agent_in, to_agent), (from_agent, agent_out)) = (pipe()?, pipe()?);
     let agent = {
@@ -119,11 +126,7 @@ pub(super) fn conversation(side: Side) -> Answer<Vec<u8>> {
     let to_agent = Kept(Arc::clone(&mine), to_agent);
     let here = (&arc, &own);
     match side {
-        Side::Stream => {
-            let sent = Outgoing::open(&arc, &own, Path::new(TOP), &reading, &quiet)?;
-            sent.plan(&SendRequest::default())?.run(Box::new(to_agent), &quiet)?;
-        }
-        Side::Taking | Side::Pushing => {
+        Side::Stream | Side::Taking | Side::Pushing => {
             let peer = Peer::new(Box::new(from_agent), Box::new(to_agent));
             let what = (Path::new(TOP), Share::Allow);
             Push::prepare(here, peer, what, &reading, &quiet)?.run(&quiet)?;
