@@ -36,6 +36,8 @@ guards! {
     WitnessWithdrawn,
     /// A claim says nothing once the header names another parent.
     ClaimName,
+    /// A child without a claim refuses a parent that is not what its format's own link says.
+    ParentIdentity,
     /// A child refuses a parent of another epoch.
     ClaimEpoch,
     /// A child refuses a parent in doubt.

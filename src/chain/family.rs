@@ -216,8 +216,11 @@ pub fn member(host: &dyn Host, path: &Path) -> Result<Member> {
 
 fn find(host: &dyn Host, child: &Path, name: ParentName) -> Link {
     let folder = child.parent().unwrap_or(Path::new("/"));
-    let path = join(folder, Path::new(OsStr::from_bytes(&name.name)));
-    let place = Some(path).filter(|_| is_plain(&name.name)).and_then(|p| host.canonical(&p).ok());
+    let at = |name: &[u8]| {
+        let path = join(folder, Path::new(OsStr::from_bytes(name)));
+        Some(path).filter(|_| is_plain(name)).and_then(|p| host.canonical(&p).ok())
+    };
+    let place = at(&name.name).or_else(|| name.others.iter().find_map(|other| at(other)));
     // A name that is not followed still says which file must stay as it is.
     let literal = || PathBuf::from(OsStr::from_bytes(&name.name));
     let named = || host.canonical(&join(folder, &qemu_file(&name.name).unwrap_or_else(literal))).ok();

@@ -56,6 +56,7 @@ impl Standing {
             claim: known.layer.claim.as_ref(),
             name: name.as_ref().map(|p| p.name.as_slice()).unwrap_or_default(),
             format: name.as_ref().and_then(|p| p.format.as_deref()),
+            identity: name.as_ref().and_then(|p| p.identity),
         };
         match accept(&child, parent, proven) {
             Ok(lineage) => Self::accepted(known, lineage, parent.trust),

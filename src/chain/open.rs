@@ -275,7 +275,7 @@ fn open_parent(
     let (names, policy, budget) = (host.as_ref(), &opening.policy, &opening.budget);
     let (image, is_stated) = (&child.path, child.is_stated);
     let referrer = Referrer { host: names, image, is_stated, policy, access, budget };
-    let (place, file) = referrer.open(&parent.name).map_err(|e| missing(e, child))?;
+    let (place, file) = referrer.open_parent(&parent).map_err(|e| missing(e, child))?;
     if format != Format::Raw && opening.noted(host, file.as_ref())? == Some(Format::Raw) {
         let what = format!(
             "names its parent {0} as {format}, which is known as raw (if that is wrong, `dchain id seal -f {format} \

@@ -7,7 +7,7 @@
 use super::link::{is_plain, join};
 use crate::{
     base::{Budget, Error, ErrorKind, Guard, Result},
-    format::Parts,
+    format::{ParentName, Parts},
     io::{Access, EntryKind, File, Host},
 };
 use std::{
@@ -90,6 +90,19 @@ impl Referrer<'_> {
         let place = self.host.opened_as(file.as_ref())?;
         self.check_place(&place, name)?;
         Ok((place, file))
+    }
+
+    /// Opens the parent that the image's header names: by its further names where nothing is at the first. A refusal is
+    /// of the first name.
+    pub(super) fn open_parent(&self, parent: &ParentName) -> Result<(PathBuf, Arc<dyn File>)> {
+        let is_missing = |e: &Error| e.kind() == ErrorKind::NotFound;
+        let first = self.open(&parent.name);
+        match first {
+            Err(error) if is_missing(&error) => {
+                parent.others.iter().find_map(|name| self.open(name).ok()).ok_or(error)
+            }
+            opened => opened,
+        }
     }
 
     /// Returns the name as a path, unless it asks for anything but a file.

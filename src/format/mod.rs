@@ -5,12 +5,14 @@
 //! conformance suite iterates [`Format::ALL`].
 
 mod bits;
+mod facts;
 mod foreign;
 pub mod qcow2;
 pub mod raw;
 
-pub use crate::store::StoredRecord;
+pub use crate::store::{Identity, StoredRecord};
 pub use bits::Bits;
+pub use facts::{Bitmap, BitmapEdit, Checked, Details, Repair, Snapshot};
 pub use foreign::foreign;
 
 use crate::{
@@ -81,6 +83,17 @@ pub struct ParentName {
     pub name: Vec<u8>,
     /// The format that the header states; `None` if it states none (then it is not opened without `-F`).
     pub format: Option<String>,
+    /// Further names that the header has for it, tried in order where nothing is found at the first.
+    pub others: Vec<Vec<u8>>,
+    /// What the header says that the parent says of itself, where both formats have that.
+    pub identity: Option<Identity>,
+}
+
+impl ParentName {
+    /// Names a parent in one way.
+    pub const fn new(name: Vec<u8>, format: Option<String>) -> Self {
+        Self { name, format, others: Vec::new(), identity: None }
+    }
 }
 
 /// The bytes below a layer, for what it does not hold itself.
@@ -128,165 +141,6 @@ impl Parts for NoParts {
     fn budget(&self) -> Budget {
         Budget::default()
     }
-}
-
-/// An internal snapshot: a point in time kept inside the image.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Snapshot {
-    /// The ID, unique in the image.
-    pub id: String,
-    /// The name that a person gave.
-    pub name: String,
-    /// When it was taken, in nanoseconds since 1970.
-    pub taken_ns: u64,
-    /// How long the guest had run, in nanoseconds.
-    pub guest_ns: u64,
-    /// How many instructions the guest had run, where they were counted.
-    pub guest_instructions: Option<u64>,
-    /// Size of the saved machine state in bytes.
-    pub machine_bytes: u64,
-    /// Size of the disk then, in bytes.
-    pub size: u64,
-}
-
-/// A persistent dirty bitmap.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Bitmap {
-    /// The name, unique in the image.
-    pub name: String,
-    /// Guest bytes that one bit stands for.
-    pub granularity_bytes: u64,
-    /// Whether some program had it open when it last wrote: its bits are not to be trusted.
-    pub is_in_use: bool,
-    /// Whether it goes on recording on every open for writing.
-    pub is_auto: bool,
-}
-
-/// A change to an image's persistent bitmaps.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BitmapEdit {
-    /// A new one that records writes, with no bit set; `None`: the granularity that qemu would choose.
-    Add {
-        /// Its name.
-        name: String,
-        /// Guest bytes that one bit stands for.
-        granularity_bytes: Option<u64>,
-    },
-    /// It goes; the only change to one that is in use.
-    Remove {
-        /// Its name.
-        name: String,
-    },
-    /// No bit is set any more.
-    Clear {
-        /// Its name.
-        name: String,
-    },
-    /// It records writes from here on, or does not.
-    Record {
-        /// Its name.
-        name: String,
-        /// Whether it records.
-        is_auto: bool,
-    },
-    /// What is set in `bits` is set in it, too.
-    Union {
-        /// Its name.
-        name: String,
-        /// What is added.
-        bits: Bits,
-    },
-    /// It has these bits and no others, whether it is new, was sound or was in use.
-    Put {
-        /// Its name.
-        name: String,
-        /// What is dirty.
-        bits: Bits,
-        /// Whether it records.
-        is_auto: bool,
-    },
-}
-
-impl BitmapEdit {
-    /// Returns the name of the bitmap.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Add { name, .. }
-            | Self::Remove { name }
-            | Self::Clear { name }
-            | Self::Record { name, .. }
-            | Self::Union { name, .. }
-            | Self::Put { name, .. } => name,
-        }
-    }
-}
-
-/// What `info` shows of an image beyond its geometry.
-#[expect(clippy::struct_excessive_bools, reason = "facts that have nothing to do with each other")]
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Details {
-    /// Bytes in the image's allocation unit as the format names it (cluster), if it has one.
-    pub cluster_bytes: Option<u64>,
-    /// Whether a unit can be marked as zero over a parent that holds something else there.
-    pub marks_zeros: bool,
-    /// Whether it can hold persistent bitmaps.
-    pub holds_bitmaps: bool,
-    /// Whether the image was not closed cleanly.
-    pub is_dirty: bool,
-    /// Whether the image is marked as corrupt.
-    pub is_corrupt: bool,
-    /// Whether the bytes are encrypted.
-    pub is_encrypted: bool,
-    /// Internal snapshots.
-    pub snapshots: Vec<Snapshot>,
-    /// Persistent dirty bitmaps.
-    pub bitmaps: Vec<Bitmap>,
-    /// The format's own facts, with the keys that `qemu-img info --output=json` uses under
-    /// `format-specific.data`, in its order.
-    pub specific: Vec<(String, serde_json::Value)>,
-}
-
-/// What `check` may mend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repair {
-    /// Nothing: look only.
-    Nothing,
-    /// Space that is marked as used and is not.
-    Leaks,
-    /// Everything that can be mended without losing guest data that is still readable.
-    All,
-}
-
-/// What `check` found; after a repair, what is left, and what was mended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checked {
-    /// Places where the image contradicts itself in a way that can lose data.
-    pub corruptions: u64,
-    /// Units that are marked as used and are not.
-    pub leaks: u64,
-    /// Places that could not be checked (read errors).
-    pub errors: u64,
-    /// Corruptions mended.
-    pub corruptions_fixed: u64,
-    /// Leaks mended.
-    pub leaks_fixed: u64,
-    /// Units that the disk has in all.
-    pub total_units: u64,
-    /// Units that hold data.
-    pub allocated_units: u64,
-    /// Allocated units that do not follow the one before them in the file.
-    pub fragmented_units: u64,
-    /// Units stored compressed.
-    pub compressed_units: u64,
-    /// Where the used part of the file ends.
-    pub end: HostOffset,
-    /// One line for each finding, at most [`Checked::FINDINGS_MAX`]: field and offset.
-    pub findings: Vec<String>,
-}
-
-impl Checked {
-    /// How many findings are kept in words; the counts go on.
-    pub const FINDINGS_MAX: usize = 1000;
 }
 
 /// How an image is to be made.
@@ -474,6 +328,10 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// Returns the parent that the header names.
     fn parent(&self) -> Option<ParentName>;
 
+    /// Returns what the image says of itself in its format's own way, for the links of its children: as its header has
+    /// it now. `None` where the format has nothing of the kind.
+    fn identity(&self) -> Option<Identity>;
+
     /// Returns what `info` shows.
     fn details(&self) -> Result<Details>;
 
@@ -585,6 +443,10 @@ impl<I: Image + ?Sized> Carrier for I {
 
     fn flush_with_time(&self) -> Result<()> {
         Image::flush_with_time(self)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Image::identity(self)
     }
 
     fn format_name(&self) -> &'static str {

@@ -4,7 +4,7 @@ use super::{
     FOLDER, Index, Journal, LayerRecord, Record, elsewhere,
     note::{self, Header, Note},
     place::{self, Lasting},
-    record::{Claim, Epoch},
+    record::{Claim, Epoch, Identity},
     trust::{Evidence, Seen, Trust, trust},
 };
 use crate::{
@@ -42,6 +42,9 @@ pub trait Carrier {
     /// Makes everything written before this call durable, and with it the files' times of change.
     fn flush_with_time(&self) -> Result<()>;
 
+    /// Returns what the image says of itself in its format's own way, if it does.
+    fn identity(&self) -> Option<Identity>;
+
     /// Returns the name of the image's format.
     fn format_name(&self) -> &'static str;
 
@@ -63,6 +66,8 @@ pub struct Known {
     pub trust: Trust,
     /// What its files look like now.
     pub now: Vec<Witness>,
+    /// What it says of itself in its format's own way.
+    pub identity: Option<Identity>,
 }
 
 impl Known {
@@ -95,6 +100,7 @@ struct Found {
     now: Vec<Witness>,
     header: Header,
     folders: Vec<PathBuf>,
+    identity: Option<Identity>,
     format: &'static str,
     tells_format: bool,
 }
@@ -117,7 +123,7 @@ impl Found {
         let seen = self.note.as_ref().and_then(|note| note.seen.as_ref());
         let evidence = Evidence { record: layer.frozen.as_ref(), is_untouched, seen, now: &self.now };
         let trust = trust(&evidence);
-        Known { layer, trust, now: self.now.clone() }
+        Known { layer, trust, now: self.now.clone(), identity: self.identity }
     }
 }
 
@@ -409,6 +415,7 @@ impl Ledger {
             now: witnesses(image)?,
             header,
             folders,
+            identity: image.identity(),
             format: image.format_name(),
             tells_format: image.tells_format(),
         })

@@ -36,7 +36,7 @@ pub use journal::{Fold, FoldMode, Held, HeldState, Intent, Journal, Position, Re
 pub use lease::{Lease, Purpose, Used, leases, refuse_leased};
 pub use ledger::{Carrier, Known, Ledger, StoredRecord, is_as_before, noted_format};
 pub use place::NO_PLACE;
-pub use record::{Claim, Epoch, LayerRecord, Record};
+pub use record::{Claim, Epoch, Identity, LayerRecord, Record};
 pub use transfer::{Left, Part, Transfer};
 pub use trust::{Child, Differs, Doubt, Evidence, Lineage, Refusal, Seen, Trust, accept, trust};
 pub use turn::Turn;

@@ -15,6 +15,25 @@ use std::fmt;
 const VERSION: u16 = 1;
 const NO_FORMAT: u16 = u16::MAX;
 
+/// What an image says of itself in its format's own way, for the links of its children; it changes when the image is
+/// written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// 16 bytes, as they stand in the file (VHDX: the `DataWriteGuid`; VHD: the unique ID).
+    Guid([u8; 16]),
+    /// VMDK's content ID.
+    Cid(u32),
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Guid(bytes) => bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+            Self::Cid(cid) => write!(f, "{cid:08x}"),
+        }
+    }
+}
+
 /// 128 random bits that stand for "the bytes have not been changed since".
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

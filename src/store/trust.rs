@@ -1,7 +1,7 @@
 //! Whether a layer's record can be believed, and whether a child may stand on its parent. Pure: the
 //! [`Ledger`](super::Ledger) gathers the evidence.
 
-use super::{Claim, Epoch, Known, Record};
+use super::{Claim, Epoch, Identity, Known, Record};
 use crate::{
     base::{Error, Guard, clock},
     content::ContentId,
@@ -142,6 +142,8 @@ pub struct Child<'a> {
     pub name: &'a [u8],
     /// The parent's format as its header has it now.
     pub format: Option<&'a str>,
+    /// What its header says that the parent says of itself.
+    pub identity: Option<Identity>,
 }
 
 /// Why a child may stand on its parent.
@@ -183,6 +185,13 @@ pub enum Differs {
     },
     /// The parent has no record: it was copied without one, or is another image.
     NoRecord,
+    /// The parent's own format says that it is not what the child was made on, and the child makes no claim.
+    Identity {
+        /// The child's header.
+        claimed: Identity,
+        /// The parent's header.
+        found: Identity,
+    },
 }
 
 /// Decides whether `child` may be read on `parent`.
@@ -192,7 +201,17 @@ pub enum Differs {
 pub fn accept(child: &Child<'_>, parent: &Known, proven: Option<ContentId>) -> Result<Lineage, Box<Refusal>> {
     let is_other = |claim: &Claim| claim.name != child.name || claim.format.as_deref() != child.format;
     let holds = |claim: &&Claim| !Guard::ClaimName.trips(is_other(claim));
-    let Some(claim) = child.claim.filter(holds) else { return Ok(Lineage::Unknown) };
+    let written_ns = parent.now.iter().map(|witness| witness.modified_ns).max();
+    // A claim that holds goes over what the formats say: a fold gives its result another identity, not another epoch.
+    let Some(claim) = child.claim.filter(holds) else {
+        return match child.identity.zip(parent.identity) {
+            Some((claimed, found)) if Guard::ParentIdentity.trips(claimed != found) => {
+                let differs = Differs::Identity { claimed, found };
+                Err(Box::new(Refusal { differs, wanted: None, proven, written_ns }))
+            }
+            _ => Ok(Lineage::Unknown),
+        };
+    };
     let record = parent.layer.frozen;
     let sealed = record.and_then(|r| r.sealed).filter(|_| parent.trust == Trust::Trusted);
     let proven = proven.or(sealed);
@@ -207,7 +226,6 @@ pub fn accept(child: &Child<'_>, parent: &Known, proven: Option<ContentId>) -> R
         (Some(_), Trust::Doubted(doubt)) if Guard::ClaimDoubt.trips(true) => Differs::Doubted(doubt),
         (Some(_), _) => return Ok(Lineage::Kept),
     };
-    let written_ns = parent.now.iter().map(|witness| witness.modified_ns).max();
     Err(Box::new(Refusal { differs, wanted: claim.parent_id, proven, written_ns }))
 }
 
@@ -220,6 +238,9 @@ impl Refusal {
                 format!("its epoch is {found}, this layer was made on {claimed}")
             }
             Differs::NoRecord => "it has no record of being this layer's parent".to_owned(),
+            Differs::Identity { claimed, found } => {
+                format!("its header says {found}, this layer was made on {claimed}")
+            }
         };
         let since =
             self.written_ns.map_or_else(String::new, |ns| format!(" (last written {})", clock::utc(ns)));

@@ -109,7 +109,7 @@ fn what_is_known_of_a_disk_is_told_of_so_much_at_once() {
     image.flush().unwrap();
     drop(image);
     let options = vec![("cluster_size".into(), "512".into())];
-    let parent = Some(ParentName { name: b"disk".to_vec(), format: Some("qcow2".to_owned()) });
+    let parent = Some(ParentName::new(b"disk".to_vec(), Some("qcow2".to_owned())));
     let creation = Creation { size: CLUSTERS * 512, parent, options };
     let head = create(Format::Qcow2, host.create("/head".as_ref()).unwrap(), &creation, &NoParts).unwrap();
     let head = Layer { path: "/head".into(), is_stated: true, image: head };

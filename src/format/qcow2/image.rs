@@ -36,7 +36,9 @@ use crate::{
         Budget, Claims, Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile,
         units::count,
     },
-    format::{Adopted, Below, BitmapEdit, Bits, Details, Format, Image, ParentName, Parts, StoredRecord},
+    format::{
+        Adopted, Below, BitmapEdit, Bits, Details, Format, Identity, Image, ParentName, Parts, StoredRecord,
+    },
     io::{File, Kept, Moved},
     map::Extent,
 };
@@ -223,6 +225,10 @@ impl Image for Qcow2Image {
 
     fn parent(&self) -> Option<ParentName> {
         self.header.lock().parent()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        None
     }
 
     fn details(&self) -> Result<Details> {

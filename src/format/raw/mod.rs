@@ -5,7 +5,7 @@
 //! it, names no parent and has no place for a record.
 
 use super::{
-    Adopted, Below, BitmapEdit, Bits, Creation, Details, Format, Image, Measure, ParentName, Parts,
+    Adopted, Below, BitmapEdit, Bits, Creation, Details, Format, Identity, Image, Measure, ParentName, Parts,
     StoredRecord,
 };
 use crate::{
@@ -162,6 +162,10 @@ impl Image for RawImage {
     }
 
     fn parent(&self) -> Option<ParentName> {
+        None
+    }
+
+    fn identity(&self) -> Option<Identity> {
         None
     }
 

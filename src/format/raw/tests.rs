@@ -72,7 +72,7 @@ fn a_disk_is_made_as_asked_or_not_at_all() {
     for options in [("preallocation", "metadata"), ("cluster_size", "65536")] {
         assert_eq!(make(options.0, &[options]).unwrap_err().kind(), ErrorKind::Invalid);
     }
-    let parent = Some(ParentName { name: b"base".to_vec(), format: None });
+    let parent = Some(ParentName::new(b"base".to_vec(), None));
     let error = create(memory(&[]), &Creation { parent, ..Creation::default() }, &NoParts).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }

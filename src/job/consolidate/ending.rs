@@ -159,7 +159,7 @@ impl Ending {
         let Some(old) = image.parent().filter(|old| old.name != name) else { return Ok(()) };
         let claim = self.ledger.look(image)?.layer.claim;
         let claim = claim.filter(|claim| claim.name == old.name && claim.format == old.format);
-        image.set_parent(Some(&ParentName { name: name.to_vec(), format: old.format }))?;
+        image.set_parent(Some(&ParentName { name: name.to_vec(), others: Vec::new(), ..old }))?;
         match claim {
             Some(claim) => self.ledger.claim(image, Some(Claim { name: name.to_vec(), ..claim })).map(drop),
             None => Ok(()),

@@ -143,10 +143,8 @@ fn path(name: &str) -> std::path::PathBuf {
 
 /// Makes a layer that knows its parent by the parent's epoch.
 fn make(host: &SimHost, name: &str, format: Format, size: u64, parent: Option<(&str, Format)>) {
-    let link = parent.map(|(name, format)| ParentName {
-        name: name.as_bytes().to_vec(),
-        format: Some(format.name().to_owned()),
-    });
+    let link = parent
+        .map(|(name, format)| ParentName::new(name.as_bytes().to_vec(), Some(format.name().to_owned())));
     let cluster = if name == "top" { "512" } else { "1024" };
     let options =
         if format == Format::Qcow2 { vec![("cluster_size".into(), cluster.into())] } else { vec![] };
@@ -423,7 +421,7 @@ impl format::Parts for DataFile<'_> {
 #[test]
 fn con_6_a_data_file_written_meanwhile_is_copied_again() {
     let (host, _) = PLAIN.build();
-    let link = ParentName { name: b"top".to_vec(), format: Some("qcow2".to_owned()) };
+    let link = ParentName::new(b"top".to_vec(), Some("qcow2".to_owned()));
     let options = vec![("data_file".to_owned(), "head.data".to_owned())];
     let creation = Creation { size: 24 << 10, parent: Some(link), options };
     drop(host.create(&path("head.data")).unwrap());

@@ -34,8 +34,7 @@ fn small() -> Vec<(String, String)> {
 }
 
 fn make(host: &Arc<dyn Host>, name: &str, parent: Option<&str>) {
-    let parent =
-        parent.map(|name| ParentName { name: name.as_bytes().to_vec(), format: Some("qcow2".to_owned()) });
+    let parent = parent.map(|name| ParentName::new(name.as_bytes().to_vec(), Some("qcow2".to_owned())));
     let creation = Creation { size: 32 << 10, parent, options: small() };
     format::create(Format::Qcow2, host.create(&path(name)).unwrap(), &creation, &NoParts).unwrap();
 }

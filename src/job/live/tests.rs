@@ -26,7 +26,7 @@ fn layer(host: &SimHost, name: &str, parent: Option<&str>) -> Layer {
 
 fn layer_of(host: &SimHost, name: &str, parent: Option<&str>, (size, cluster): (u64, u32)) -> Layer {
     let path = Path::new("/").join(name);
-    let parent = parent.map(|name| ParentName { name: name.into(), format: Some("qcow2".into()) });
+    let parent = parent.map(|name| ParentName::new(name.into(), Some("qcow2".into())));
     let options = vec![("cluster_size".into(), cluster.to_string())];
     let creation = Creation { size, parent, options };
     let image = format::create(Format::Qcow2, host.create(&path).unwrap(), &creation, &NoParts).unwrap();

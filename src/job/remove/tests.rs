@@ -94,7 +94,7 @@ fn what_is_open_or_leased_stays() {
     let child = NewImage { format: Format::Qcow2, size: Some(512), parent: None, options: vec![] };
     create(&arc(&host), &path("late"), &child, &opening(&host)).unwrap();
     let late = open_layer(&arc(&host), &path("late"), &Opening::writing()).unwrap();
-    let link = crate::format::ParentName { name: b"other".to_vec(), format: Some("qcow2".to_owned()) };
+    let link = crate::format::ParentName::new(b"other".to_vec(), Some("qcow2".to_owned()));
     late.image.set_parent(Some(&link)).unwrap();
     drop(late);
     assert!(remove.run().unwrap_err().what().contains("/vm/late lies on it"));

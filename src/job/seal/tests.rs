@@ -93,7 +93,7 @@ fn machine() -> SimHost {
     let base = host.create(Path::new("/base")).unwrap();
     base.write_at(HostOffset::new(0), &counted()).unwrap();
     base.flush().unwrap();
-    let parent = Some(format::ParentName { name: b"base".to_vec(), format: Some("raw".to_owned()) });
+    let parent = Some(format::ParentName::new(b"base".to_vec(), Some("raw".to_owned())));
     let creation = Creation { size: 300_032, parent, options: Vec::new() };
     let child = Draft::new(&shared, Path::new("/child")).unwrap();
     drop(format::create(Format::Qcow2, child.file(), &creation, &NoParts).unwrap());

@@ -47,6 +47,10 @@ impl Carrier for Image {
         self.file.flush_with_time()
     }
 
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
+
     fn format_name(&self) -> &'static str {
         "raw"
     }
@@ -233,7 +237,7 @@ fn a_child_knows_its_parent_again_and_notices_its_change() {
         // Whatever is written to the head itself leaves its claim alone.
         bench.foreign_write("child");
         let known = bench.ledger.look(&child).unwrap();
-        let child = Child { claim: known.layer.claim.as_ref(), name: b"base", format: None };
+        let child = Child { claim: known.layer.claim.as_ref(), name: b"base", format: None, identity: None };
         let ask = || accept(&child, &bench.ledger.look(&base).unwrap(), None);
         assert_eq!(ask().unwrap(), Lineage::Kept);
         bench.foreign_write("base");

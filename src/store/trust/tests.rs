@@ -125,7 +125,7 @@ fn a_layer_is_trusted_no_further_than_what_lies_below() {
 }
 
 fn parent(record: Option<Record>, trust: Trust) -> Known {
-    Known { layer: LayerRecord { frozen: record, claim: None }, trust, now: vec![THEN] }
+    Known { layer: LayerRecord { frozen: record, claim: None }, trust, now: vec![THEN], identity: None }
 }
 
 fn claim(parent_id: Option<ContentId>) -> Claim {
@@ -133,7 +133,7 @@ fn claim(parent_id: Option<ContentId>) -> Claim {
 }
 
 fn ask(claim: Option<&Claim>, parent: &Known, proven: Option<ContentId>) -> Result<Lineage, Differs> {
-    let child = Child { claim, name: b"base.raw", format: Some("raw") };
+    let child = Child { claim, name: b"base.raw", format: Some("raw"), identity: None };
     accept(&child, parent, proven).map_err(|refusal| refusal.differs)
 }
 
@@ -169,7 +169,7 @@ fn a_child_stands_on_any_parent_that_proves_its_id() {
 #[test]
 fn a_foreign_rebase_voids_the_claim() {
     let (claim, nobody) = (claim(None), parent(None, Trust::Unknown));
-    let mut child = Child { claim: Some(&claim), name: b"other.raw", format: Some("raw") };
+    let mut child = Child { claim: Some(&claim), name: b"other.raw", format: Some("raw"), identity: None };
     assert_eq!(accept(&child, &nobody, None), Ok(Lineage::Unknown));
     child = Child { name: b"base.raw", format: None, ..child };
     assert_eq!(accept(&child, &nobody, None), Ok(Lineage::Unknown));
@@ -177,11 +177,26 @@ fn a_foreign_rebase_voids_the_claim() {
 }
 
 #[test]
+fn what_the_formats_say_of_a_parent_counts_where_there_is_no_claim() {
+    let (here, there) = (Identity::Cid(7), Identity::Cid(8));
+    let record = Some(Record { epoch: EPOCH, sealed: None });
+    let parent = Known { identity: Some(here), ..parent(record, Trust::Trusted) };
+    let on = |claim: Option<&Claim>, identity| {
+        let child = Child { claim, name: b"base.raw", format: Some("raw"), identity };
+        accept(&child, &parent, None).map_err(|refusal| refusal.differs)
+    };
+    assert_eq!(on(None, Some(there)), Err(Differs::Identity { claimed: there, found: here }));
+    assert_eq!(on(None, Some(here)), Ok(Lineage::Unknown));
+    assert_eq!(on(None, None), Ok(Lineage::Unknown));
+    assert_eq!(on(Some(&claim(None)), Some(there)), Ok(Lineage::Kept));
+}
+
+#[test]
 fn a_refusal_says_what_differs_since_when_and_what_to_do() {
     let doubt = Doubt::Written { file: 0, was_ns: 0, is_ns: THEN.modified_ns };
     let record = Some(Record { epoch: EPOCH, sealed: None });
     let claim = claim(Some(id(0xab)));
-    let child = Child { claim: Some(&claim), name: b"base.raw", format: Some("raw") };
+    let child = Child { claim: Some(&claim), name: b"base.raw", format: Some("raw"), identity: None };
     let refusal = accept(&child, &parent(record, Trust::Doubted(doubt)), None).unwrap_err();
     let error = refusal.error(Path::new("/vm/vm.qcow2"), Path::new("/vm/base.raw"));
     assert_eq!(error.kind(), crate::base::ErrorKind::Policy);

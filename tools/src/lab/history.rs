@@ -363,8 +363,7 @@ impl History {
     }
 
     fn creation(&self) -> Creation {
-        let parent = (self.parent > 0)
-            .then(|| ParentName { name: b"parent".to_vec(), format: Some("raw".to_owned()) });
+        let parent = (self.parent > 0).then(|| ParentName::new(b"parent".to_vec(), Some("raw".to_owned())));
         let options = self.options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         Creation { size: self.sectors * SECTOR_BYTES, parent, options: options.collect() }
     }

@@ -172,7 +172,7 @@ impl Notes for Remembered {
 fn layer(name: &str, parent: Option<&str>, seed: u64, hangs: &Arc<AtomicBool>) -> base::Result<Layer> {
     let (naps, hangs) = (AtomicU64::new(seed << 20), Arc::clone(hangs));
     let file: Arc<dyn File> = Arc::new(Slow { file: MemoryFile::new(name), naps, hangs });
-    let parent = parent.map(|name| ParentName { name: name.into(), format: Some("qcow2".to_owned()) });
+    let parent = parent.map(|name| ParentName::new(name.into(), Some("qcow2".to_owned())));
     let options = vec![("cluster_size".to_owned(), "1024".to_owned())];
     let image = format::create(Format::Qcow2, file, &Creation { size: SIZE, parent, options }, &NoParts)?;
     Ok(Layer { path: PathBuf::from(name), is_stated: true, image })

@@ -118,7 +118,7 @@ fn the_parent_is_named_in_any_cluster_size() {
     let folder = Scratch::new();
     folder.qemu_img("create -q -f raw base 1M");
     for options in [&[("cluster_size", "512")][..], &[("cluster_size", "1K")], &[], &[("compat", "v2")]] {
-        let parent = ParentName { name: b"base".to_vec(), format: Some("raw".to_owned()) };
+        let parent = ParentName::new(b"base".to_vec(), Some("raw".to_owned()));
         let info = made(&folder, &Creation { parent: Some(parent), ..creation(1 << 20, options) });
         assert_eq!(
             (&info["backing-filename"], &info["backing-filename-format"]),

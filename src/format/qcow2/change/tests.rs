@@ -157,7 +157,7 @@ fn image(options: &[(&str, &str)], parent: Option<&ParentName>) -> Vec<u8> {
 }
 
 fn parent(name: &str, format: &str) -> ParentName {
-    ParentName { name: name.into(), format: Some(format.to_owned()) }
+    ParentName::new(name.into(), Some(format.to_owned()))
 }
 
 /// The tight layout of qemu: the parent's name right behind the extensions.

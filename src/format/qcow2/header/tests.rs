@@ -8,7 +8,7 @@ use crate::{
 fn image(options: &[(&str, &str)]) -> Vec<u8> {
     let file = MemoryFile::new("vm7.qcow2");
     let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let parent = ParentName { name: b"base".to_vec(), format: Some("raw".to_owned()) };
+    let parent = ParentName::new(b"base".to_vec(), Some("raw".to_owned()));
     let creation = Creation { size: 64 << 20, parent: Some(parent), options };
     create::create(&file, &creation, &NoParts).unwrap();
     let mut bytes = vec![0; units::index(file.bytes().unwrap())];
@@ -37,7 +37,7 @@ fn a_sound_header_is_read_whole() {
     assert_eq!(header.geometry.refcounts_per_block(), 32 << 13);
     assert_eq!(header.geometry.subcluster_bytes(), 1 << 10);
     assert_eq!(header.disk_bytes, 64 << 20);
-    let parent = ParentName { name: b"base".to_vec(), format: Some("raw".to_owned()) };
+    let parent = ParentName::new(b"base".to_vec(), Some("raw".to_owned()));
     assert_eq!(header.parent(), Some(parent));
     assert!(!header.is_dirty() && !header.is_corrupt() && !header.has_data_file());
 }

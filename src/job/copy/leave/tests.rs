@@ -187,7 +187,7 @@ fn a_layer_that_another_image_needs_stays_and_so_do_those_below_it() {
     let (host, _) = PLAIN.build();
     let creation = Creation {
         size: 1024,
-        parent: Some(format::ParentName { name: b"top".to_vec(), format: Some("qcow2".to_owned()) }),
+        parent: Some(format::ParentName::new(b"top".to_vec(), Some("qcow2".to_owned()))),
         options: vec![],
     };
     let child = host.create(Path::new("/vm/child")).unwrap();

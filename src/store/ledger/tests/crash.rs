@@ -51,6 +51,10 @@ impl Carrier for Split {
         self.files().iter().try_for_each(|file| file.flush_with_time())
     }
 
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
+
     fn format_name(&self) -> &'static str {
         "raw"
     }

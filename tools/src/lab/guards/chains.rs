@@ -119,7 +119,7 @@ pub(super) fn refuses_to_resize_a_parent() -> Result<bool> {
 
 pub(super) fn refuses_a_parent_outside() -> Result<bool> {
     let host = machine()?;
-    let parent = ParentName { name: b"../vm/base".to_vec(), format: Some("qcow2".to_owned()) };
+    let parent = ParentName::new(b"../vm/base".to_vec(), Some("qcow2".to_owned()));
     let creation = Creation { size: SIZE, parent: Some(parent), options: Vec::new() };
     let place = Path::new("/there/child");
     format::create(Format::Qcow2, host.create(place)?, &creation, &NoParts)?.flush()?;
@@ -257,7 +257,7 @@ pub(super) fn keeps_what_a_late_child_lies_on() -> Result<bool> {
         if host.kind(&path("base"))?.is_some() || host.kind(&path("mid"))?.is_none() {
             continue;
         }
-        let parent = ParentName { name: b"mid".to_vec(), format: Some("qcow2".to_owned()) };
+        let parent = ParentName::new(b"mid".to_vec(), Some("qcow2".to_owned()));
         let creation = Creation { size: SIZE, parent: Some(parent), options: Vec::new() };
         format::create(Format::Qcow2, host.create(&path("late"))?, &creation, &NoParts)?.flush()?;
         drop(fold(&host));
@@ -287,7 +287,7 @@ pub(super) fn refuses_another_chain() -> Result<bool> {
     let host = half_done()?;
     make(&host, "other", None, 8)?;
     let layer = open_layer(&arc(&host), &path("top"), &Opening::writing())?;
-    let other = ParentName { name: b"other".to_vec(), format: Some("qcow2".to_owned()) };
+    let other = ParentName::new(b"other".to_vec(), Some("qcow2".to_owned()));
     layer.image.set_parent(Some(&other))?;
     drop(layer);
     Ok(fold(&host).is_err_and(|error| error.to_string().contains("another chain")))

@@ -87,8 +87,7 @@ pub(super) fn hides_what_lies_below_a_short_layer() -> Result<bool> {
     let host = SimHost::new();
     let mut below: Option<&str> = None;
     for (name, size, byte) in [("base", 8192, 5), ("short", 2048, 0), ("top", 8192, 0)] {
-        let parent =
-            below.map(|name| ParentName { name: name.as_bytes().to_vec(), format: Some("qcow2".to_owned()) });
+        let parent = below.map(|name| ParentName::new(name.as_bytes().to_vec(), Some("qcow2".to_owned())));
         let options = vec![("cluster_size".to_owned(), "1024".to_owned())];
         let creation = Creation { size, parent, options };
         let file = host.create(&Path::new("/").join(name))?;

@@ -51,6 +51,7 @@ fn play(guard: Guard) -> Result<bool> {
         Guard::WitnessTick => Ok(records::does_not_trust_the_same_tick()),
         Guard::WitnessWithdrawn => Ok(chains::job_holds("seal", 3)),
         Guard::ClaimName => Ok(records::voids_a_claim_about_another_name()),
+        Guard::ParentIdentity => Ok(records::refuses_another_identity()),
         Guard::ClaimEpoch => Ok(records::refuses_another_epoch()),
         Guard::ClaimDoubt => Ok(records::refuses_a_doubted_parent()),
         Guard::SealUnchanged => records::refuses_to_seal_what_was_written(),

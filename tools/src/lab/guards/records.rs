@@ -6,7 +6,10 @@ use deltachain::{
     content::Tree,
     format::{self, Creation, Format, Image, NoParts, Nothing},
     io::{Host, Witness, faulty::SimHost},
-    store::{Child, Claim, Epoch, Evidence, Known, LayerRecord, Lineage, Record, Seen, Trust, accept, trust},
+    store::{
+        Child, Claim, Epoch, Evidence, Identity, Known, LayerRecord, Lineage, Record, Seen, Trust, accept,
+        trust,
+    },
 };
 use std::{path::Path, sync::Arc};
 
@@ -45,8 +48,8 @@ pub(super) fn does_not_trust_the_same_tick() -> bool {
 fn accepted(name: &str, claimed: Epoch, found: Epoch, trust: Trust) -> Option<Lineage> {
     let claim = Claim { parent_epoch: claimed, parent_id: None, name: b"base".to_vec(), format: None };
     let layer = LayerRecord { frozen: Some(Record { epoch: found, sealed: None }), claim: None };
-    let parent = Known { layer, trust, now: vec![WITNESS] };
-    let child = Child { claim: Some(&claim), name: name.as_bytes(), format: None };
+    let parent = Known { layer, trust, now: vec![WITNESS], identity: None };
+    let child = Child { claim: Some(&claim), name: name.as_bytes(), format: None, identity: None };
     accept(&child, &parent, None).ok()
 }
 
@@ -56,6 +59,15 @@ pub(super) fn voids_a_claim_about_another_name() -> bool {
 
 pub(super) fn refuses_another_epoch() -> bool {
     accepted("base", Epoch::fresh(), Epoch::fresh(), Trust::Trusted).is_none()
+}
+
+/// A child of another program's, on a parent that was written since.
+pub(super) fn refuses_another_identity() -> bool {
+    let layer = LayerRecord { frozen: None, claim: None };
+    let identity = Some(Identity::Cid(7));
+    let parent = Known { layer, trust: Trust::Unknown, now: vec![WITNESS], identity };
+    let child = Child { claim: None, name: b"base", format: None, identity: Some(Identity::Cid(8)) };
+    accept(&child, &parent, None).is_err()
 }
 
 pub(super) fn refuses_a_doubted_parent() -> bool {

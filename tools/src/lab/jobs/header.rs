@@ -88,7 +88,7 @@ fn parent(seed: &mut Seeded) -> ParentName {
     let name = (0..=seed.below(300)).map(|_| b'a' + u8::try_from(seed.below(26)).unwrap_or_default());
     let name = name.collect();
     let format = if seed.chance(1, 2) { "raw" } else { "qcow2" };
-    ParentName { name, format: Some(format.to_owned()) }
+    ParentName::new(name, Some(format.to_owned()))
 }
 
 /// Another parent, or the same one of another format.

@@ -138,12 +138,14 @@ fn layer(number: usize, depth: usize, usual: u64, random: &mut Seeded) -> Made {
 
 impl Made {
     fn make(&self, host: &SimHost, parent: Option<&Self>) -> base::Result<()> {
-        let link = parent.map(|parent| ParentName {
-            name: match parent.name.strip_prefix(BELOW) {
-                Some(beside) if self.name.starts_with(BELOW) => beside.into(),
-                _ => parent.name.as_bytes().to_vec(),
-            },
-            format: Some(parent.format.name().to_owned()),
+        let link = parent.map(|parent| {
+            ParentName::new(
+                match parent.name.strip_prefix(BELOW) {
+                    Some(beside) if self.name.starts_with(BELOW) => beside.into(),
+                    _ => parent.name.as_bytes().to_vec(),
+                },
+                Some(parent.format.name().to_owned()),
+            )
         });
         let is_qcow2 = self.format == Format::Qcow2;
         let options = is_qcow2.then(|| ("cluster_size".to_owned(), self.cluster.to_string()));
