@@ -4,7 +4,7 @@ use super::{
     Below, Copy, Placed, Report, Request, file, find_match, leave::Leaving, places::placed, turns::Seen,
 };
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Error, Result},
     chain::{Chain, Layer, Opening, lease},
     io::{Access, EntryKind, Host},
     job::Progress,
@@ -56,15 +56,7 @@ impl CopyBelow {
             lost: Vec::new(),
         };
         plan.copy_bytes = plan.layers.iter().skip(1).map(Placed::copy_bytes).sum();
-        if let (Some(found), Some(layer)) = (&found, chain.layers().get(depth)) {
-            let to = found.chain.head()?.path.clone();
-            plan.layers.push(Placed::Link { from: layer.path.clone(), to, id: found.id });
-        }
-        if plan.copy_bytes > plan.free_bytes && !plan.is_resumed {
-            let what =
-                format!("{} bytes are to be copied, {} are free there", plan.copy_bytes, plan.free_bytes);
-            return Err(Error::new(ErrorKind::NoSpace, what).path(&plan.folder));
-        }
+        plan.stand_on(found.as_ref(), chain.layers().get(depth))?;
         let (host, ledger, leaving) = (Arc::clone(host), ledger.clone(), Leaving::default());
         Ok(Self(Copy { host, ledger, opening, chain, found, transfer, request, leaving, seen, plan }))
     }

@@ -292,15 +292,7 @@ impl Copy {
             lost: request.conversion.as_ref().map_or(Ok(Vec::new()), |new| new.losses(&chain))?,
         };
         plan.copy_bytes = plan.layers.iter().map(Placed::copy_bytes).sum();
-        if let (Some(found), Some(layer)) = (&found, chain.layers().get(depth)) {
-            let to = found.chain.head()?.path.clone();
-            plan.layers.push(Placed::Link { from: layer.path.clone(), to, id: found.id });
-        }
-        if plan.copy_bytes > plan.free_bytes && !plan.is_resumed {
-            let what =
-                format!("{} bytes are to be copied, {} are free there", plan.copy_bytes, plan.free_bytes);
-            return Err(Error::new(ErrorKind::NoSpace, what).path(&plan.folder));
-        }
+        plan.stand_on(found.as_ref(), chain.layers().get(depth))?;
         let (host, ledger) = (Arc::clone(host), ledger.clone());
         Ok(Self { host, ledger, opening, chain, found, transfer, request, leaving, seen, plan })
     }

@@ -2,7 +2,7 @@
 //!
 //! What stays true: the same chain gets the same names each time, so that a copy that was cut off finds them again.
 
-use super::{Conversion, Placed, file};
+use super::{Conversion, Match, Placed, Plan, file};
 use crate::{
     base::{Error, ErrorKind, Result},
     chain::{Chain, Layer},
@@ -14,6 +14,22 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
+
+impl Plan {
+    /// Ends the list with what stands in for `layer`, if anything was found; `NoSpace` if the rest does not fit.
+    pub(super) fn stand_on(&mut self, found: Option<&Match>, layer: Option<&Layer>) -> Result<()> {
+        if let (Some(found), Some(layer)) = (found, layer) {
+            let to = found.chain.head()?.path.clone();
+            self.layers.push(Placed::Link { from: layer.path.clone(), to, id: found.id });
+        }
+        if self.copy_bytes > self.free_bytes && !self.is_resumed {
+            let what =
+                format!("{} bytes are to be copied, {} are free there", self.copy_bytes, self.free_bytes);
+            return Err(Error::new(ErrorKind::NoSpace, what).path(&self.folder));
+        }
+        Ok(())
+    }
+}
 
 /// Digits of the sum that tells layers of one name apart.
 const SUM_DIGITS: usize = 8;

@@ -32,6 +32,11 @@ fn wait_for_the_head(scene: &Scene, job: &Job) {
     }
 }
 
+/// Waits until layers are on their way, or the head is.
+fn wait_for(scene: &Scene, job: &Job, is_head: bool) {
+    if is_head { wait_for_the_head(scene, job) } else { wait_for_bytes(job) }
+}
+
 fn faster(service: &Service, job: &Job) {
     service.set_speed(job.number, Speed { rate: Some(0), ..Speed::default() }).unwrap();
     assert!(job.wait(LONG));
@@ -74,11 +79,7 @@ fn a_move_that_was_stopped_goes_on_wherever_it_was() {
         let scene = scene();
         let service = scene.start();
         let job = service.migrate("vm", &asked(&scene, 3 * MIB, true)).unwrap();
-        if waits_for_head {
-            wait_for_the_head(&scene, &job);
-        } else {
-            wait_for_bytes(&job);
-        }
+        wait_for(&scene, &job, waits_for_head);
         write(&service, 0, 7);
         service.pause(job.number).unwrap();
         service.note_told(&job).unwrap();
@@ -108,11 +109,7 @@ fn a_move_that_is_given_up_leaves_whole_layers_and_nothing_else() {
         let scene = scene();
         let service = scene.start();
         let job = service.migrate("vm", &asked(&scene, 3 * MIB, true)).unwrap();
-        if waits_for_head {
-            wait_for_the_head(&scene, &job);
-        } else {
-            wait_for_bytes(&job);
-        }
+        wait_for(&scene, &job, waits_for_head);
         write(&service, 0, 7);
         service.cancel(job.number).unwrap();
         assert!(job.wait(LONG));

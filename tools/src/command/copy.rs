@@ -51,8 +51,9 @@ enum Shared {
 /// nothing then.
 ///
 /// TOP or STORE may be on another machine: ssh://user@host:port/folder, user and port if needed. ssh starts the dchain
-/// there, which keeps to that folder. What the target has is not sent, nor are zeros, nor leaves of 64 KiB that something
-/// like the layer has there; each layer has its name only when it shows what its content ID promises. Compressed clusters arrive unpacked.
+/// there, which keeps to that folder. What the target has is not sent, nor are zeros, nor leaves of 64 KiB that
+/// something like the layer has there; each layer has its name only when it shows what its content ID promises.
+/// Compressed clusters arrive unpacked.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// What may be linked instead of copied

@@ -14,11 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-const MIB: usize = 1 << 20;
+pub(super) const MIB: usize = 1 << 20;
 const DISK: usize = 24 * MIB;
 
 /// `top` on `base`: 16 MiB of ones, of which twos hide 8.
-fn disk() -> Scratch {
+pub(super) fn disk() -> Scratch {
     let folder = Scratch::new();
     folder.qemu_img("create -q -f qcow2 base 24M");
     folder.qemu_io("qcow2", "base", &["write -q -P 1 0 16M"]);
@@ -28,7 +28,7 @@ fn disk() -> Scratch {
 }
 
 /// What a disk shows to which that was written: offset, length and byte.
-fn expected(writes: &[(usize, usize, u8)]) -> Vec<u8> {
+pub(super) fn expected(writes: &[(usize, usize, u8)]) -> Vec<u8> {
     let mut bytes = [vec![2; 8 * MIB], vec![1; 8 * MIB], vec![0; DISK - 16 * MIB]].concat();
     for (at, length, byte) in writes {
         bytes[*at..at + length].fill(*byte);
@@ -41,12 +41,12 @@ fn serve(folder: &Scratch) -> Daemon {
 }
 
 /// Asks the daemon of the folder.
-fn ask(folder: &Scratch, arguments: &str) -> Run {
+pub(super) fn ask(folder: &Scratch, arguments: &str) -> Run {
     let arguments: Vec<_> = arguments.split(' ').chain(["--socket", "c"]).collect();
     dchain(&folder.path(), &arguments)
 }
 
-fn answer(folder: &Scratch, arguments: &str) -> Value {
+pub(super) fn answer(folder: &Scratch, arguments: &str) -> Value {
     let run = ask(folder, &format!("{arguments} --output json"));
     assert_eq!(run.code, Some(0), "{arguments}: {}{}", run.out, run.err);
     run.json()

@@ -1,50 +1,24 @@
 //! Disks that go to another folder while clients of NBD use them. qemu writes, and qemu says what is there afterwards.
 
 use super::{
+    control::{MIB, answer, ask, disk, expected},
     daemon::Daemon,
-    dchain::{Run, dchain},
     foreign::{Scratch, assert_same},
 };
 use serde_json::Value;
 use std::fs;
 
-const MIB: usize = 1 << 20;
-const DISK: usize = 24 * MIB;
-
 /// `top` on `base`, 16 MiB of ones, of which twos hide 8; and `other` on `base`; and an empty folder.
 fn disks() -> Scratch {
-    let folder = Scratch::new();
-    folder.qemu_img("create -q -f qcow2 base 24M");
-    folder.qemu_io("qcow2", "base", &["write -q -P 1 0 16M"]);
-    for name in ["top", "other"] {
-        folder.qemu_img(&format!("create -q -f qcow2 -F qcow2 -b base {name}"));
-        folder.qemu_io("qcow2", name, &["write -q -P 2 0 8M"]);
-    }
+    let folder = disk();
+    folder.qemu_img("create -q -f qcow2 -F qcow2 -b base other");
+    folder.qemu_io("qcow2", "other", &["write -q -P 2 0 8M"]);
     fs::create_dir(folder.file("store")).unwrap();
     folder
 }
 
-fn expected(writes: &[(usize, usize, u8)]) -> Vec<u8> {
-    let mut bytes = [vec![2; 8 * MIB], vec![1; 8 * MIB], vec![0; DISK - 16 * MIB]].concat();
-    for (at, length, byte) in writes {
-        bytes[*at..at + length].fill(*byte);
-    }
-    bytes
-}
-
 fn serve(folder: &Scratch) -> Daemon {
     Daemon::start_with(folder, &["vm=top", "other=other"], &["--control", "unix:c", "--state", "state"])
-}
-
-fn ask(folder: &Scratch, arguments: &str) -> Run {
-    let arguments: Vec<_> = arguments.split(' ').chain(["--socket", "c"]).collect();
-    dchain(&folder.path(), &arguments)
-}
-
-fn answer(folder: &Scratch, arguments: &str) -> Value {
-    let run = ask(folder, &format!("{arguments} --output json"));
-    assert_eq!(run.code, Some(0), "{arguments}: {}{}", run.out, run.err);
-    run.json()
 }
 
 fn write(folder: &Scratch, daemon: &Daemon, disk: &str, commands: &[&str]) {

@@ -2,26 +2,21 @@
 
 use super::{
     Scene,
-    world::{World, arc, check, judge_seals, ledger, names, path, reading, shows},
+    world::{MATCH, World, arc, check, judge_seals, ledger, names, path, shows},
 };
 use deltachain::{
     base::{self, seed::Seeded, units::index},
-    chain::{Chain, Opening},
+    chain::Opening,
     format::Format,
     io::{Host, faulty::SimHost},
     job::{
         Progress,
-        convert::convert,
         copy::{Conversion, Copy, Request, Share},
-        seal::{open_layers, seal},
     },
 };
 use std::path::{Path, PathBuf};
 
 const TARGET: &str = "/there";
-
-/// What the target folder has before, sealed: something that shows what a layer of the chain does.
-const MATCH: &str = "match";
 
 /// A chain, and what the target has of it.
 #[derive(Debug)]
@@ -45,7 +40,7 @@ pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
     let is_converted = seed % 8 == 6;
     let share = if random.chance(1, 4) || is_converted { Share::Deny } else { Share::Allow };
     let mut scene = Carrying { world, held, share, is_converted };
-    scene.prepare().map_err(|e| e.to_string())?;
+    scene.world.stock(Path::new(TARGET), scene.held).map_err(|e| e.to_string())?;
     Ok(Box::new(scene))
 }
 
@@ -54,20 +49,6 @@ fn there(name: &str) -> PathBuf {
 }
 
 impl Carrying {
-    fn prepare(&mut self) -> base::Result<()> {
-        let host = &self.world.host;
-        host.make_folder(Path::new(TARGET))?;
-        if let Some(layer) = self.held {
-            let chain = Chain::open(&arc(host), &self.world.path(layer), &reading(host))?;
-            let new = (Format::Qcow2, [].as_slice(), false);
-            convert(&arc(host), &chain.view(0), &there(MATCH), new, &Progress::default())?;
-            let layers = open_layers(&arc(host), &there(MATCH), &Opening::reading())?;
-            seal(&ledger(host), &layers, &Progress::default())?;
-        }
-        self.world.host = host.twin();
-        Ok(())
-    }
-
     /// The first layer that has to be copied, counted from the base.
     fn copied(&self) -> usize {
         let linked = self.held.filter(|_| self.share == Share::Allow);

@@ -5,21 +5,18 @@
 use super::{
     Scene,
     live::{Guest, LIVE_PACE, Live, PACE, judge_told},
-    world::{FOLDER, World, arc, check, judge_seals, ledger, names, path, reading, shows, view},
+    world::{FOLDER, MATCH, World, arc, check, judge_seals, names, path, reading, shows, view},
 };
 use deltachain::{
     base::{self, seed::Seeded, units::index},
-    chain::{Chain, Opening},
     disk::Disk,
     format::Format,
     io::{Access, Host, faulty::SimHost},
     job::{
         Progress,
         consolidate::{Abandonment, Consolidation, Folding, NewImage, Request as Fold, aside, has_landed},
-        convert::convert,
         live::LiveDisk,
         migrate::{Migration, Request},
-        seal::{open_layers, seal},
     },
     store::{Draft, Journal},
 };
@@ -29,9 +26,6 @@ use std::{
 };
 
 const STORE: &str = "/there";
-
-/// What the store has before, sealed: something that shows what a layer of the chain does.
-const MATCH: &str = "match";
 
 /// A chain, and what the store has of it.
 #[derive(Debug)]
@@ -55,7 +49,7 @@ pub(super) fn scene(seed: u64) -> Result<Box<dyn Scene>, String> {
     let held = random.chance(2, 3).then(|| index(random.below(below_top.max(1)))).filter(|_| below_top > 0);
     let (removes_source, gives_up) = (random.chance(1, 2), random.chance(1, 3));
     let mut scene = Migrating { world, held, removes_source, gives_up, seed };
-    scene.prepare().map_err(|e| e.to_string())?;
+    scene.world.stock(Path::new(STORE), scene.held).map_err(|e| e.to_string())?;
     Ok(Box::new(scene))
 }
 
@@ -64,20 +58,6 @@ fn there(name: &str) -> PathBuf {
 }
 
 impl Migrating {
-    fn prepare(&mut self) -> base::Result<()> {
-        let host = &self.world.host;
-        host.make_folder(Path::new(STORE))?;
-        if let Some(layer) = self.held {
-            let chain = Chain::open(&arc(host), &self.world.path(layer), &reading(host))?;
-            let new = (Format::Qcow2, [].as_slice(), false);
-            convert(&arc(host), &chain.view(0), &there(MATCH), new, &Progress::default())?;
-            let layers = open_layers(&arc(host), &there(MATCH), &Opening::reading())?;
-            seal(&ledger(host), &layers, &Progress::default())?;
-        }
-        self.world.host = host.twin();
-        Ok(())
-    }
-
     fn request(&self) -> Request {
         let options = vec![("cluster_size".into(), "512".into())];
         let removes_source = self.removes_source;

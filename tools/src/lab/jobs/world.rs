@@ -8,6 +8,7 @@ use deltachain::{
     io::{Access, Entry, EntryKind, Host, Kept, faulty::SimHost},
     job::{
         Progress,
+        convert::convert,
         seal::{full_tree, open_layers, seal},
     },
     store::{Ledger, Trust},
@@ -20,6 +21,9 @@ use std::{
 
 /// Where the chain is.
 pub(crate) const FOLDER: &str = "/vm";
+
+/// What a store has before, sealed: something that shows what a layer of the chain does.
+pub(crate) const MATCH: &str = "match";
 
 /// Where layers are that lie apart from their head, in that folder.
 const BELOW: &str = "below/";
@@ -93,6 +97,21 @@ impl World {
         let views =
             layers.iter().map(|layer| view(&host, &path(&layer.name))).collect::<base::Result<_>>()?;
         Ok(Self { layers, host: host.twin(), views })
+    }
+
+    /// Makes a store, in which something shows what the layer of that number does, if one is named.
+    pub(crate) fn stock(&mut self, store: &Path, held: Option<usize>) -> base::Result<()> {
+        let (host, place) = (&self.host, store.join(MATCH));
+        host.make_folder(store)?;
+        if let Some(layer) = held {
+            let chain = Chain::open(&arc(host), &self.path(layer), &reading(host))?;
+            let new = (Format::Qcow2, [].as_slice(), false);
+            convert(&arc(host), &chain.view(0), &place, new, &Progress::default())?;
+            let layers = open_layers(&arc(host), &place, &Opening::reading())?;
+            seal(&ledger(host), &layers, &Progress::default())?;
+        }
+        self.host = host.twin();
+        Ok(())
     }
 
     /// What the topmost layer shows.

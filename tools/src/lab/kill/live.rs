@@ -52,19 +52,32 @@ const WRITES: u64 = 400;
 /// Kills the `dchaind` beside `program`, which is `dchain`, until `kills` of them counted; the first wrong result ends
 /// it, with words that name the seed.
 pub fn search(seed: u64, kills: u64, program: &Path) -> Result<Tally, String> {
+    rounds("live", &PHASES, (seed, kills), program, |live, seeded, tally, round| {
+        live.run(seeded, tally, round)
+    })
+}
+
+/// Does rounds of one kind until `kills` counted, in each of `phases` some.
+fn rounds(
+    name: &str,
+    phases: &[&'static str],
+    (seed, kills): (u64, u64),
+    program: &Path,
+    run: impl Fn(&mut Live, &mut Seeded, &mut Tally, u64) -> Told<()>,
+) -> Result<Tally, String> {
     let mut tally = Tally::default();
-    tally.counted.extend(PHASES.iter().map(|phase| (*phase, 0)));
+    tally.counted.extend(phases.iter().map(|phase| (*phase, 0)));
     for round in 0..kills * 4 + 40 {
         if tally.kills() >= kills && tally.neglected().is_none() {
             return Ok(tally);
         }
         let at = seed.wrapping_add(round);
+        let wrong = |wrong| format!("{name}, seed {at}: {wrong}");
         let mut seeded = Seeded::new(at);
-        let mut live =
-            Live::new(&mut seeded, program).map_err(|wrong| format!("live, seed {at}: {wrong}"))?;
-        live.run(&mut seeded, &mut tally, round).map_err(|wrong| format!("live, seed {at}: {wrong}"))?;
+        let mut live = Live::new(&mut seeded, program).map_err(wrong)?;
+        run(&mut live, &mut seeded, &mut tally, round).map_err(wrong)?;
     }
-    Err(format!("live: too few kills strike in time: {tally}"))
+    Err(format!("{name}: too few kills strike in time: {tally}"))
 }
 
 /// A served disk, and what it has to show.

@@ -1,7 +1,7 @@
 //! Kills `dchaind` while a disk goes to another store under its guests, and starts it again: the disk is whole where it was,
 //! or where it goes, and the move ends by itself.
 
-use super::{Live, WRITES, all_of};
+use super::{Live, WRITES, all_of, rounds};
 use crate::kill::{
     FOREIGN, GLANCE, PATIENCE, Stage, Tally, Told,
     scene::{Scene, check},
@@ -22,19 +22,9 @@ const ENDING: usize = 2;
 /// Kills the `dchaind` beside `program`, which is `dchain`, until `kills` of them counted; the first wrong result ends
 /// it, with words that name the seed.
 pub fn search(seed: u64, kills: u64, program: &Path) -> Result<Tally, String> {
-    let mut tally = Tally::default();
-    tally.counted.extend(PHASES.iter().map(|phase| (*phase, 0)));
-    for round in 0..kills * 4 + 40 {
-        if tally.kills() >= kills && tally.neglected().is_none() {
-            return Ok(tally);
-        }
-        let at = seed.wrapping_add(round);
-        let wrong = |wrong| format!("migrate, seed {at}: {wrong}");
-        let mut seeded = Seeded::new(at);
-        let mut live = Live::new(&mut seeded, program).map_err(wrong)?;
-        live.migrate(&mut seeded, &mut tally, round).map_err(wrong)?;
-    }
-    Err(format!("migrate: too few kills strike in time: {tally}"))
+    rounds("migrate", &PHASES, (seed, kills), program, |live, seeded, tally, round| {
+        live.migrate(seeded, tally, round)
+    })
 }
 
 /// Where a move is, as the folders tell.
