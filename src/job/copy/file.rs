@@ -94,9 +94,12 @@ pub(super) fn settle(host: &dyn Host, to: &Path, transfer: &Transfer) -> Result<
     host.sync_folder(to.parent().unwrap_or(Path::new("/")))
 }
 
-/// Removes what earlier runs left behind of files that were linked in the end, and not copied.
+/// Removes what earlier runs left behind of files that were linked in the end, and not copied. Durable: the note that
+/// names them may go then.
 pub(super) fn sweep(host: &dyn Host, folder: &Path, transfer: &Transfer) -> Result<()> {
-    transfer.temporaries().try_for_each(|temporary| remove_if_there(host, &folder.join(temporary)))
+    transfer.temporaries().try_for_each(|temporary| remove_if_there(host, &folder.join(temporary)))?;
+    // What a killed run removed may come back with a power cut, too.
+    if transfer.temporaries().next().is_some() { host.sync_folder(folder) } else { Ok(()) }
 }
 
 fn remove_if_there(host: &dyn Host, path: &Path) -> Result<()> {
