@@ -105,7 +105,7 @@ pub(super) fn stands_as_asked(ending: &Ending, making: &Making) -> Result<bool> 
     let Ok(draft) = open_layer(&ending.host, &making.draft, &how) else { return Ok(false) };
     let Some(parent) = moves.below.first() else { return Ok(draft.image.parent().is_none()) };
     let folder = draft.path.parent().unwrap_or(Path::new("/"));
-    if draft.image.parent() != Some(parent.name_in(folder)) {
+    if !draft.image.parent().is_some_and(|link| link.leads_like(&parent.name_in(folder))) {
         return Ok(false);
     }
     let claimed = ending.ledger.look(draft.image.as_ref())?.layer.claim.map(|claim| claim.parent_epoch);

@@ -52,4 +52,5 @@ mod tree;
 mod unshare;
 mod users;
 mod verify;
+mod vhd;
 mod walk;
