@@ -82,21 +82,24 @@ qcow2_images() {
     cd ..
 }
 
-vpc_images() {
-    cd vpc
+# Small blocks: a file of a few MiB, nearly all of it holes.
+vhdx_images() {
+    cd vhdx
     : >births.tsv
-    rm -f ./*.vhd
-    qemu-img create -q -f vpc -o subformat=fixed,force_size=on fixed.vhd 64k
-    qemu-io -f vpc -c "write -P 0x31 1k 2k" -c "write -P 0x32 63k 1k" fixed.vhd >/dev/null
-    birth fixed.vhd "qemu-img create -f vpc -o subformat=fixed,force_size=on fixed.vhd 64k; qemu-io: write -P 0x31 1k 2k; write -P 0x32 63k 1k" vpc
-    qemu-img create -q -f vpc dynamic.vhd 3M
-    qemu-io -f vpc -c "write -P 0x33 2500k 3k" dynamic.vhd >/dev/null
-    birth dynamic.vhd "qemu-img create -f vpc dynamic.vhd 3M (the geometry's size); qemu-io: write -P 0x33 2500k 3k" vpc
+    rm -f ./*.vhdx
+    local options commands
+    for name in dynamic fixed; do
+        options=subformat=$name,block_size=1M
+        commands=(-c "write -P 26 100k 3k" -c "write -P 27 1023k 2k")
+        qemu-img create -q -f vhdx -o "$options" "$name.vhdx" 2560k >/dev/null
+        qemu-io -f vhdx "${commands[@]}" "$name.vhdx" >/dev/null
+        birth "$name.vhdx" "qemu-img create -f vhdx -o $options $name.vhdx 2560k; qemu-io: write -P 26 100k 3k; qemu-io: write -P 27 1023k 2k" vhdx
+    done
     cd ..
 }
 
-mkdir -p raw qcow2 vpc
-vpc_images
+mkdir -p raw qcow2 vhdx
+vhdx_images
 [ -e raw/head.raw ] || qemu-img create -q -f raw raw/head.raw 64k
 qcow2_images
 raw_images

@@ -7,9 +7,10 @@
 mod bits;
 mod facts;
 mod foreign;
+mod pages;
 pub mod qcow2;
 pub mod raw;
-pub mod vpc;
+pub mod vhdx;
 
 pub use crate::store::{Identity, StoredRecord};
 pub use bits::Bits;
@@ -33,29 +34,29 @@ pub enum Format {
     Raw,
     /// QEMU copy-on-write, versions 2 and 3.
     Qcow2,
-    /// Microsoft's virtual hard disk: fixed, dynamic, differencing.
-    Vpc,
+    /// Hyper-V's virtual hard disk, version 2.
+    Vhdx,
 }
 
 impl Format {
     /// Every format, in the order in which headers are tried.
-    pub const ALL: [Self; 3] = [Self::Qcow2, Self::Vpc, Self::Raw];
+    pub const ALL: [Self; 3] = [Self::Qcow2, Self::Vhdx, Self::Raw];
 
     /// Returns the name used in options and in images (`-f`, `-F`).
     pub const fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
-            Self::Vpc => "vpc",
+            Self::Vhdx => "vhdx",
         }
     }
 
     /// Returns the format of that name (as qemu spells it).
     pub fn parse(name: &str) -> Result<Self> {
-        let name = if name == "vhd" { Self::Vpc.name() } else { name };
         let found = Self::ALL.into_iter().find(|f| f.name() == name);
-        let known = "raw, qcow2, vpc";
-        found.ok_or_else(|| Error::unsupported(format!("unknown image format '{name}' (known: {known})")))
+        found.ok_or_else(|| {
+            Error::unsupported(format!("unknown image format '{name}' (known: raw, qcow2, vhdx)"))
+        })
     }
 
     /// Returns the options of new images: name, and what it does.
@@ -63,7 +64,7 @@ impl Format {
         match self {
             Self::Raw => raw::OPTIONS,
             Self::Qcow2 => qcow2::OPTIONS,
-            Self::Vpc => vpc::OPTIONS,
+            Self::Vhdx => vhdx::OPTIONS,
         }
     }
 
@@ -71,13 +72,14 @@ impl Format {
     ///
     /// Only for files that a person named: a guest can write any header into a raw disk.
     pub fn recognise(file: &dyn File) -> Result<Self> {
-        let mut magic = [0; 4];
-        file.read_at(HostOffset::new(0), &mut magic)?;
-        Ok(match magic {
-            qcow2::MAGIC => Self::Qcow2,
-            // A fixed one shows it at its end only, as a raw disk may whose guest wrote that there.
-            _ if vpc::is_there(file)? => Self::Vpc,
-            _ => Self::Raw,
+        let mut start = [0; 8];
+        file.read_at(HostOffset::new(0), &mut start)?;
+        Ok(if start.starts_with(&qcow2::MAGIC) {
+            Self::Qcow2
+        } else if start == vhdx::MAGIC {
+            Self::Vhdx
+        } else {
+            Self::Raw
         })
     }
 }
@@ -99,29 +101,12 @@ pub struct ParentName {
     pub others: Vec<Vec<u8>>,
     /// What the header says that the parent says of itself, where both formats have that.
     pub identity: Option<Identity>,
-    /// Whether qemu reads that parent wrongly and says nothing: its children have to keep qemu away.
-    pub is_misread: bool,
 }
 
 impl ParentName {
-    /// Names `parent` as it is now.
-    pub fn of(parent: &dyn Image, name: Vec<u8>) -> Self {
-        Self {
-            identity: parent.identity(),
-            // Of a differencing VHD qemu leaves the parent out. What lies on one says so itself.
-            is_misread: parent.format() == Format::Vpc && parent.parent().is_some(),
-            ..Self::new(name, Some(parent.format().name().to_owned()))
-        }
-    }
-
-    /// Returns whether both lead to the same name and format.
-    pub fn leads_like(&self, other: &Self) -> bool {
-        (&self.name, &self.format) == (&other.name, &other.format)
-    }
-
     /// Names a parent in one way.
     pub const fn new(name: Vec<u8>, format: Option<String>) -> Self {
-        Self { name, format, others: Vec::new(), identity: None, is_misread: false }
+        Self { name, format, others: Vec::new(), identity: None }
     }
 }
 
@@ -214,7 +199,7 @@ pub fn open(
     match format {
         Format::Raw => raw::open(file, is_writable, parts),
         Format::Qcow2 => qcow2::open(file, is_writable, parts),
-        Format::Vpc => vpc::open(file, is_writable, parts),
+        Format::Vhdx => vhdx::open(file, is_writable, parts),
     }
 }
 
@@ -238,7 +223,7 @@ pub fn measure(format: Format, creation: &Creation) -> Result<Measure> {
     match format {
         Format::Raw => raw::measure(creation),
         Format::Qcow2 => qcow2::measure(creation),
-        Format::Vpc => vpc::measure(creation),
+        Format::Vhdx => vhdx::measure(creation),
     }
 }
 
@@ -273,7 +258,7 @@ pub fn create(
     match format {
         Format::Raw => raw::create(file, creation, parts),
         Format::Qcow2 => qcow2::create(file, creation, parts),
-        Format::Vpc => vpc::create(file, creation, parts),
+        Format::Vhdx => vhdx::create(file, creation, parts),
     }
 }
 
@@ -300,7 +285,7 @@ pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
             let data_name = header.data_file_name().filter(|_| header.has_data_file()).map(<[u8]>::to_vec);
             Ok(Peek { size: header.disk_bytes, parent: header.parent(), data_name })
         }
-        Format::Vpc => vpc::peek(file),
+        Format::Vhdx => vhdx::peek(file),
     }
 }
 
@@ -308,7 +293,7 @@ pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
 /// whoever tries. False where the format has no such mark.
 pub fn retire(format: Format, file: &dyn File, why: &str) -> Result<bool> {
     match format {
-        Format::Raw | Format::Vpc => Ok(false),
+        Format::Raw | Format::Vhdx => Ok(false),
         Format::Qcow2 => qcow2::retire(file, why),
     }
 }
@@ -316,7 +301,7 @@ pub fn retire(format: Format, file: &dyn File, why: &str) -> Result<bool> {
 /// Returns whether the image in `file` has been retired.
 pub fn is_retired(file: &dyn File) -> Result<bool> {
     match Format::recognise(file)? {
-        Format::Raw | Format::Vpc => Ok(false),
+        Format::Raw | Format::Vhdx => Ok(false),
         Format::Qcow2 => qcow2::is_retired(file),
     }
 }
@@ -328,7 +313,7 @@ pub fn check(format: Format, file: Arc<dyn File>, repair: Repair, parts: &dyn Pa
     match format {
         Format::Raw => Err(Error::unsupported("raw images have no metadata to check").path(file.path())),
         Format::Qcow2 => qcow2::check(file, repair, parts),
-        Format::Vpc => vpc::check(&file, repair),
+        Format::Vhdx => vhdx::check(file, repair),
     }
 }
 

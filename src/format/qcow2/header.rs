@@ -335,8 +335,7 @@ impl Header {
     pub fn parent(&self) -> Option<ParentName> {
         let name = self.parent_name.clone()?;
         let format = self.extension(extension::BACKING_FORMAT);
-        let format = format.map(|f| String::from_utf8_lossy(f).into_owned());
-        Some(ParentName { is_misread: self.has(feature::MISREAD_PARENT), ..ParentName::new(name, format) })
+        Some(ParentName::new(name, format.map(|f| String::from_utf8_lossy(f).into_owned())))
     }
 
     /// Refuses to write an image that is marked as corrupt.

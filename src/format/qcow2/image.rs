@@ -26,15 +26,16 @@ use super::{
     entry::Shape,
     feature,
     header::{Compression, Header},
-    pages::Pages,
+    pages::{Pages, WRITERS_LEAST},
     refcounts::Refcounts,
     tables::{FirstLevel, Tables, Target, read_words},
     write::{Job, Source},
 };
 use crate::{
     base::{
-        Budget, Claims, Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile,
-        units::count,
+        Budget, Claims, Error, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result,
+        error::InFile,
+        units::{SECTOR_BYTES, count},
     },
     format::{
         Adopted, Below, BitmapEdit, Bits, Details, Format, Identity, Image, ParentName, Parts, StoredRecord,
@@ -112,6 +113,8 @@ impl Qcow2Image {
             None
         };
         let budget = parts.budget();
+        // Who only reads needs a single page at a time.
+        let least = if is_writable { WRITERS_LEAST } else { 1 };
         let tables = Tables {
             shape,
             image: Target::new(file.clone())?,
@@ -120,7 +123,7 @@ impl Qcow2Image {
             l1_at: header.l1.at,
             l1_changed: BTreeSet::new(),
             unreached: HashSet::new(),
-            pages: Pages::new(shape.cluster(), budget.join(), is_writable),
+            pages: Pages::new(shape.cluster(), SECTOR_BYTES, budget.join(), least),
         };
         let counts = header.refcount_table;
         let end = if file.is_device() { None } else { Some(file.bytes()?) };

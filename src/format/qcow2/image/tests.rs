@@ -363,7 +363,7 @@ fn a_long_look_for_free_clusters_does_not_fail_the_write() {
     let image = Qcow2Image::open(file, true, &NoParts).unwrap();
     let budget = Budget::new(Budget::BYTES_MIN).unwrap();
     let others: Vec<_> = (0..4096).map(|_| budget.join()).collect();
-    image.state.write().tables.pages = Pages::new(512, budget.join(), true);
+    image.state.write().tables.pages = Pages::new(512, SECTOR_BYTES, budget.join(), WRITERS_LEAST);
     image.write(at.plus(16 << 10), &[2; 512], &Nothing).unwrap();
     drop(others);
 }

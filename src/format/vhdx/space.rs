@@ -1,0 +1,285 @@
+//! Which MiB of the file are in use. Nothing in a VHDX file says what is free: it is what nothing refers to.
+
+use super::{
+    entry::{Block, bitmap_place},
+    geometry::{BITMAP_BYTES, ENTRY_BYTES, EntryKind, Geometry, MIB},
+    layout::Layout,
+    log::{PAGE_BYTES, Page},
+};
+use crate::{
+    base::{Error, HostOffset, HostRange, Result, units::index},
+    io::File,
+};
+use std::ops::Range;
+
+/// No file of this format is longer; bounds the memory for what is in use.
+const FILE_BYTES_MAX: u64 = 128 << 40;
+/// Piece in which the table is read.
+const PIECE_BYTES: u64 = MIB;
+
+/// A MiB of the file is in use where its bit is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Space {
+    words: Vec<u64>,
+    /// Before these MiB no run of a block's, or of a single, MiB is free.
+    block_from: u64,
+    single_from: u64,
+}
+
+impl Space {
+    fn is_taken(&self, mib: u64) -> bool {
+        self.words.get(index(mib / 64)).is_some_and(|word| word >> (mib % 64) & 1 != 0)
+    }
+
+    /// Takes every MiB that `range` touches; false if one was taken already.
+    pub(super) fn take(&mut self, range: HostRange) -> bool {
+        let outer = range.outer(MIB);
+        let mut is_free = true;
+        for mib in outer.start.bytes() / MIB..outer.end().bytes() / MIB {
+            let nth = index(mib / 64);
+            if self.words.len() <= nth {
+                self.words.resize(nth + 1, 0);
+            }
+            if let Some(word) = self.words.get_mut(nth) {
+                is_free &= *word >> (mib % 64) & 1 == 0;
+                *word |= 1 << (mib % 64);
+            }
+        }
+        is_free
+    }
+
+    /// Gives whole MiB back.
+    pub(super) fn give(&mut self, range: HostRange) {
+        let first = range.start.bytes() / MIB;
+        for mib in first..range.end().bytes() / MIB {
+            if let Some(word) = self.words.get_mut(index(mib / 64)) {
+                *word &= !(1 << (mib % 64));
+            }
+        }
+        self.block_from = self.block_from.min(first);
+        self.single_from = self.single_from.min(first);
+    }
+
+    /// Returns where the last MiB in use ends.
+    pub(super) fn end(&self) -> HostOffset {
+        let used = (1..).zip(&self.words).filter(|(_, word)| **word != 0);
+        HostOffset::new(
+            used.last().map_or(0, |(nth, word)| (nth * 64 - u64::from(word.leading_zeros())) * MIB),
+        )
+    }
+
+    /// Returns the start of a free run of `bytes` (whole MiB), before `end` if there is one; it is not taken.
+    pub(super) fn find(&mut self, bytes: u64, end: HostOffset) -> HostOffset {
+        let (wanted, end) = (bytes / MIB, end.bytes().div_ceil(MIB));
+        let mut at = if wanted == 1 { self.single_from } else { self.block_from };
+        let mut run = 0;
+        while at < end && run < wanted {
+            run = if self.is_taken(at) { 0 } else { run + 1 };
+            at += 1;
+        }
+        // What is free right before the file's end is part of a run that goes on beyond it.
+        let start = at - run;
+        *(if wanted == 1 { &mut self.single_from } else { &mut self.block_from }) = start;
+        HostOffset::new(start * MIB)
+    }
+
+    /// Returns the runs before `end` that nothing uses.
+    pub(super) fn free_runs(&self, end: HostOffset) -> Vec<HostRange> {
+        let mut runs: Vec<HostRange> = Vec::new();
+        for mib in (0..end.bytes().div_ceil(MIB)).filter(|mib| !self.is_taken(*mib)) {
+            let at = HostOffset::new(mib * MIB);
+            match runs.last_mut() {
+                Some(last) if last.end() == at => last.bytes += MIB,
+                _ => runs.push(at.range(MIB)),
+            }
+        }
+        runs
+    }
+}
+
+/// Calls `each` for those of some entries of a table that are not zero, in order: number and word. Holes are not read.
+pub(super) fn each_entry(
+    file: &dyn File,
+    bat: HostRange,
+    entries: Range<u64>,
+    mut each: impl FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let place = |entry: u64| bat.start.plus(entry.saturating_mul(ENTRY_BYTES).min(bat.bytes));
+    let table = HostRange::between(place(entries.start), place(entries.end));
+    let mut buf = vec![0; index(PIECE_BYTES.min(table.bytes))];
+    let mut at = table.start;
+    while at < table.end() {
+        let run = file.run_at(at)?;
+        let end = if run.range.is_empty() {
+            table.end()
+        } else {
+            run.range.end().floor(ENTRY_BYTES).min(table.end())
+        };
+        if !run.is_data && end > at {
+            at = end;
+            continue;
+        }
+        let piece = HostRange::between(at, table.end().min(at.plus(PIECE_BYTES)));
+        let bytes = buf.get_mut(..index(piece.bytes)).unwrap_or_default();
+        file.read_at(piece.start, bytes)?;
+        let first = piece.start.since(bat.start) / ENTRY_BYTES;
+        for (nth, entry) in (first..).zip(bytes.chunks_exact(8)) {
+            let word = entry.first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+            if word != 0 {
+                each(nth, word)?;
+            }
+        }
+        at = piece.end();
+    }
+    Ok(())
+}
+
+/// Returns the pages of a table, as the file has them, with other words for some entries (in order).
+pub(super) fn pages_with(file: &dyn File, bat: HostRange, words: &[(u64, u64)]) -> Result<Vec<Page>> {
+    let mut pages: Vec<Page> = Vec::new();
+    for (entry, word) in words {
+        let at = bat.start.plus(entry * ENTRY_BYTES);
+        let page = at.floor(PAGE_BYTES);
+        if pages.last().is_none_or(|last| last.at != page) {
+            let mut bytes = vec![0; index(PAGE_BYTES)];
+            file.read_at(page, &mut bytes)?;
+            pages.push(Page { at: page, bytes });
+        }
+        let from = index(at.since(page));
+        let place = pages.last_mut().and_then(|last| last.bytes.get_mut(from..from + 8));
+        if let Some(place) = place {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    Ok(pages)
+}
+
+/// What an entry has in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Where.
+    pub(super) range: HostRange,
+    /// Whether it needs its chunk's sector bitmap.
+    pub(super) is_partial: bool,
+}
+
+/// Returns what the entry refers to, or what is wrong with it.
+pub(super) fn held(
+    geometry: Geometry,
+    has_parent: bool,
+    (entry, word): (u64, u64),
+) -> std::result::Result<Option<Held>, String> {
+    let place = match geometry.entry_kind(entry) {
+        EntryKind::Bitmap => {
+            let place = bitmap_place(word).map_err(|state| format!("has the unknown state {state}"))?;
+            // Without a parent no bitmap counts, whatever is there.
+            place.filter(|_| has_parent).map(|at| (at.range(BITMAP_BYTES), false))
+        }
+        EntryKind::Payload(_) => match Block::decode(word) {
+            Block::Unknown(state) => return Err(format!("has the unknown state {state}")),
+            Block::Partial(_) if !has_parent => {
+                return Err("is partly present, and the file has no parent".to_owned());
+            }
+            Block::Partial(at) => Some((at.range(geometry.block_bytes), true)),
+            Block::Full(at) => Some((at.range(geometry.block_bytes), false)),
+            Block::Absent | Block::Zero => None,
+        },
+    };
+    Ok(place.map(|(range, is_partial)| Held { range, is_partial }))
+}
+
+/// Returns what is wrong with where an entry leads in a file of so many bytes.
+pub(super) fn misplaced(range: HostRange, file_bytes: u64) -> Option<String> {
+    let (at, end) = (range.start, range.end().bytes());
+    if at.bytes() < MIB {
+        return Some(format!("points into the header (0x{at:x})"));
+    }
+    if at.bytes() >= file_bytes {
+        return Some(format!("points past the file's end (0x{at:x} of 0x{file_bytes:x})"));
+    }
+    (end > FILE_BYTES_MAX).then(|| format!("points to 0x{at:x}: no file of this format is so long"))
+}
+
+/// Returns how an entry is called in messages.
+pub(super) fn name(geometry: Geometry, bat: HostRange, entry: u64) -> String {
+    let at = bat.start.plus(entry * ENTRY_BYTES);
+    match geometry.entry_kind(entry) {
+        EntryKind::Payload(block) => {
+            let guest = geometry.block(block).start;
+            format!("block allocation table: the entry at 0x{at:x} for guest byte 0x{guest:x}")
+        }
+        EntryKind::Bitmap => format!("block allocation table: the entry at 0x{at:x} for a sector bitmap"),
+    }
+}
+
+/// Returns what the header, the log and the regions use.
+pub(super) fn fixed_parts(layout: &Layout) -> Space {
+    let mut space = Space::default();
+    space.take(HostOffset::new(0).range(MIB));
+    space.take(layout.header.log);
+    for range in layout.regions.ranges() {
+        space.take(range);
+    }
+    space
+}
+
+/// Looks at every entry of the table, and returns what is in use. `file` shows what the log says.
+///
+/// `Corrupt` for an entry that is wrong, leads outside the file, or to what something else uses.
+pub(super) fn survey(file: &dyn File, layout: &Layout) -> Result<Space> {
+    let (metadata, bat) = (&layout.metadata, layout.regions.bat);
+    let (geometry, has_parent) = (metadata.geometry, metadata.has_parent());
+    let mut space = fixed_parts(layout);
+    let file_bytes = file.bytes()?;
+    let wrong = |entry: u64, why: String| Error::corrupt(format!("{} {why}", name(geometry, bat, entry)));
+    // The chunk whose bitmap is needed: its entry comes behind those of its blocks.
+    let mut needed: Option<u64> = None;
+    let lacking =
+        |entry: u64| wrong(entry, "is missing, and blocks of its chunk are partly present".to_owned());
+    each_entry(file, bat, 0..geometry.entries(metadata.size, has_parent), |entry, word| {
+        let found = held(geometry, has_parent, (entry, word)).map_err(|why| wrong(entry, why))?;
+        if let Some(bitmap) = needed.filter(|bitmap| *bitmap <= entry) {
+            if bitmap != entry || found.is_none() {
+                return Err(lacking(bitmap));
+            }
+            needed = None;
+        }
+        let Some(Held { range, is_partial }) = found else { return Ok(()) };
+        if let Some(why) = misplaced(range, file_bytes) {
+            return Err(wrong(entry, why));
+        }
+        if !space.take(range) {
+            return Err(wrong(entry, format!("points to 0x{:x}, which something else uses", range.start)));
+        }
+        if let (true, EntryKind::Payload(block)) = (is_partial, geometry.entry_kind(entry)) {
+            needed = Some(geometry.bitmap_entry_of(block));
+        }
+        Ok(())
+    })?;
+    needed.map_or(Ok(space), |bitmap| Err(lacking(bitmap)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_is_found_again() {
+        let mut space = Space::default();
+        let mib = |first: u64, last: u64| {
+            HostRange::between(HostOffset::new(first * MIB), HostOffset::new(last * MIB))
+        };
+        assert!(space.take(mib(0, 70)));
+        assert!(!space.take(mib(69, 71)));
+        assert_eq!(space.end(), HostOffset::new(71 * MIB));
+        assert_eq!(space.find(4 * MIB, space.end()), HostOffset::new(71 * MIB));
+        space.give(mib(10, 14));
+        assert_eq!(space.find(4 * MIB, space.end()), HostOffset::new(10 * MIB));
+        space.give(mib(5, 6));
+        assert_eq!(space.find(4 * MIB, space.end()), HostOffset::new(10 * MIB));
+        assert_eq!(space.find(MIB, space.end()), HostOffset::new(5 * MIB));
+        assert_eq!(space.free_runs(HostOffset::new(72 * MIB)), [mib(5, 6), mib(10, 14), mib(71, 72)]);
+        // A run that ends with the file goes on beyond it.
+        assert_eq!(space.find(8 * MIB, HostOffset::new(73 * MIB)), HostOffset::new(71 * MIB));
+    }
+}
