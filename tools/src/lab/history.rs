@@ -134,12 +134,16 @@ const fn qcow2(
     History { name, format: Format::Qcow2, options, sectors, parent: 0, is_resized: false, before, deeds }
 }
 
+const fn vhdx(name: &'static str, sectors: u64) -> History {
+    History { format: Format::Vhdx, ..qcow2(name, &[("block_size", "1M")], sectors) }
+}
+
 const SMALL: &[(&str, &str)] = &[("cluster_size", "1k")];
 /// Sectors in such a cluster.
 const SMALL_SECTORS: u64 = 2;
 
 /// Every history. Sizes are small: a crash anywhere is then seen by reading the whole disk.
-pub const HISTORIES: [History; 18] = [
+pub const HISTORIES: [History; 21] = [
     History { format: Format::Raw, is_resized: true, ..qcow2("raw", &[], 256) },
     // Small clusters: many tables, refcount blocks and table clusters in a small disk.
     qcow2("qcow2-512", &[("cluster_size", "512")], 600),
@@ -187,6 +191,10 @@ pub const HISTORIES: [History; 18] = [
         ..qcow2("qcow2-kept-bitmap", SMALL, 400)
     },
     History { deeds: &[Deed::Release, Deed::Pack], parent: 300, ..qcow2("qcow2-release", SMALL, 400) },
+    // The smallest blocks have 2048 sectors.
+    History { deeds: &[Deed::Release], ..vhdx("vhdx", 4800) },
+    History { deeds: &[Deed::Move], parent: 3000, ..vhdx("vhdx-child", 4800) },
+    History { is_resized: true, parent: 6000, ..vhdx("vhdx-resize", 2500) },
 ];
 
 /// The image's name on the machine.

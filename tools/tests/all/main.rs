@@ -52,5 +52,5 @@ mod tree;
 mod unshare;
 mod users;
 mod verify;
-mod vhd;
+mod vhdx;
 mod walk;

@@ -1,0 +1,202 @@
+//! VHDX, with others' tools and images: what Hyper-V, Windows and qemu wrote we read; what we write qemu finds clean and
+//! equal, and a log that a power cut left it replays.
+
+use crate::{
+    dchain::{dchain, done},
+    foreign::{Scratch, assert_same},
+};
+use deltachain::{
+    base::{GuestOffset, GuestRange, HostOffset, seed::Seeded, units::index},
+    format::{self, Creation, Format, Image, NoParts, Nothing},
+    io::{
+        Access, Host, Kept,
+        faulty::{SimHost, crash_states},
+        real::RealHost,
+    },
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Summing up a larger view takes longer than a test may.
+const VIEW_BYTES_MAX: u64 = 2 << 30;
+
+/// The rows of the index of real images in a format: file, and the sum of its view.
+fn real_images(format: &str) -> Option<(PathBuf, Vec<(String, String)>)> {
+    let Some(folder) = std::env::var_os("DCHAIN_REAL_IMAGES").map(PathBuf::from) else {
+        println!("skipped: DCHAIN_REAL_IMAGES names no folder with images of other products");
+        return None;
+    };
+    let index = fs::read_to_string(folder.join("INDEX.tsv")).unwrap();
+    let rows = index.lines().skip(1).map(|line| line.split('\t').collect::<Vec<_>>());
+    let rows = rows.filter(|row| row[2].strip_suffix("-diff").unwrap_or(row[2]) == format);
+    let rows = rows.filter(|row| row.get(7).is_some_and(|sum| !sum.is_empty()));
+    let rows = rows.filter(|row| row[6].parse().unwrap_or(0) <= VIEW_BYTES_MAX);
+    let rows: Vec<_> = rows.map(|row| (row[0].to_owned(), row[7].to_owned())).collect();
+    assert!(!rows.is_empty());
+    Some((folder, rows))
+}
+
+#[test]
+fn images_of_other_products_read_as_they_should() {
+    let Some((folder, rows)) = real_images("vhdx") else { return };
+    for (name, sum) in rows {
+        let scratch = Scratch::in_memory();
+        let before = fs::read(folder.join(&name)).unwrap();
+        let place = folder.join(&name);
+        done(&scratch.path(), &["convert", "-q", "-O", "raw", place.to_str().unwrap(), "flat"]);
+        let said = scratch.run("sha256sum", "flat");
+        assert_eq!(said.split_whitespace().next(), Some(sum.as_str()), "{name}");
+        assert!(fs::read(&place).unwrap() == before, "{name} was written");
+        done(&scratch.path(), &["check", place.to_str().unwrap()]);
+    }
+}
+
+fn sized(size: u64, options: &[(&str, &str)]) -> Creation {
+    let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    Creation { size, parent: None, options }
+}
+
+fn open(path: &Path, access: Access) -> Arc<dyn Image> {
+    let file = RealHost::new().open(path, access).unwrap();
+    format::open(Format::Vhdx, file, access.writes(), &NoParts).unwrap()
+}
+
+/// Writes and zeroes here and there; `disk` is what the image shows.
+fn scribble(image: &dyn Image, disk: &mut [u8], seed: u64) {
+    let mut seeded = Seeded::new(seed);
+    let size = disk.len() as u64;
+    for nth in 0..40 {
+        let at = seeded.below(size);
+        let most = [600, 70_000, 3_000_000][index(seeded.below(3))];
+        let bytes = (1 + seeded.below(most)).min(size - at);
+        let part = &mut disk[index(at)..index(at + bytes)];
+        if seeded.chance(1, 4) {
+            part.fill(0);
+            let kept = if nth % 2 == 0 { Kept::Space } else { Kept::Nothing };
+            image.zero(GuestOffset::new(at).range(bytes), kept, &Nothing).unwrap();
+        } else {
+            seeded.fill(part);
+            image.write(GuestOffset::new(at), part, &Nothing).unwrap();
+        }
+    }
+}
+
+#[test]
+fn qemu_finds_what_we_write_clean_and_equal() {
+    let shapes: [(&[(&str, &str)], u64); 4] = [
+        (&[], 40 << 20),
+        (&[("block_size", "1M"), ("log_size", "2M")], (21 << 20) + 512),
+        (&[("subformat", "fixed"), ("block_size", "2M")], 20 << 20),
+        (&[("block_size", "1M"), ("block_state_zero", "off")], 16 << 20),
+    ];
+    for (nth, (options, size)) in shapes.into_iter().enumerate() {
+        let scratch = Scratch::new();
+        let file = RealHost::new().create(&scratch.file("image")).unwrap();
+        let image = format::create(Format::Vhdx, file, &sized(size, options), &NoParts).unwrap();
+        let mut disk = vec![0; index(size)];
+        for round in 0..2 {
+            scribble(image.as_ref(), &mut disk, nth as u64 * 2 + round);
+            image.flush().unwrap();
+        }
+        drop(image);
+        scratch.qemu_img("check -q -f vhdx image");
+        assert_same(&scratch.flat("vhdx", "image"), &disk, &format!("{options:?}"));
+    }
+}
+
+#[test]
+fn what_qemu_writes_we_read_and_write_on() {
+    for options in [
+        "block_size=1M",
+        "block_size=2M,subformat=fixed",
+        "block_size=1M,block_state_zero=off",
+        "log_size=3M",
+    ] {
+        let scratch = Scratch::new();
+        scratch.qemu_img(&format!("create -q -f vhdx -o {options} image 24M"));
+        let writes = ["write -P 7 3M 5M", "write -P 9 1000k 64k", "write -P 11 20M 512"];
+        scratch.qemu_io("vhdx", "image", &writes);
+        let mut disk = vec![9; 24 << 20];
+        let image = open(&scratch.file("image"), Access::Write);
+        image.read(GuestOffset::new(0), &mut disk, &Nothing).unwrap();
+        assert_same(&disk, &scratch.flat("vhdx", "image"), options);
+        scribble(image.as_ref(), &mut disk, 5);
+        image.flush().unwrap();
+        drop(image);
+        scratch.qemu_img("check -q -f vhdx image");
+        assert_same(&scratch.flat("vhdx", "image"), &disk, options);
+    }
+}
+
+/// Power cuts while blocks come and go: qemu replays our log, and finds what was flushed.
+#[test]
+fn qemu_replays_the_log_that_a_power_cut_left() {
+    let host = SimHost::new();
+    let file = host.create(Path::new("/disk")).unwrap();
+    let image =
+        format::create(Format::Vhdx, file, &sized(12 << 20, &[("block_size", "1M")]), &NoParts).unwrap();
+    image.flush().unwrap();
+    host.sync_folder(Path::new("/")).unwrap();
+    // Each round is whole before the next begins: a sector shows its round's number or that of the round under way.
+    let mut flushed = vec![host.events()];
+    let place = |round: u8, nth: u64| GuestOffset::new(((u64::from(round) * 5 + nth * 7) % 12) << 20);
+    for round in 1..=6 {
+        (0..3).for_each(|nth| image.write(place(round, nth), &[round; 4096], &Nothing).unwrap());
+        if round == 4 {
+            image.zero(place(1, 0).range(1 << 20), Kept::Nothing, &Nothing).unwrap();
+        }
+        image.flush().unwrap();
+        flushed.push(host.events());
+    }
+    let trace = host.trace();
+    drop(image);
+    let mut replayed = 0;
+    for crash in crash_states(&trace, 3, 1).filter(|crash| crash.after >= flushed[0]).step_by(11) {
+        let scratch = Scratch::in_memory();
+        let left = crash.host.open(Path::new("/disk"), Access::Read).unwrap();
+        let mut bytes = vec![0; index(left.bytes().unwrap())];
+        left.read_at(HostOffset::new(0), &mut bytes).unwrap();
+        fs::write(scratch.file("image"), &bytes).unwrap();
+        let ours = format::open(Format::Vhdx, left, false, &NoParts).unwrap();
+        let is_dirty = ours.details().unwrap().is_dirty;
+        let mut disk = vec![9; 12 << 20];
+        ours.read(GuestOffset::new(0), &mut disk, &Nothing).unwrap();
+        let done = flushed.iter().rposition(|events| *events <= crash.after).unwrap();
+        for round in 1..=u8::try_from(done).unwrap() {
+            for at in (0..3).map(|nth| place(round, nth)) {
+                let now = disk[index(at.bytes())];
+                let is_gone = done >= 3 && at == place(1, 0);
+                assert!(now >= round || is_gone && now == 0, "{now} at {at:?} after {done}: {crash:?}");
+            }
+        }
+        let check = scratch.try_run("qemu-img", ["check", "-q", "-r", "all", "-f", "vhdx", "image"]);
+        assert!(check.status.success(), "{crash:?}: {}", String::from_utf8_lossy(&check.stderr));
+        assert_same(&scratch.flat("vhdx", "image"), &disk, "qemu replays as we do");
+        replayed += u32::from(is_dirty);
+    }
+    println!("{replayed} logs replayed");
+    assert!(replayed >= 3, "{replayed}");
+}
+
+#[test]
+fn a_disk_of_the_largest_size_is_made_and_shown() {
+    let scratch = Scratch::new();
+    let folder = scratch.path();
+    done(&folder, &["create", "-q", "-f", "vhdx", "big.vhdx", "64T"]);
+    let info = done(&folder, &["info", "--output", "json", "big.vhdx"]).json();
+    assert_eq!(info["virtual-size"], 64_u64 << 40);
+    scratch.qemu_img("check -q -f vhdx big.vhdx");
+    let image = open(&scratch.file("big.vhdx"), Access::Write);
+    let last = GuestOffset::new((64 << 40) - 4096);
+    image.write(last, &[7; 4096], &Nothing).unwrap();
+    image.flush().unwrap();
+    let mut extents = Vec::new();
+    image.map(GuestRange::between(GuestOffset::new(0), last.plus(4096)), &mut extents).unwrap();
+    assert!(extents.len() <= 3, "{extents:?}");
+    drop(image);
+    let larger = dchain(&folder, &["create", "-f", "vhdx", "larger.vhdx", "65T"]);
+    assert!(larger.code != Some(0) && larger.err.contains("64 TiB"), "{}", larger.err);
+}
