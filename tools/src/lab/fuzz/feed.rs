@@ -82,21 +82,34 @@ fn memory(e: &Error) -> Wrong {
 
 /// Reads, checks, repairs and writes a qcow2 image.
 pub(super) fn qcow2(input: &[u8], data: &[u8]) -> Result<Fed, Wrong> {
+    let past_header = |file: &Bounded| Ok(sane("header", Header::read(file))?.is_some());
+    image(Format::Qcow2, (input, data), past_header)
+}
+
+/// Reads, checks, repairs and writes a VHDX image.
+pub(super) fn vhdx(input: &[u8]) -> Result<Fed, Wrong> {
+    image(Format::Vhdx, (input, &[]), |file| Ok(sane("peek", format::peek(Format::Vhdx, file))?.is_some()))
+}
+
+fn image(
+    format: Format,
+    (input, data): (&[u8], &[u8]),
+    past_header: impl Fn(&Bounded) -> Result<bool, Wrong>,
+) -> Result<Fed, Wrong> {
     let budget = Budget::new();
     let new = |bytes: &[u8]| Bounded::new(bytes, &budget).map_err(|e| memory(&e));
     let (file, data) = (new(input)?, new(data)?);
-    let is_past_header = sane("header", Header::read(&*file))?.is_some();
-    sane("peek", format::peek(Format::Qcow2, &*file))?;
+    let is_past_header = past_header(&file)?;
+    sane("peek", format::peek(format, &*file))?;
     let parts = DataFile(data);
-    if let Some(image) = sane("open", format::open(Format::Qcow2, file.clone(), false, &parts))? {
+    if let Some(image) = sane("open", format::open(format, file.clone(), false, &parts))? {
         look(image.as_ref())?;
     }
-    let checked = |file: &Arc<Bounded>, repair| {
-        sane("check", format::check(Format::Qcow2, file.clone(), repair, &parts))
-    };
+    let checked =
+        |file: &Arc<Bounded>, repair| sane("check", format::check(format, file.clone(), repair, &parts));
     let before = checked(&file, Repair::Nothing)?;
     let copy = file.copy().map_err(|e| memory(&e))?;
-    let is_written = write(&copy, &parts, before.as_ref().is_some_and(is_clean), &checked)?;
+    let is_written = write((format, &copy), &parts, before.as_ref().is_some_and(is_clean), &checked)?;
     let repaired = file.copy().map_err(|e| memory(&e))?;
     let left = checked(&repaired, Repair::All)?;
     let is_mended = left.as_ref().is_some_and(is_clean);
@@ -105,7 +118,7 @@ pub(super) fn qcow2(input: &[u8], data: &[u8]) -> Result<Fed, Wrong> {
         if !again.as_ref().is_some_and(is_clean) {
             return Err(format!("clean after a repair, and then not: {again:?}"));
         }
-        write(&repaired, &parts, true, &checked)?;
+        write((format, &repaired), &parts, true, &checked)?;
     }
     if budget.is_spent() {
         return Err("more I/O than any input is worth".to_owned());
@@ -168,8 +181,13 @@ fn covers(range: GuestRange, extents: &[Extent]) -> Result<(), Wrong> {
 }
 
 /// Opens for writing and writes; what was clean stays clean, and what was written is read.
-fn write(file: &Arc<Bounded>, parts: &dyn Parts, was_clean: bool, check: Check<'_>) -> Result<bool, Wrong> {
-    let Some(image) = sane("open to write", format::open(Format::Qcow2, file.clone(), true, parts))? else {
+fn write(
+    (format, file): (Format, &Arc<Bounded>),
+    parts: &dyn Parts,
+    was_clean: bool,
+    check: Check<'_>,
+) -> Result<bool, Wrong> {
+    let Some(image) = sane("open to write", format::open(format, file.clone(), true, parts))? else {
         return Ok(false);
     };
     let size = image.size();

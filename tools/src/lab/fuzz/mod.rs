@@ -11,6 +11,7 @@ mod mutate;
 mod recipe;
 mod streams;
 mod subject;
+mod vhdx;
 mod wire;
 
 pub use feed::{Fed, Wrong};

@@ -3,7 +3,7 @@
 use super::{
     feed::{self, Fed, Wrong},
     streams::{self, Side},
-    wire,
+    vhdx, wire,
 };
 use deltachain::{
     base::{GuestOffset, HostOffset, Result as Answer, name::FileName, units::index},
@@ -29,6 +29,8 @@ pub(super) const TARGET: &str = "/target";
 pub enum Parser {
     /// The qcow2 format; what the external data file holds, if there is one.
     Qcow2(Vec<u8>),
+    /// The VHDX format.
+    Vhdx,
     /// The raw format.
     Raw,
     /// A layer's record.
@@ -60,7 +62,7 @@ impl Subject {
     /// Returns all of them: the golden images below `testdata`, and one of each further thing that is parsed.
     pub fn all(testdata: &Path) -> Result<Vec<Self>, String> {
         let mut all = Vec::new();
-        for (folder, ending) in [("qcow2", "qcow2"), ("raw", "raw")] {
+        for (folder, ending) in [("qcow2", "qcow2"), ("vhdx", "vhdx"), ("raw", "raw")] {
             let folder = testdata.join(folder);
             let wrong = |e: std::io::Error| format!("{}: {e}", folder.display());
             for entry in std::fs::read_dir(&folder).map_err(wrong)? {
@@ -79,6 +81,7 @@ impl Subject {
     pub(super) fn feed(&self, input: &[u8]) -> Result<Fed, Wrong> {
         match &self.parser {
             Parser::Qcow2(data) => feed::qcow2(input, data),
+            Parser::Vhdx => feed::vhdx(input),
             Parser::Raw => feed::raw(input),
             Parser::Record => Ok(feed::record(input)),
             Parser::Tree(id) => feed::tree(input, id),
@@ -93,10 +96,10 @@ impl Subject {
 fn golden(path: &Path, folder: &str) -> std::io::Result<Subject> {
     let name = format!("{folder}/{}", path.file_name().unwrap_or_default().display());
     let data = path.with_extension("data");
-    let parser = if folder == "raw" {
-        Parser::Raw
-    } else {
-        Parser::Qcow2(if data.exists() { std::fs::read(data)? } else { Vec::new() })
+    let parser = match folder {
+        "raw" => Parser::Raw,
+        "vhdx" => Parser::Vhdx,
+        _ => Parser::Qcow2(if data.exists() { std::fs::read(data)? } else { Vec::new() }),
     };
     Ok(Subject { name, bytes: std::fs::read(path)?, parser })
 }
@@ -110,6 +113,7 @@ fn others() -> Answer<Vec<Subject>> {
     let (journal, journal_at) = journal()?;
     let (note, note_at) = note()?;
     let mut all = vec![
+        subject("vhdx child", vhdx::dirty_child()?, Parser::Vhdx),
         subject("record", layer().encode(), Parser::Record),
         subject("tree", tree, Parser::Tree(whole.id())),
         subject("journal", journal, Parser::Journal(journal_at)),
