@@ -98,8 +98,22 @@ vhdx_images() {
     cd ..
 }
 
-mkdir -p raw qcow2 vhdx
+vpc_images() {
+    cd vpc
+    : >births.tsv
+    rm -f ./*.vhd
+    qemu-img create -q -f vpc -o subformat=fixed,force_size=on fixed.vhd 64k
+    qemu-io -f vpc -c "write -P 0x31 1k 2k" -c "write -P 0x32 63k 1k" fixed.vhd >/dev/null
+    birth fixed.vhd "qemu-img create -f vpc -o subformat=fixed,force_size=on fixed.vhd 64k; qemu-io: write -P 0x31 1k 2k; write -P 0x32 63k 1k" vpc
+    qemu-img create -q -f vpc dynamic.vhd 3M
+    qemu-io -f vpc -c "write -P 0x33 2500k 3k" dynamic.vhd >/dev/null
+    birth dynamic.vhd "qemu-img create -f vpc dynamic.vhd 3M (the geometry's size); qemu-io: write -P 0x33 2500k 3k" vpc
+    cd ..
+}
+
+mkdir -p raw qcow2 vhdx vpc
 vhdx_images
+vpc_images
 [ -e raw/head.raw ] || qemu-img create -q -f raw raw/head.raw 64k
 qcow2_images
 raw_images

@@ -17,6 +17,11 @@ run() {
     printf '$ %s\n' "$*"
     "$@"
 }
+# The same of a line for a shell.
+shell() {
+    printf '$ %s\n' "$1"
+    bash -c "$1"
+}
 # Says that qemu-img sees the same bytes in two images, or stops.
 same() {
     printf 'qemu-img agrees: '
@@ -87,6 +92,16 @@ run dchain copy base.qcow2 there
 run dchain copy --verify thursday.qcow2 there
 same truth.raw raw there/thursday.qcow2 qcow2
 
+title "On a stick: the chain as a stream, which is cut off half-way; the same stream again goes on"
+mkdir far
+shell 'dchain send thursday.qcow2 >stream'
+head -c $(($(stat -c %s stream) / 2)) stream >half
+shell 'dchain receive far <half' || true
+run dchain receive --state far
+shell 'dchain receive far <stream'
+same truth.raw raw far/thursday.qcow2 qcow2
+rm -r far stream half
+
 title "A bag of files, names and links lost: each layer says what it was made on, and is put back there"
 mkdir bag
 n=0
@@ -111,7 +126,7 @@ run dchain consolidate --dry-run there/thursday.qcow2
 run dchain consolidate --yes --verify=bytes there/thursday.qcow2
 same truth.raw raw there/thursday.qcow2 qcow2
 
-title "In use: a daemon serves the disk, a client writes, and the layers are frozen and folded under it"
+title "In use: a daemon serves the disk, a client writes; under it the disk is frozen, goes to another store, and is folded"
 mkdir live
 run dchain copy -q thursday.qcow2 live
 dchaind --disk vm=live/thursday.qcow2 --nbd unix:nbd.sock --control unix:control.sock --state state >daemon.log &
@@ -134,6 +149,10 @@ done &
 writer=$!
 run dchain snapshot --disk vm=friday.qcow2 --socket control.sock
 sleep 1
+# To another store: it has the base already, the other layers are brought, the head goes in one pass.
+mkdir elsewhere
+run dchain copy -q base.qcow2 elsewhere
+run dchain migrate --disk vm elsewhere --socket control.sock
 run dchain consolidate --yes --disk vm --rate 20M --socket control.sock
 touch enough
 wait $writer
@@ -141,7 +160,7 @@ run dchain disk list --socket control.sock
 kill $daemon
 wait $daemon
 echo "the client wrote $(($(wc -l <written) * 8)) times"
-same live.raw raw live/friday.qcow2 qcow2
+same live.raw raw elsewhere/friday.qcow2 qcow2
 
 title "One image in another shape: how large it would be, then compressed, then raw"
 run dchain measure -O qcow2 thursday.qcow2

@@ -20,6 +20,7 @@ ssh openssh-client
 /usr/sbin/sshd openssh-server
 rsync rsync
 systemd-socket-activate systemd
+vhdiinfo libvhdi-utils
 chromium chromium
 chromedriver chromium-driver
 "

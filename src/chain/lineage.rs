@@ -142,7 +142,7 @@ pub(super) fn refuse_half_folded(ledger: &Ledger, head: &Layer) -> Result<()> {
     if may_go && journal.top()?.map_or(Ok(true), |file| format::is_retired(file.as_ref()))? {
         return Ok(());
     }
-    Err(cut_off(&journal, "a consolidation of TOP into it").path(&head.path))
+    Err(cut_off(&journal, " into it").path(&head.path))
 }
 
 /// Refuses to reshape around an image that a consolidation which was cut off names: the layers below may be half
@@ -151,7 +151,7 @@ pub fn refuse_cut_off(ledger: &Ledger, image: &Path) -> Result<()> {
     let is_apart = |host: &dyn Host, top: &Path| is_apart(host, top, image).unwrap_or(false);
     let found = ledger.journal_of_layer(image, &is_apart)?.filter(|_| Guard::CutOff.trips(true));
     let Some(journal) = found else { return Ok(()) };
-    Err(cut_off(&journal, "a consolidation of TOP").path(image))
+    Err(cut_off(&journal, "").path(image))
 }
 
 /// Returns whether the headers tell that `image` is neither `top` nor below it.
@@ -173,11 +173,13 @@ fn is_apart(host: &dyn Host, top: &Path, image: &Path) -> Result<bool> {
 }
 
 /// Says that the job of a journal was cut off, and how it is ended.
-fn cut_off(journal: &Journal, what: &str) -> Error {
+fn cut_off(journal: &Journal, into: &str) -> Error {
     let top = journal.fold().layers.first().map(|top| journal.place(top)).unwrap_or_default();
-    let what = what.replace("TOP", &top.display().to_string());
     let (name, file) = (top.display(), journal.path().display());
-    let ends =
-        format!("`dchain consolidate {name}` ends it, `dchain consolidate --abandon {file}` gives it up");
-    Error::busy(format!("{what} was cut off: {ends}")).subject(top)
+    let (what, ends) = match journal.fold().mode {
+        FoldMode::Move => ("migrate", "the daemon that serves it goes on with it".to_owned()),
+        _ => ("consolidation", format!("`dchain consolidate {name}` ends it")),
+    };
+    let gives_up = format!("`dchain consolidate --abandon {file}` gives it up");
+    Error::busy(format!("a {what} of {name}{into} was cut off: {ends}, {gives_up}")).subject(top)
 }

@@ -78,10 +78,7 @@ impl Layer {
 
     /// Returns how the header of a child in `folder` (absolute, without links) names this layer as its parent.
     pub fn name_in(&self, folder: &Path) -> ParentName {
-        ParentName {
-            identity: self.image.identity(),
-            ..ParentName::new(header_name(folder, &self.path), Some(self.format().name().to_owned()))
-        }
+        ParentName::of(self.image.as_ref(), header_name(folder, &self.path))
     }
 }
 

@@ -7,9 +7,7 @@ use crate::{
 };
 
 /// What a file of a format has where.
-const HEADERS: [(&str, usize, &[u8]); 8] = [
-    // VHD specification 1.0: a copy of the footer stands first, but in fixed disks.
-    ("VHD", 0, b"conectix"),
+const HEADERS: [(&str, usize, &[u8]); 7] = [
     // VMware's Virtual Disk Format 5.0: hosted sparse extents, those of ESX, and descriptors.
     ("VMDK", 0, b"KDMV"),
     ("VMDK", 0, b"COWD"),
@@ -21,23 +19,13 @@ const HEADERS: [(&str, usize, &[u8]); 8] = [
     ("Parallels", 0, b"WithouFreSpacExt"),
 ];
 
-/// The end of a fixed VHD.
-const FOOTER_BYTES: u64 = 512;
-
-/// Returns the name of the format, not one of ours, whose header or footer the file has.
+/// Returns the name of the format, not one of ours, whose header the file has.
 pub fn foreign(file: &dyn File) -> Result<Option<&'static str>> {
     let mut start = [0; 68];
     file.read_at(HostOffset::new(0), &mut start)?;
     let has =
         |(_, at, magic): &&(&str, usize, &[u8])| start.get(*at..).is_some_and(|rest| rest.starts_with(magic));
-    if let Some((name, ..)) = HEADERS.iter().find(has) {
-        return Ok(Some(name));
-    }
-    let mut footer = [0; 8];
-    if let Some(at) = file.bytes()?.checked_sub(FOOTER_BYTES) {
-        file.read_at(HostOffset::new(at), &mut footer)?;
-    }
-    Ok((footer == *b"conectix").then_some("VHD"))
+    Ok(HEADERS.iter().find(has).map(|(name, ..)| *name))
 }
 
 #[cfg(test)]
@@ -47,7 +35,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn a_header_or_footer_of_another_format_is_known() {
+    fn a_header_of_another_format_is_known() {
         let host = SimHost::new();
         let named = |name: &str, parts: &[(u64, &[u8])]| {
             let file = host.create(Path::new(name)).unwrap();
@@ -60,9 +48,8 @@ mod tests {
             let parts: [(u64, &[u8]); 2] = [(u64::try_from(at).unwrap(), magic), (4096, &[1])];
             assert_eq!(named(&format!("/{nth}"), &parts), Some(name));
         }
-        assert_eq!(named("/fixed", &[(0, &[0xeb]), (4096, b"conectix"), (4607, &[1])]), Some("VHD"));
         assert_eq!(named("/disk", &[(0, &[0xeb, 0x63]), (8192, &[1])]), None);
-        assert_eq!(named("/short", &[(0, b"conecti")]), None);
+        assert_eq!(named("/short", &[(0, b"KDM")]), None);
         assert_eq!(named("/empty", &[]), None);
     }
 }

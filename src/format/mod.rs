@@ -11,6 +11,7 @@ mod pages;
 pub mod qcow2;
 pub mod raw;
 pub mod vhdx;
+pub mod vpc;
 
 pub use crate::store::{Identity, StoredRecord};
 pub use bits::Bits;
@@ -36,11 +37,13 @@ pub enum Format {
     Qcow2,
     /// Hyper-V's virtual hard disk, version 2.
     Vhdx,
+    /// Microsoft's virtual hard disk: fixed, dynamic, differencing.
+    Vpc,
 }
 
 impl Format {
     /// Every format, in the order in which headers are tried.
-    pub const ALL: [Self; 3] = [Self::Qcow2, Self::Vhdx, Self::Raw];
+    pub const ALL: [Self; 4] = [Self::Qcow2, Self::Vhdx, Self::Vpc, Self::Raw];
 
     /// Returns the name used in options and in images (`-f`, `-F`).
     pub const fn name(self) -> &'static str {
@@ -48,15 +51,16 @@ impl Format {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
             Self::Vhdx => "vhdx",
+            Self::Vpc => "vpc",
         }
     }
 
     /// Returns the format of that name (as qemu spells it).
     pub fn parse(name: &str) -> Result<Self> {
+        let name = if name == "vhd" { Self::Vpc.name() } else { name };
         let found = Self::ALL.into_iter().find(|f| f.name() == name);
-        found.ok_or_else(|| {
-            Error::unsupported(format!("unknown image format '{name}' (known: raw, qcow2, vhdx)"))
-        })
+        let known = "raw, qcow2, vhdx, vpc";
+        found.ok_or_else(|| Error::unsupported(format!("unknown image format '{name}' (known: {known})")))
     }
 
     /// Returns the options of new images: name, and what it does.
@@ -65,6 +69,7 @@ impl Format {
             Self::Raw => raw::OPTIONS,
             Self::Qcow2 => qcow2::OPTIONS,
             Self::Vhdx => vhdx::OPTIONS,
+            Self::Vpc => vpc::OPTIONS,
         }
     }
 
@@ -78,6 +83,9 @@ impl Format {
             Self::Qcow2
         } else if start == vhdx::MAGIC {
             Self::Vhdx
+        } else if vpc::is_there(file)? {
+            // A fixed one shows it at its end only, as a raw disk may whose guest wrote that there.
+            Self::Vpc
         } else {
             Self::Raw
         })
@@ -101,12 +109,29 @@ pub struct ParentName {
     pub others: Vec<Vec<u8>>,
     /// What the header says that the parent says of itself, where both formats have that.
     pub identity: Option<Identity>,
+    /// Whether qemu reads that parent wrongly and says nothing: its children have to keep qemu away.
+    pub is_misread: bool,
 }
 
 impl ParentName {
+    /// Names `parent` as it is now.
+    pub fn of(parent: &dyn Image, name: Vec<u8>) -> Self {
+        Self {
+            identity: parent.identity(),
+            // Of a differencing VHD qemu leaves the parent out. What lies on one says so itself.
+            is_misread: parent.format() == Format::Vpc && parent.parent().is_some(),
+            ..Self::new(name, Some(parent.format().name().to_owned()))
+        }
+    }
+
+    /// Returns whether both lead to the same name and format.
+    pub fn leads_like(&self, other: &Self) -> bool {
+        (&self.name, &self.format) == (&other.name, &other.format)
+    }
+
     /// Names a parent in one way.
     pub const fn new(name: Vec<u8>, format: Option<String>) -> Self {
-        Self { name, format, others: Vec::new(), identity: None }
+        Self { name, format, others: Vec::new(), identity: None, is_misread: false }
     }
 }
 
@@ -200,6 +225,7 @@ pub fn open(
         Format::Raw => raw::open(file, is_writable, parts),
         Format::Qcow2 => qcow2::open(file, is_writable, parts),
         Format::Vhdx => vhdx::open(file, is_writable, parts),
+        Format::Vpc => vpc::open(file, is_writable, parts),
     }
 }
 
@@ -224,6 +250,7 @@ pub fn measure(format: Format, creation: &Creation) -> Result<Measure> {
         Format::Raw => raw::measure(creation),
         Format::Qcow2 => qcow2::measure(creation),
         Format::Vhdx => vhdx::measure(creation),
+        Format::Vpc => vpc::measure(creation),
     }
 }
 
@@ -259,6 +286,7 @@ pub fn create(
         Format::Raw => raw::create(file, creation, parts),
         Format::Qcow2 => qcow2::create(file, creation, parts),
         Format::Vhdx => vhdx::create(file, creation, parts),
+        Format::Vpc => vpc::create(file, creation, parts),
     }
 }
 
@@ -286,6 +314,7 @@ pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
             Ok(Peek { size: header.disk_bytes, parent: header.parent(), data_name })
         }
         Format::Vhdx => vhdx::peek(file),
+        Format::Vpc => vpc::peek(file),
     }
 }
 
@@ -293,7 +322,7 @@ pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
 /// whoever tries. False where the format has no such mark.
 pub fn retire(format: Format, file: &dyn File, why: &str) -> Result<bool> {
     match format {
-        Format::Raw | Format::Vhdx => Ok(false),
+        Format::Raw | Format::Vhdx | Format::Vpc => Ok(false),
         Format::Qcow2 => qcow2::retire(file, why),
     }
 }
@@ -301,7 +330,7 @@ pub fn retire(format: Format, file: &dyn File, why: &str) -> Result<bool> {
 /// Returns whether the image in `file` has been retired.
 pub fn is_retired(file: &dyn File) -> Result<bool> {
     match Format::recognise(file)? {
-        Format::Raw | Format::Vhdx => Ok(false),
+        Format::Raw | Format::Vhdx | Format::Vpc => Ok(false),
         Format::Qcow2 => qcow2::is_retired(file),
     }
 }
@@ -314,6 +343,7 @@ pub fn check(format: Format, file: Arc<dyn File>, repair: Repair, parts: &dyn Pa
         Format::Raw => Err(Error::unsupported("raw images have no metadata to check").path(file.path())),
         Format::Qcow2 => qcow2::check(file, repair, parts),
         Format::Vhdx => vhdx::check(file, repair),
+        Format::Vpc => vpc::check(&file, repair),
     }
 }
 

@@ -175,9 +175,23 @@ impl Known {
         }
     }
 
+    /// Takes note of the head that the disk has now, the job on it having failed. Where that has given the disk another
+    /// head, its journal stands with the one before, and the next start ends it.
+    pub(super) fn fail(&mut self, path: &Path, format: Format) {
+        self.go_over(path, format);
+        let before = self.before.take();
+        self.set_head(path, format);
+        self.before = before;
+    }
+
     /// Returns the head before a job that may not be quite over.
     pub(super) fn before(&self) -> Option<&Path> {
         self.before.as_ref().map(|name| name.0.as_path())
+    }
+
+    /// Returns whether a job has to do with where the head is, which only a start that may write goes on with or ends.
+    pub(super) const fn is_under_way(&self) -> bool {
+        self.becomes.is_some() || self.before.is_some() || self.going.is_some()
     }
 
     /// Returns the head that the disk gets from the job on it, if that has another name.

@@ -210,9 +210,15 @@ impl Service {
     fn note_end(&self, held: &Held, job: &Job, is_done: bool) -> Result<()> {
         let chain = held.disk.chain();
         let head = chain.head()?;
+        // Whoever settles it asks for the book: not the other way round.
+        let is_stuck = held.stuck.lock().is_some();
         self.book.lock().change(|written| {
             written.with(&job.disk, |known| {
-                known.set_head(&head.path, head.format());
+                if is_stuck {
+                    known.fail(&head.path, head.format());
+                } else {
+                    known.set_head(&head.path, head.format());
+                }
                 known.is_cancelled = !is_done && job.is_given_up();
                 if is_done {
                     known.below = None;

@@ -63,14 +63,21 @@ impl Service {
     pub fn migrate(self: &Arc<Self>, name: &str, asked: &MigrateRequest) -> Result<Arc<Job>> {
         let manners = Manners { share: asked.share, latency_target: asked.latency_target };
         check(manners)?;
-        self.held(name)?.settle()?;
-        let mut book = self.book.lock();
-        if !book.is_kept() {
+        let held = self.held(name)?;
+        held.settle()?;
+        held.refuse_job(name)?;
+        if self.settings.state.is_none() {
             let what = "there is no state folder that would keep the new head's place over a restart";
             return Err(Error::invalid(what));
         }
-        let held = self.free_for_a_job(&book, name)?;
+        // What the store has may have to be hashed here: others need the book meanwhile.
         let migration = self.prepare_move(name, &asked.request)?;
+        let mut book = self.book.lock();
+        let held = self.free_for_a_job(&book, name)?;
+        if !migration.is_of(&held.disk)? {
+            let what = format!("disk '{name}': was changed while its move was planned: ask again");
+            return Err(Error::busy(what));
+        }
         let told = Told::of(asked.rate, manners).due_within(asked.deadline);
         let number = book.change(|written| {
             let number = written.number();

@@ -104,8 +104,10 @@ impl Service {
         let Opened { held, mut known, goes_on } = self.open_disk(known, looked)?;
         let told = known.told;
         let number = book.change(|written| {
-            known.job = goes_on.as_ref().map(|_| known.job.unwrap_or_else(|| written.number()));
-            let number = known.job;
+            let number = goes_on.as_ref().map(|_| known.job.unwrap_or_else(|| written.number()));
+            if !(known.is_read_only && known.is_under_way()) {
+                known.job = number;
+            }
             written.disks.insert(named.name.clone(), known);
             number
         })?;
@@ -140,7 +142,7 @@ impl Service {
     fn open_disk(&self, mut known: Known, looked: &mut Looked) -> Result<Opened> {
         let host = &self.settings.host;
         let is_read_only = known.is_read_only;
-        let mut head = known.head(host.as_ref())?;
+        let mut head = self.head_of(&known)?;
         let access = if is_read_only { Access::Read } else { Access::Write };
         let opening = self.settings.opening.clone().with_access(access).for_live_use();
         // A head that went to another store may have lost its name before that was written down.
@@ -194,7 +196,7 @@ impl Service {
             None if goes_on => self.go_on(&disk, &opening, known.becomes())?.map(begun),
             None => None,
         };
-        if goes_on.is_none() {
+        if goes_on.is_none() && !(is_read_only && known.is_under_way()) {
             known.set_head(&path, format);
         }
         let contexts =
@@ -212,6 +214,28 @@ impl Service {
             stuck: Mutex::default(),
         });
         Ok(Opened { held, known, goes_on })
+    }
+
+    /// Returns where the head of a disk is. Where a job has given it another one, and was cut off before it was over, who may
+    /// write ends that; until then one that is only read is not shown as it was before.
+    fn head_of(&self, known: &Known) -> Result<PathBuf> {
+        let host = &self.settings.host;
+        let head = known.head(host.as_ref())?;
+        if !known.is_read_only {
+            return Ok(head);
+        }
+        let Some(journal) = Journal::find(host, &head)? else { return Ok(head) };
+        if !has_landed(host.as_ref(), &journal)? {
+            return Ok(head);
+        }
+        match known.becomes() {
+            Some(result) => Ok(result.to_path_buf()),
+            None if journal.fold().mode == FoldMode::Move => {
+                let what = "is the disk no more: its migrate was cut off before it was over, and a start that may write ends it";
+                Err(Error::busy(what).path(head))
+            }
+            None => Ok(head),
+        }
     }
 
     /// Ends a job whose record has landed; returns what opens its result. By the book the disk has, or is to have,

@@ -34,7 +34,7 @@ impl From<&Error> for ErrorView {
     }
 }
 
-/// A consolidation that was cut off.
+/// A consolidation or a move that was cut off.
 #[derive(Clone, Debug, Serialize)]
 pub struct CutOffView {
     /// What is left of it.

@@ -5,7 +5,7 @@ use deltachain::{
     base::{Error, ErrorKind},
     chain::{COLON, FORMAT_UNSTATED, UNSTATED},
     io::THIS_PROCESS,
-    store::{Journal, NO_PLACE, Transfer},
+    store::{Arrival, Journal, NO_PLACE, Transfer},
 };
 use std::{fmt, io, os::unix::ffi::OsStrExt, path::Path, process::ExitCode};
 
@@ -194,6 +194,11 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Corrupt, _) if error.what().contains("comes back to") => {
             Some("one of these names the wrong parent: dchain tree FOLDER shows who names whom".to_owned())
         }
+        (ErrorKind::Corrupt, _) if error.file().is_some_and(Arrival::is_name) => {
+            Some(format!("rm {file} forgets it, and the layer begins anew"))
+        }
+        // It came over a wire: there is no image to look at.
+        (ErrorKind::Corrupt, _) if error.file().is_none_or(|file| !file.exists()) => None,
         (ErrorKind::Corrupt, _) => Some(format!("dchain check {file} lists what is wrong")),
         // The file is there: what is missing is something that it refers to.
         (ErrorKind::NotFound, _) if error.file().is_some_and(Path::exists) => Some(format!(

@@ -1,7 +1,7 @@
-//! The part of `dchain copy` that goes to another machine, or comes from one.
+//! The part of `dchain copy` that goes leaf by leaf: to another machine, from one, or to a folder that has something like it.
 
 use crate::{
-    failure::{Exit, Failure},
+    failure::{Exit, Failure, quoted},
     options::{self, Source},
     output::Answer,
     plan::{Grade, Planned},
@@ -15,10 +15,14 @@ use deltachain::{
     job::{
         Progress,
         copy::Share,
-        stream::{Pull, Push, RemotePlan, RemoteReport},
+        stream::{Peer, Pull, Push, RemotePlan, RemoteReport, serve},
     },
 };
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    thread,
+};
 
 /// A copy over ssh.
 #[derive(Debug)]
@@ -31,14 +35,27 @@ pub struct Remote<'a> {
     pub watching: &'a Watching,
 }
 
+/// What is said of a copy, by where it goes.
+#[derive(Clone, Copy)]
+struct Words {
+    verb: &'static str,
+    done: &'static str,
+    /// Where the store is that it goes to.
+    place: &'static str,
+}
+
 /// A copy that is planned.
 trait Prepared {
+    const WORDS: Words;
+
     fn plan(&self) -> &RemotePlan;
 
     fn run(self, progress: &Progress) -> Result<RemoteReport>;
 }
 
 impl Prepared for Push {
+    const WORDS: Words = Words { verb: "send", done: "sent", place: "there" };
+
     fn plan(&self) -> &RemotePlan {
         self.plan()
     }
@@ -49,6 +66,8 @@ impl Prepared for Push {
 }
 
 impl Prepared for Pull {
+    const WORDS: Words = Words { verb: "receive", done: "received", place: "here" };
+
     fn plan(&self) -> &RemotePlan {
         self.plan()
     }
@@ -67,7 +86,7 @@ impl Remote<'_> {
         let prepared = self
             .watching
             .run(|progress| Push::prepare((&host, &ledger), peer, (top, self.share), &opening, progress));
-        match prepared.and_then(|push| self.agreed(push, store, answer)) {
+        match prepared.and_then(|push| self.agreed(push, &|head| shown(store, head), answer)) {
             Ok(true) => child.wait().map(|()| Exit::Done),
             // The other side was hung up on.
             Ok(false) => Ok(Exit::Done),
@@ -87,7 +106,7 @@ impl Remote<'_> {
             let asked = (name.as_path(), self.source.format, folder);
             Pull::prepare((&host, &ledger), peer, asked, (&opening, self.share), progress)
         });
-        match prepared.and_then(|pull| self.agreed(pull, top, answer)) {
+        match prepared.and_then(|pull| self.agreed(pull, &|head| shown(top, head), answer)) {
             Ok(true) => child.wait().map(|()| Exit::Done),
             // The other side was hung up on.
             Ok(false) => Ok(Exit::Done),
@@ -95,15 +114,40 @@ impl Remote<'_> {
         }
     }
 
-    /// Copies, if that is not only planned; returns whether it did.
-    fn agreed(
+    /// Copies the chain at `top` to a folder of this machine in the same way: the other side is a thread.
+    pub fn push_here(
         &self,
-        copy: impl Prepared,
-        place: &Place,
+        top: &Path,
+        folder: &Path,
+        answer: &Answer,
+    ) -> std::result::Result<Exit, Failure> {
+        let host = options::host();
+        let (opening, ledger) = (self.source.opening(&host, Access::Read)?, options::ledger(&host));
+        let ((near_in, far_out), (far_in, near_out)) = (UnixStream::pair()?, UnixStream::pair()?);
+        let peer = |from: UnixStream, to: UnixStream| Peer::new(Box::new(from), Box::new(to));
+        let agreed = thread::scope(|scope| {
+            // What goes wrong there is told to this side; it ends with its end of the wire.
+            scope.spawn(|| drop(serve(&host, &ledger, (folder, true), peer(far_in, far_out))));
+            let asked = (top, self.share);
+            let prepare = |progress: &Progress| {
+                Push::prepare((&host, &ledger), peer(near_in, near_out), asked, &opening, progress)
+            };
+            let prepared = self.watching.run(prepare);
+            let place = |head: &Path| quoted(&folder.join(head));
+            prepared.and_then(|push| self.agreed(push, &place, answer))
+        });
+        agreed.map(|_| Exit::Done)
+    }
+
+    /// Copies, if that is not only planned; returns whether it did. `at` says where a head is.
+    fn agreed<C: Prepared>(
+        &self,
+        copy: C,
+        at: &dyn Fn(&Path) -> String,
         answer: &Answer,
     ) -> std::result::Result<bool, Failure> {
         let plan = copy.plan().clone();
-        if !self.planned.agree(answer, &plan, &lines(&plan), Grade::Harmless)? {
+        if !self.planned.agree(answer, &plan, &lines(&plan, C::WORDS), Grade::Harmless)? {
             return Ok(false);
         }
         let report = self.watching.run(|progress| copy.run(progress))?;
@@ -113,14 +157,15 @@ impl Remote<'_> {
                 return writeln!(out, "{head}: there already, nothing was moved; verified: content ID");
             }
             let (sent, taken) = (size::show(report.sent_bytes), size::show(report.taken_bytes));
-            let at = if report.head.is_absolute() { head.to_string() } else { shown(place, &report.head) };
-            writeln!(out, "{at}: sent {sent}, found there {taken}; verified: content ID")
+            let at = if report.head.is_absolute() { head.to_string() } else { at(&report.head) };
+            let Words { done, place, .. } = C::WORDS;
+            writeln!(out, "{at}: {done} {sent}, found {place} {taken}; verified: content ID")
         })?;
         Ok(true)
     }
 }
 
-fn lines(plan: &RemotePlan) -> Vec<String> {
+fn lines(plan: &RemotePlan, Words { verb, place, .. }: Words) -> Vec<String> {
     let mut lines = Vec::new();
     for layer in plan.layers.iter().rev().filter(|layer| !layer.is_there) {
         let (name, id, bytes) = (layer.name.display(), layer.id.short(), size::show(layer.bytes));
@@ -128,7 +173,8 @@ fn lines(plan: &RemotePlan) -> Vec<String> {
             0 => String::new(),
             done => format!(", on from {}", size::show(done)),
         };
-        let relative = if layer.has_relative { ", what differs from a layer there" } else { "" };
+        let relative =
+            if layer.has_relative { format!(", what differs from a layer {place}") } else { String::new() };
         lines.push(format!("copy {name} ({id}, {bytes} at most{on_from}{relative})"));
     }
     if plan.layers.iter().all(|layer| layer.is_there) {
@@ -137,7 +183,7 @@ fn lines(plan: &RemotePlan) -> Vec<String> {
         lines.push(format!("link {}, which shows the same", link.display()));
     }
     lines.extend(plan.lost.iter().map(|what| format!("not taken along: {what}")));
-    let (send, free) = (size::show(plan.send_bytes), size::show(plan.free_bytes));
-    lines.push(format!("to send: {send} at most, of {free} free there"));
+    let (bytes, free) = (size::show(plan.send_bytes), size::show(plan.free_bytes));
+    lines.push(format!("to {verb}: {bytes} at most, of {free} free {place}"));
     lines
 }

@@ -76,6 +76,10 @@ pub(super) fn set_parent(file: &dyn File, header: &mut Header, parent: Option<&P
             return Err(Error::invalid(why).path(file.path()));
         }
     }
+    let is_misread = parent.is_some_and(|parent| parent.is_misread);
+    check_misread(is_misread, header.geometry.version).in_file(file.path())?;
+    new.incompatible &= !feature::MISREAD_PARENT;
+    new.incompatible |= if is_misread { feature::MISREAD_PARENT } else { 0 };
     new.parent_name = parent.map(|p| p.name.clone());
     let format = parent.and_then(|p| p.format.as_ref()).map(|f| f.clone().into_bytes());
     put(&mut new.extensions, extension::BACKING_FORMAT, format);
@@ -85,6 +89,15 @@ pub(super) fn set_parent(file: &dyn File, header: &mut Header, parent: Option<&P
     let name_bytes = parent.map_or(0, |p| p.name.len());
     Err(Error::invalid(format!("the first cluster has no room for a parent's name of {name_bytes} bytes"))
         .path(file.path()))
+}
+
+/// Refuses a parent that others misread where nothing can be said of it.
+pub(super) fn check_misread(is_misread: bool, version: u32) -> Result<()> {
+    if is_misread && version == 2 {
+        let what = "version 2 cannot say that its parent is a differencing VHD, which qemu would misread (compat=1.1 can)";
+        return Err(Error::invalid(what));
+    }
+    Ok(())
 }
 
 /// Stores, replaces or removes an extension, and sets or clears the autoclear bits that go with it, in one step;

@@ -7,7 +7,7 @@
 //! one flush ends it.
 
 use super::{
-    change::GAP_BYTES,
+    change::{self, GAP_BYTES},
     counter,
     extension::{self, Extension},
     feature,
@@ -161,6 +161,8 @@ impl Plan {
         };
         if let Some(parent) = &creation.parent {
             check_name(&parent.name)?;
+            change::check_misread(parent.is_misread, self.geometry.version)?;
+            header.incompatible |= bit(parent.is_misread, feature::MISREAD_PARENT);
             header.parent_name = Some(parent.name.clone());
         }
         place_name(&mut header)?;

@@ -15,8 +15,12 @@ pub const EXTERNAL_DATA: u64 = 1 << 2;
 pub const COMPRESSION: u64 = 1 << 3;
 /// L2 entries have 16 bytes and describe 32 subclusters.
 pub const EXTENDED_L2: u64 = 1 << 4;
+/// The parent is one that qemu reads wrongly and without an error (a differencing VHD, whose parent it leaves out): the
+/// project's own bit, so that no other program opens the image.
+pub const MISREAD_PARENT: u64 = 1 << 62;
 /// The incompatible features that this build can handle.
-pub const KNOWN_INCOMPATIBLE: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION | EXTENDED_L2;
+pub const KNOWN_INCOMPATIBLE: u64 =
+    DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION | EXTENDED_L2 | MISREAD_PARENT;
 
 /// Refcounts may be written late, under the dirty bit (a compatible feature).
 pub const LAZY_REFCOUNTS: u64 = 1 << 0;
@@ -43,13 +47,14 @@ record! {
     }
 }
 
-/// The table that new images carry: what qemu writes, then the project's own bit.
-const NAMES: [(u8, u8, &str); 9] = [
+/// The table that new images carry: what qemu writes, then the project's own bits.
+const NAMES: [(u8, u8, &str); 10] = [
     (0, 0, "dirty bit"),
     (0, 1, "corrupt bit"),
     (0, 2, "external data file"),
     (0, 3, "compression type"),
     (0, 4, "extended L2 entries"),
+    (0, 62, "differencing VHD below, see deltachain"),
     (1, 0, "lazy refcounts"),
     (2, 0, "bitmaps"),
     (2, 1, "raw external data"),

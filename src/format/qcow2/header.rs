@@ -335,7 +335,8 @@ impl Header {
     pub fn parent(&self) -> Option<ParentName> {
         let name = self.parent_name.clone()?;
         let format = self.extension(extension::BACKING_FORMAT);
-        Some(ParentName::new(name, format.map(|f| String::from_utf8_lossy(f).into_owned())))
+        let format = format.map(|f| String::from_utf8_lossy(f).into_owned());
+        Some(ParentName { is_misread: self.has(feature::MISREAD_PARENT), ..ParentName::new(name, format) })
     }
 
     /// Refuses to write an image that is marked as corrupt.

@@ -13,6 +13,7 @@
 use super::{
     bitmaps,
     ending::{Ending, refuse_foreign},
+    moving,
     plan::folder_of,
     run::{gone, resolve},
 };
@@ -57,8 +58,9 @@ pub struct Abandonment {
 impl Abandonment {
     /// Looks at the job that was cut off and that names the image at `path`, or whose journal is that file.
     ///
-    /// `NotFound` if there is none, or if its target is not at its place (named by its file, a journal goes whatever
-    /// is left of the job); `Busy` if its record has landed: then it can only be ended.
+    /// `NotFound` if there is none, or if its target, or the store that a move may have brought the disk to, is not at its
+    /// place (named by its file, a journal goes whatever is left of the job); `Busy` if its record has landed: then it can
+    /// only be ended.
     pub fn prepare(host: &Arc<dyn Host>, path: &Path, opening: &Opening) -> Result<Self> {
         let path = resolve(host.as_ref(), path)?;
         let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
@@ -95,6 +97,7 @@ impl Abandonment {
         refuse_begun(host.as_ref(), &journal)?;
         if !is_by_file {
             refuse_without_target(host.as_ref(), &journal)?;
+            refuse_away(host.as_ref(), &journal)?;
         }
         let plan = ending.foresee(&journal)?;
         Ok(Self { ending, plan })
@@ -159,6 +162,18 @@ fn refuse_without_target(host: &dyn Host, journal: &Journal) -> Result<()> {
         journal.path().display()
     );
     Err(Error::new(ErrorKind::NotFound, what).path(target))
+}
+
+/// What guests wrote where the disk had gone to must not be lost because the store is not there just now.
+fn refuse_away(host: &dyn Host, journal: &Journal) -> Result<()> {
+    moving::refuse_away(host, journal).map_err(|error| {
+        let what = format!(
+            "{}; `--abandon {}` gives it up all the same, with what they may have written there",
+            error.what(),
+            journal.path().display()
+        );
+        Error::new(error.kind(), what).path(journal.place(&journal.fold().result))
+    })
 }
 
 impl Ending {

@@ -1,22 +1,24 @@
-//! Consolidations that were cut off, as a folder's journals tell of them. Nothing is written.
+//! Consolidations, and moves to another store, that were cut off, as a folder's journals tell of them. Nothing is written.
 
 use super::{ending::Ending, folding::is_live};
 use crate::{
     base::{ErrorKind, Result},
     io::{Access, Host},
-    store::Journal,
+    store::{FoldMode, Journal},
 };
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-/// A consolidation that was cut off.
+/// A consolidation that was cut off, or a move to another store whose head was on its way.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct CutOff {
     /// Its journal.
     #[serde(serialize_with = "crate::base::name::serialize")]
     pub journal: PathBuf,
+    /// What it does, as of a job: `consolidate` or `migrate`.
+    pub kind: &'static str,
     /// The disk that it is on; `None` if the journal cannot be relied on.
     #[serde(serialize_with = "crate::base::name::serialize")]
     pub top: Option<PathBuf>,
@@ -36,6 +38,7 @@ impl CutOff {
     fn of(host: &dyn Host, path: PathBuf, journal: Result<Journal>) -> Self {
         let nothing = Self {
             journal: path,
+            kind: "consolidate",
             top: None,
             mark: 0,
             size: 0,
@@ -46,6 +49,7 @@ impl CutOff {
         match journal {
             Err(error) => Self { error: Some(error.to_string()), ..nothing },
             Ok(journal) => Self {
+                kind: if journal.fold().mode == FoldMode::Move { "migrate" } else { nothing.kind },
                 top: journal.fold().layers.first().map(|top| journal.place(top)),
                 mark: journal.position().mark.bytes(),
                 size: journal.fold().size,
@@ -58,7 +62,7 @@ impl CutOff {
     }
 }
 
-/// Returns the consolidations of disks in `folder` that were cut off; not those that somebody is at now.
+/// Returns the consolidations and moves of disks in `folder` that were cut off; not those that somebody is at now.
 pub fn cut_off(host: &Arc<dyn Host>, folder: &Path) -> Result<Vec<CutOff>> {
     let all = Journal::all(host, folder)?.into_iter();
     // Who is at one holds its journal.

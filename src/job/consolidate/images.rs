@@ -291,8 +291,7 @@ impl Images {
         }
         let has_children = ending.has_children(&self.top)?;
         let name = header_name(folder_of(&self.top.path), &self.target);
-        let (target, format) = (self.sides.target.as_ref(), self.sides.target.format().name().to_owned());
-        let parent = ParentName { identity: target.identity(), ..ParentName::new(name, Some(format)) };
+        let parent = ParentName::of(self.sides.target.as_ref(), name);
         let options = kept_options(self.top.image.as_ref())?;
         let creation = Creation { size: self.sides.size, parent: Some(parent.clone()), options };
         let file = ending.host.create(draft)?;

@@ -38,7 +38,7 @@ pub use folding::{Folding, is_live};
 pub(super) use images::kept_options;
 pub use live::{LiveConsolidation, LivePace, LiveReport, Patience};
 pub use machine::{Found, Machine, Pace, Step};
-pub use moving::{Move, aside};
+pub use moving::{Move, aside, too_many_aside};
 pub use plan::{Cost, Lost, NewImage, Plan, Request, Verify, estimate};
 pub use run::{Consolidation, Report, has_landed};
 

@@ -20,6 +20,8 @@ use crate::{
     store::{FoldMode, Journal, Ledger, Removed, Trust},
 };
 use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -36,11 +38,15 @@ pub struct Move {
     pub leaves: Option<Vec<PathBuf>>,
 }
 
+/// How much of an old head's name is kept: a name has 255 bytes at most on Linux's file systems.
+const ASIDE_BYTES_MAX: usize = 255 - ".moved-100".len();
+
 /// Returns the names that an old head may get, the first free one of which it gets.
 pub fn aside(top: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    let (name, top) = (top.file_name().unwrap_or_default().to_owned(), top.to_path_buf());
+    let (name, top) = (top.file_name().unwrap_or_default().as_bytes().to_vec(), top.to_path_buf());
     (1..=ASIDE_MAX).map(move |number| {
-        let mut aside = name.clone();
+        // Once the record is there, a name that is too long would keep the move from ever being over.
+        let mut aside = OsStr::from_bytes(name.get(..ASIDE_BYTES_MAX).unwrap_or(&name)).to_owned();
         aside.push(".moved");
         if number > 1 {
             aside.push(format!("-{number}"));
@@ -49,11 +55,17 @@ pub fn aside(top: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     })
 }
 
+/// Says that no name is left for an old head.
+pub fn too_many_aside(top: &Path) -> Error {
+    Error::new(ErrorKind::Exists, "too many old heads of its name are kept aside").path(top)
+}
+
 /// Says what goes with a move: TOP, and of the layers below it that may go those that nobody else needs.
 pub(super) fn add_leaving(scene: &Scene<'_>, moves: &Move, plan: &mut Plan) -> Result<()> {
     let Some(leaves) = &moves.leaves else { return Ok(()) };
     for (at, layer) in scene.layers.iter().enumerate() {
         let why = match at {
+            _ if has_snapshots(layer)? => Some(Error::policy(SNAPSHOTS)),
             0 => None,
             _ if !leaves.contains(&layer.path) => Some(Error::policy("the other store has no layer like it")),
             _ => own::why_not(scene.family, (scene.layers, scene.files), at),
@@ -105,12 +117,20 @@ pub(super) fn stands_as_asked(ending: &Ending, making: &Making) -> Result<bool> 
     let Ok(draft) = open_layer(&ending.host, &making.draft, &how) else { return Ok(false) };
     let Some(parent) = moves.below.first() else { return Ok(draft.image.parent().is_none()) };
     let folder = draft.path.parent().unwrap_or(Path::new("/"));
-    if draft.image.parent() != Some(parent.name_in(folder)) {
+    if !draft.image.parent().is_some_and(|link| link.leads_like(&parent.name_in(folder))) {
         return Ok(false);
     }
     let claimed = ending.ledger.look(draft.image.as_ref())?.layer.claim.map(|claim| claim.parent_epoch);
     let now = ending.ledger.look(parent.image.as_ref())?.layer.frozen.map(|record| record.epoch);
     Ok(claimed.is_some() && claimed == now)
+}
+
+/// Why a layer stays where it is.
+const SNAPSHOTS: &str = "has internal snapshots, which are nowhere else";
+
+/// Returns whether a layer holds points in time that no other image does: a disk that goes elsewhere goes as it is now.
+fn has_snapshots(layer: &Layer) -> Result<bool> {
+    Ok(!layer.image.details()?.snapshots.is_empty())
 }
 
 /// Returns the ID that the topmost of `layers` is sealed with, unless it is in doubt.
@@ -205,7 +225,7 @@ impl Ending {
                 }
             }
         }
-        Err(Error::new(ErrorKind::Exists, "too many old heads of its name are kept aside").path(top))
+        Err(too_many_aside(top))
     }
 
     /// What somebody needs by now stays, since the disk is elsewhere; TOP not by its name. Returns where it is.

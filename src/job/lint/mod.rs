@@ -14,7 +14,7 @@ use crate::{
     base::{ErrorKind, Result},
     chain::{Family, Layer, Member, Opening, Standing, is_plain, open_layer},
     io::{Access, Host, is_marked_read_only},
-    store::{Draft, FOLDER, Journal, Known, Ledger, Trust},
+    store::{Arrival, Draft, FOLDER, FoldMode, Journal, Known, Ledger, Trust},
 };
 use links::Links;
 use std::{
@@ -189,6 +189,15 @@ impl Look<'_> {
                     Err(error) => self.find(Kind::InterruptedJob, &path, Vec::new(), error.what()),
                 }
             }
+            // One that is damaged says nothing of a draft: that is a leftover then.
+            for arrival in Arrival::all(self.host.as_ref(), &folder).unwrap_or_default() {
+                let what = format!(
+                    "arrives from elsewhere or was cut off, at guest byte {}: the same copy or stream again goes on",
+                    arrival.done_bytes
+                );
+                self.find(Kind::InterruptedJob, &folder.join(&arrival.name.0), Vec::new(), what);
+                drafts.insert(folder.join(&arrival.temporary.0));
+            }
             let notes = self.names(&folder.join(FOLDER))?;
             let is_copy = |path: &PathBuf| {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -226,11 +235,15 @@ impl Look<'_> {
         let layers: Vec<PathBuf> = fold.layers.iter().map(|name| journal.place(name)).collect();
         let top = journal.find_top().ok().flatten().or_else(|| layers.first().cloned()).unwrap_or_default();
         let done = journal.position().mark.bytes().min(fold.size);
+        let (what, goes_on) = match fold.mode {
+            FoldMode::Move => ("migrate", "the daemon that serves it".to_owned()),
+            _ => ("consolidation", format!("`dchain consolidate {}`", top.display())),
+        };
         let what = format!(
-            "a consolidation of it is under way or was cut off, at guest byte {done} of {}: `dchain consolidate {}` \
-             goes on, `--abandon` gives it up",
+            "a {what} of it is under way or was cut off, at guest byte {done} of {}: {goes_on} goes on, `dchain \
+             consolidate --abandon {}` gives it up",
             fold.size,
-            top.display()
+            journal.path().display()
         );
         self.jobs.extend(layers.iter().cloned().chain([top.clone()]));
         self.find(Kind::InterruptedJob, &top, layers.into_iter().skip(1).collect(), what);

@@ -138,6 +138,19 @@ fn a_job_that_was_cut_off_is_found_and_its_layers_are_not_weighed() {
     assert_eq!(report.foldable, []);
 }
 
+#[test]
+fn a_layer_that_arrives_is_told_and_its_draft_is_no_leftover() {
+    let (_, host, ledger) = folder();
+    make(&host, "base", None);
+    let id = crate::content::ContentId::new([7; 32]);
+    let arrival = Arrival::begin(&host, id, &path("in"), String::new()).unwrap();
+    host.create(&path(arrival.temporary.0.to_str().unwrap())).unwrap();
+    let report = look(&host, &ledger);
+    let all = found(&report);
+    assert!(all.contains(&(Kind::InterruptedJob, "in")), "{all:?}");
+    assert!(all.iter().all(|(kind, _)| *kind != Kind::LeftOver), "{all:?}");
+}
+
 /// Twice as many images are twice the work, also where all lie on one.
 #[test]
 fn the_work_grows_with_the_number_of_images() {

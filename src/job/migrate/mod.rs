@@ -17,7 +17,7 @@ use crate::{
     io::{Access, EntryKind, Host},
     job::{
         Progress,
-        consolidate::{LiveConsolidation, Move, NewImage, aside, kept_options},
+        consolidate::{LiveConsolidation, Move, NewImage, aside, kept_options, too_many_aside},
         copy::{CopyBelow, Placed, forget},
         live::LiveDisk,
         seal,
@@ -74,6 +74,8 @@ pub struct Plan {
     /// Files that go, if nobody else needs them by then.
     #[serde(serialize_with = "crate::base::name::serialize")]
     pub removed: Vec<PathBuf>,
+    /// Internal snapshots that are not taken along, as `FILE: snapshot NAME`: layers that have some stay, and all below them.
+    pub lost: Vec<String>,
 }
 
 /// A move of a disk in use that is planned: nothing is written yet.
@@ -106,8 +108,8 @@ impl Below {
 impl Migration {
     /// Finds out what has to be done with a disk in use, whose layers were opened [`Opening::for_live_use`].
     ///
-    /// `Invalid` if the store is no folder, or the disk lies there; `Exists` if a name is taken there; `NoSpace` if it is too
-    /// full for the layers.
+    /// `Invalid` if the store is no folder, or the disk lies there; `Exists` if a name is taken there, or none is left for the
+    /// old head; `NoSpace` if it is too full for the layers.
     pub fn prepare(
         host: &Arc<dyn Host>,
         disk: &Arc<LiveDisk>,
@@ -121,6 +123,9 @@ impl Migration {
         }
         if host.kind(&plan.result)?.is_some() {
             return Err(Error::new(ErrorKind::Exists, "is there already").path(&plan.result));
+        }
+        if plan.aside.is_none() && plan.removed.is_empty() {
+            return Err(too_many_aside(&plan.top));
         }
         let own = chain.layers().get(1..).unwrap_or_default();
         let is_unsealed = |(_, standing): &(&Layer, &Standing)| standing.known.proven().is_none();
@@ -153,15 +158,33 @@ impl Migration {
         }
         let (chain, store) = (disk.chain(), host.canonical(&request.store)?);
         let top = chain.head()?.path.clone();
-        let goes = chain.layers().iter().map(|layer| layer.path.clone()).filter(|_| request.removes_source);
+        let (mut removed, mut lost, mut free) = (Vec::new(), Vec::new(), None);
+        for layer in chain.layers() {
+            let snapshots = layer.image.details()?.snapshots;
+            // What the layers below the head have goes with them, where they are copied.
+            if layer.path == top {
+                lost.extend(snapshots.iter().map(|s| format!("{}: snapshot {}", top.display(), s.name)));
+            }
+            if !request.removes_source || !snapshots.is_empty() {
+                break;
+            }
+            removed.push(layer.path.clone());
+        }
+        for name in aside(&top).filter(|_| removed.is_empty()) {
+            if host.kind(&name)?.is_none() {
+                free = Some(name);
+                break;
+            }
+        }
         let plan = Plan {
             result: store.join(top.file_name().unwrap_or_default()),
             unsealed: Vec::new(),
             layers: Vec::new(),
             copy_bytes: 0,
             free_bytes: host.free_bytes(&store)?,
-            aside: aside(&top).next().filter(|_| !request.removes_source),
-            removed: goes.collect(),
+            aside: free,
+            removed,
+            lost,
             top,
             store: store.clone(),
         };
@@ -173,6 +196,11 @@ impl Migration {
     /// Returns what is going to be done.
     pub const fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Returns whether it is about that disk, and the disk has the head that it had when this was planned.
+    pub fn is_of(&self, disk: &Arc<LiveDisk>) -> Result<bool> {
+        Ok(Arc::ptr_eq(&self.disk, disk) && disk.chain().head()?.path == self.plan.top)
     }
 
     /// Makes sure that each layer below the head has its content ID; returns them, the topmost first.

@@ -6,7 +6,7 @@ use crate::{
     disk::Disk,
     io::faulty::SimHost,
     job::{
-        consolidate::{LivePace, Patience},
+        consolidate::{Abandonment, LivePace, Patience},
         create::{self, create},
         rebase::NewParent,
         seal::open_layers,
@@ -208,4 +208,42 @@ fn a_move_that_is_given_up_leaves_the_disk_as_it_was() {
     );
     go(&host, &disk, &request(false));
     assert_eq!(paths(&disk), ["top", "mid", "base"].map(there));
+}
+
+/// The program ends right after the record, and then the store is away: guests may have written there.
+#[test]
+fn a_move_that_may_be_recorded_is_not_given_up_by_the_disks_name_while_the_store_is_away() {
+    let (host, disk) = scene();
+    let migration = Migration::prepare(&arc(&host), &disk, &opening(&host), &request(false)).unwrap();
+    let below = migration.bring(&Progress::default()).unwrap();
+    let mut folding = migration.fold(&below).unwrap().begin(PACE).unwrap();
+    folding.copy(&Progress::default()).unwrap();
+    folding.record(&Progress::default()).unwrap();
+    drop((folding, below, migration, disk));
+    host.rename_new(&there("top"), Path::new("/away")).unwrap();
+    let journal = Journal::find(&arc(&host), &vm("top")).unwrap().unwrap().path().to_path_buf();
+    let how = Opening::reading().with_ledger(Ledger::new(arc(&host), None));
+    let refused = Abandonment::prepare(&arc(&host), &vm("top"), &how).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
+    assert!(refused.what().contains(&format!("--abandon {}", journal.display())), "{refused}");
+    // Whoever knows that it never comes back names the journal.
+    Abandonment::prepare(&arc(&host), &journal, &how).unwrap().run().unwrap();
+    assert!(Journal::find(&arc(&host), &vm("top")).unwrap().is_none());
+}
+
+#[test]
+fn an_old_head_gets_the_first_free_name_however_long_its_own_is() {
+    let long = "x".repeat(255);
+    let names: Vec<_> = aside(&vm(&long)).collect();
+    assert!(names.iter().all(|name| name.file_name().unwrap().len() <= 255), "{names:?}");
+    let (host, disk) = scene();
+    let plan =
+        || Migration::prepare(&arc(&host), &disk, &opening(&host), &request(false)).map(|m| m.plan().clone());
+    let names: Vec<_> = aside(&vm("top")).collect();
+    drop(host.create(&names[0]).unwrap());
+    assert_eq!(plan().unwrap().aside.as_ref(), Some(&names[1]));
+    for name in &names[1..] {
+        drop(host.create(name).unwrap());
+    }
+    assert_eq!(plan().unwrap_err().kind(), ErrorKind::Exists);
 }

@@ -33,7 +33,7 @@ pub fn serve(
     let quiet = Progress::default();
     let agent = Agent { host, ledger, root, is_writable };
     match agent.serve(&mut peer, &quiet) {
-        Ok(()) => peer.output.finish(),
+        Ok(()) => peer.output.finish(&quiet),
         Err(error) => {
             let error = peer.reason(error);
             peer.give_up(&error);

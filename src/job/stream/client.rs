@@ -95,7 +95,7 @@ impl Push {
     ) -> Result<Self> {
         let outgoing = Outgoing::open(host, ledger, top, opening, progress)?;
         let make = || {
-            peer.output.put(&Frame::Ask(Ask::Receive { share }))?;
+            peer.output.put(&Frame::Ask(Ask::Receive { share }), progress)?;
             Offer::make(outgoing, &mut peer, progress)
         };
         let offer = make().map_err(|e| peer.reason(e))?;
@@ -186,7 +186,7 @@ impl Pull {
     ) -> Result<Self> {
         let target = Target::new(host, ledger, folder, opening)?;
         let ask = Ask::Send { top: FileName(top.to_path_buf()), format };
-        let sent = peer.output.put(&Frame::Ask(ask));
+        let sent = peer.output.put(&Frame::Ask(ask), progress);
         sent.map_err(|e| peer.reason(e))?;
         let heads = heads(&mut peer.input, progress)?;
         let input = mem::replace(&mut peer.input, Input::ended());
@@ -211,7 +211,7 @@ impl Pull {
         progress.begin("receive", self.plan.send_bytes);
         let Received { head, received_bytes, taken_bytes, .. } =
             self.incoming.take_in(&mut self.output, progress)?;
-        self.output.finish()?;
+        self.output.finish(progress)?;
         Ok(RemoteReport { plan: self.plan, head, sent_bytes: received_bytes, taken_bytes })
     }
 }

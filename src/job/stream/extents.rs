@@ -59,7 +59,7 @@ impl Sending<'_> {
 
     /// Sends all that the layer holds.
     pub(super) fn run(&self, nth: u32, out: &mut Output) -> Result<()> {
-        out.put(&Frame::Begin { nth, from: self.from })?;
+        out.put(&Frame::Begin { nth, from: self.from }, self.progress)?;
         let mut waiting = None;
         self.each_extent(&mut |extent| match extent.state {
             State::Absent => Ok(()),
@@ -69,8 +69,8 @@ impl Sending<'_> {
                 .pieces(DATA_BYTES_MAX)
                 .try_for_each(|window| self.window(window, &mut waiting, out)),
         })?;
-        put_run(waiting.take().as_ref(), out)?;
-        out.put(&Frame::LayerEnd { nth })
+        self.put_run(waiting.take().as_ref(), out)?;
+        out.put(&Frame::LayerEnd { nth }, self.progress)
     }
 
     fn each_extent(&self, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
@@ -118,7 +118,7 @@ impl Sending<'_> {
         });
         let ways: Vec<(GuestRange, Way)> = ways.collect::<Result<_>>()?;
         if ways.iter().all(|(_, way)| *way == Way::Data) {
-            put_run(waiting.take().as_ref(), out)?;
+            self.put_run(waiting.take().as_ref(), out)?;
             return self.put_data(packet, out);
         }
         for (part, way) in ways {
@@ -126,7 +126,7 @@ impl Sending<'_> {
                 self.pass(way, part, waiting, out)?;
                 continue;
             }
-            put_run(waiting.take().as_ref(), out)?;
+            self.put_run(waiting.take().as_ref(), out)?;
             let mut own = Packet::data(part);
             own.guest_bytes_mut().copy_from_slice(packet.part(part));
             self.put_data(own, out)?;
@@ -162,7 +162,7 @@ impl Sending<'_> {
 
     fn put_data(&self, packet: Packet, out: &mut Output) -> Result<()> {
         let bytes = packet.data_bytes;
-        out.put_packet(packet.sealed()?)?;
+        out.put_packet(packet.sealed()?, self.progress)?;
         self.progress.moved(bytes);
         Ok(())
     }
@@ -177,15 +177,15 @@ impl Sending<'_> {
             run.range.bytes += range.bytes;
             return Ok(());
         }
-        put_run(waiting.replace(Run { way, range }).as_ref(), out)
+        self.put_run(waiting.replace(Run { way, range }).as_ref(), out)
     }
-}
 
-fn put_run(run: Option<&Run>, out: &mut Output) -> Result<()> {
-    match run {
-        Some(Run { way: Way::Take, range }) => out.put(&Frame::Take(*range)),
-        Some(Run { range, .. }) => out.put(&Frame::Zero(*range)),
-        None => Ok(()),
+    fn put_run(&self, run: Option<&Run>, out: &mut Output) -> Result<()> {
+        match run {
+            Some(Run { way: Way::Take, range }) => out.put(&Frame::Take(*range), self.progress),
+            Some(Run { range, .. }) => out.put(&Frame::Zero(*range), self.progress),
+            None => Ok(()),
+        }
     }
 }
 

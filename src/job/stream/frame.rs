@@ -22,6 +22,7 @@
 //! | 21 | done | u32: the layer has its name | 4 |
 //! | 22 | report | JSON: what the receiver did | 1 MiB |
 //! | 23 | failed | JSON: why the peer ends | 64 KiB |
+//! | 24 | again | u32: of that layer all has to come: what was there from an earlier run is not right | 4 |
 //!
 //! A layer's extents (data, zero, take) come in the order of their offsets, none empty, none over another, none past its
 //! size; what is not sent the layer is silent about: its parent's bytes show, or zeros. A layer is right when the content
@@ -121,7 +122,7 @@ impl Head {
         let length = u64::from(self.length);
         let (least, most) = match self.kind {
             1 | 16 | 23 => (2, JSON_BYTES_MAX),
-            2 | 7 | 21 => (4, 4),
+            2 | 7 | 21 | 24 => (4, 4),
             3 => (12, 12),
             4 => (9, 8 + DATA_BYTES_MAX),
             5 | 6 | 8 => (16, 16),
@@ -183,6 +184,7 @@ pub(super) enum Frame {
     Done { nth: u32 },
     Report(Report),
     Failed(Failed),
+    Again { nth: u32 },
 }
 
 impl Frame {
@@ -219,6 +221,7 @@ impl Frame {
             21 => Self::Done { nth: nth()? },
             22 => Self::Report(json(kind, &payload)?),
             23 => Self::Failed(json(kind, &payload)?),
+            24 => Self::Again { nth: nth()? },
             _ => return Err(Error::corrupt(format!("frame of unknown kind {kind}"))),
         })
     }
@@ -246,6 +249,7 @@ impl Frame {
             Self::Done { nth } => (21, nth.to_le_bytes().to_vec()),
             Self::Report(report) => (22, text(report)?),
             Self::Failed(failed) => (23, text(failed)?),
+            Self::Again { nth } => (24, nth.to_le_bytes().to_vec()),
         };
         let mut packet = vec![0; Head::SIZE];
         packet.extend_from_slice(&payload);
@@ -272,6 +276,7 @@ impl Frame {
             Self::Go => "go",
             Self::Done { .. } => "done",
             Self::Report(_) => "report",
+            Self::Again { .. } => "again",
         };
         Error::corrupt(format!("a frame '{kind}' came where {wanted} belongs"))
     }

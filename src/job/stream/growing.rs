@@ -11,7 +11,7 @@ use crate::{
     chain::{Layer, View},
     content::{LEAF_BYTES, Tree, leaf},
     format::{self, Creation, Image, NoParts, Parts, Repair},
-    io::{self, File, Host, Kept},
+    io::{self, Access, File, Host, Kept},
     job::{
         Progress,
         copy::{Below, stand},
@@ -92,7 +92,8 @@ impl<'a> Growing<'a> {
                 Err(e) if e.kind() == ErrorKind::NotFound => None,
                 draft => Some(draft?),
             };
-            let is_alike = arrival.form == spot.head.form();
+            // Where nothing was promised, there is nothing to go on from.
+            let is_alike = arrival.form == spot.head.form() && arrival.done_bytes > 0;
             if let Some(draft) = draft.filter(|_| is_alike) {
                 earlier = reopen(&spot, &draft)?.map(|image| (arrival.clone(), draft, image));
             }
@@ -161,7 +162,7 @@ impl<'a> Growing<'a> {
         Ok(())
     }
 
-    /// Says that nothing before `from` is sent again.
+    /// Says that nothing before `from` is sent again; `Invalid` if not all of that is here.
     pub(super) fn go_on_from(&mut self, from: u64) -> Result<()> {
         if from <= self.from.bytes() {
             self.at = GuestOffset::new(from);
@@ -309,9 +310,9 @@ impl<'a> Growing<'a> {
         Ok(())
     }
 
-    /// Gives the layer its name, durably. `Corrupt`, and the draft goes, if it does not show what was promised; `Busy` if
-    /// what it stands on was changed meanwhile.
-    pub(super) fn finish(mut self) -> Result<()> {
+    /// Gives the layer its name, durably. If it does not show what was promised the draft goes, and this returns what is wrong
+    /// (`Corrupt`). Fails with `Busy` if what it stands on was changed meanwhile.
+    pub(super) fn finish(mut self) -> Result<Option<Error>> {
         if let Some(number) = self.open_leaf.take() {
             self.hash_leaf(number)?;
         }
@@ -323,7 +324,7 @@ impl<'a> Growing<'a> {
             self.arrival.close(host.as_ref(), folder)?;
             let what =
                 format!("shows {}, and {} was promised: it is dropped", shown.short(), promised.short());
-            return Err(Error::corrupt(what).path(&self.spot.to));
+            return Ok(Some(Error::corrupt(what).path(&self.spot.to)));
         }
         self.image.flush()?;
         stand(ledger, (&self.image, &self.spot.to), self.spot.below, true)?;
@@ -340,7 +341,7 @@ impl<'a> Growing<'a> {
                 remove_if_there(host.as_ref(), &temporary)?;
                 Err(e)
             }
-            published => published.and_then(|()| self.arrival.close(host.as_ref(), folder)),
+            published => published.and_then(|()| self.arrival.close(host.as_ref(), folder)).map(|()| None),
         }
     }
 
@@ -352,20 +353,63 @@ impl<'a> Growing<'a> {
 
 /// Opens the draft of an earlier run; `None` if a kill has left it in a state that is not worth mending.
 fn reopen(spot: &Spot<'_>, draft: &Draft) -> Result<Option<Arc<dyn Image>>> {
-    let parts = Alone(spot.target.opening.budget.clone());
-    let format = spot.head.format;
-    match format::check(format, draft.file(), Repair::Leaks, &parts) {
+    open_sound(spot.target, spot.head, (draft.file(), Access::Write))
+}
+
+/// Opens a draft, if it can be gone on with: written as an image of that form, and not contradicting itself. Open for
+/// writing, space that nothing uses is given back first.
+fn open_sound(
+    target: &Target,
+    head: &LayerHead,
+    (file, access): (Arc<dyn File>, Access),
+) -> Result<Option<Arc<dyn Image>>> {
+    let (parts, writes) = (Alone(target.opening.budget.clone()), access == Access::Write);
+    let repair = if writes { Repair::Leaks } else { Repair::Nothing };
+    // What is none of ours to open is as good as nothing: it is made anew.
+    let is_spoilt =
+        |e: &Error| matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Invalid);
+    match format::check(head.format, Arc::clone(&file), repair, &parts) {
         Ok(checked) if checked.corruptions == 0 && checked.errors == 0 => {}
         Err(e) if e.kind() == ErrorKind::Unsupported => {}
         Ok(_) => return Ok(None),
-        Err(e) if e.kind() == ErrorKind::Corrupt => return Ok(None),
+        Err(e) if is_spoilt(&e) => return Ok(None),
         Err(e) => return Err(e),
     }
-    match format::open(format, draft.file(), true, &parts) {
-        Ok(image) => Ok((image.size() == spot.head.size).then_some(image)),
-        Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
+    match format::open(head.format, file, writes, &parts) {
+        Ok(image) => Ok((image.size() == head.size).then_some(image)),
+        Err(e) if is_spoilt(&e) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Returns how much is here of a layer that an earlier run noted: nothing where its draft is not, or cannot be gone on with.
+/// Nothing is written.
+pub(super) fn done_bytes(target: &Target, head: &LayerHead, note: &Arrival) -> Result<u64> {
+    if note.form != head.form() {
+        return Ok(0);
+    }
+    let is_sound = match target.host.open(&target.folder.join(&note.temporary.0), Access::Read) {
+        Err(e) if e.kind() == ErrorKind::NotFound => false,
+        // Somebody is at it: whoever goes on with it finds out.
+        Err(e) if e.kind() == ErrorKind::Busy => true,
+        opened => open_sound(target, head, (opened?, Access::Read))?.is_some(),
+    };
+    Ok(if is_sound { note.done_bytes } else { 0 })
+}
+
+/// Takes away what an earlier run has left of a layer that is there; what somebody is at stays.
+pub(super) fn sweep(target: &Target, note: Arrival) -> Result<()> {
+    let (host, folder) = (&target.host, &target.folder);
+    let draft = match Draft::resume(host, &folder.join(&note.temporary.0)) {
+        Err(e) if e.kind() == ErrorKind::Busy => return Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        draft => Some(draft?),
+    };
+    if let Some(draft) = &draft {
+        remove_if_there(host.as_ref(), draft.path())?;
+        host.sync_folder(folder)?;
+    }
+    note.close(host.as_ref(), folder)
 }
 
 fn make(spot: &Spot<'_>) -> Result<(Arrival, Draft, Arc<dyn Image>)> {
@@ -380,12 +424,17 @@ fn make(spot: &Spot<'_>) -> Result<(Arrival, Draft, Arc<dyn Image>)> {
     let creation = Creation { size: spot.head.size, parent, options: spot.head.options.clone() };
     let parts = Alone(opening.budget.clone());
     let image = format::create(spot.head.format, draft.file(), &creation, &parts);
-    let image = image.map_err(|e| e.renamed(draft.path(), &spot.to).with_kind(ErrorKind::Corrupt))?;
+    let image = image.map_err(|e| {
+        let e = e.renamed(draft.path(), &spot.to);
+        // What was asked for is what came, not what a person said; a full disk is none of the sender's.
+        let is_asked = matches!(e.kind(), ErrorKind::Invalid | ErrorKind::Unsupported);
+        if is_asked { e.with_kind(ErrorKind::Corrupt) } else { e }
+    })?;
     Ok((arrival, draft, image))
 }
 
 /// Removes a file, if it is there.
-pub(super) fn remove_if_there(host: &dyn Host, path: &Path) -> Result<()> {
+fn remove_if_there(host: &dyn Host, path: &Path) -> Result<()> {
     match host.remove(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         done => done,

@@ -3,7 +3,7 @@
 use super::{
     Target, Token,
     frame::Frame,
-    growing::{Growing, Spot, remove_if_there},
+    growing::{Growing, Spot, done_bytes, sweep},
     relative::Relative,
     terms::{LAYERS_MAX, LayerHead, check_layers, shown},
     wire::{Input, Output},
@@ -30,7 +30,7 @@ use std::{
 /// Layers to which something like them is looked for.
 const RELATIVES_MAX: usize = 16;
 /// Leaves that those have together at most: so many hashes are held in memory, and told.
-const RELATIVES_LEAVES_MAX: u64 = 4 << 20;
+pub(super) const RELATIVES_LEAVES_MAX: u64 = 4 << 20;
 
 /// What is done with one layer of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -93,14 +93,13 @@ pub struct Arriving {
 
 /// Returns the layers that have arrived in `folder` in part.
 pub fn arriving(host: &dyn Host, folder: &Path) -> Result<Vec<Arriving>> {
-    let found = Arrival::all(host, folder)?.into_iter();
-    let shown = found.map(|Arrival { name, id, done_bytes, .. }| Arriving {
-        name: name.0,
-        id,
-        done_bytes,
-        token: Token::new(id, done_bytes),
-    });
-    Ok(shown.collect())
+    let mut shown = Vec::new();
+    for Arrival { name, id, temporary, done_bytes, .. } in Arrival::all(host, folder)? {
+        let is_there = host.kind(&folder.join(&temporary.0))?.is_some();
+        let done_bytes = if is_there { done_bytes } else { 0 };
+        shown.push(Arriving { name: name.0, id, done_bytes, token: Token::new(id, done_bytes) });
+    }
+    Ok(shown)
 }
 
 /// A chain that arrives, of which the layers' heads were read: nothing is written yet.
@@ -115,7 +114,19 @@ pub struct Incoming {
     below: Option<Below>,
     /// By layer: what the store has that is like it.
     relatives: BTreeMap<usize, Relative>,
+    /// What earlier runs have left of layers that are there.
+    left: Vec<Arrival>,
     plan: ReceivePlan,
+}
+
+/// What became of a layer that came.
+enum Came {
+    /// It has its name; so many bytes were taken from its relative.
+    Whole(u64),
+    /// It does not show what was promised: nothing of it is left.
+    Dropped(Error),
+    /// It was not read, since less of it is here than its sender takes for granted.
+    Short(Error),
 }
 
 impl Incoming {
@@ -145,7 +156,7 @@ impl Incoming {
     ) -> Result<Self> {
         let mut shelf = Shelf::scan(&target.host, &target.ledger, &target.folder, &target.opening)?;
         let (first, below) = target.find(&mut shelf, &heads, share, progress)?;
-        let layers = target.places(&heads, first)?;
+        let (layers, left) = target.places(&heads, first)?;
         let link =
             below.as_ref().map(|below| below.chain.head().map(|head| head.path.clone())).transpose()?;
         let missing = heads.iter().skip(first);
@@ -159,7 +170,7 @@ impl Incoming {
         let folder = target.folder.clone();
         let plan = ReceivePlan { folder, layers, link, receive_bytes, free_bytes };
         let relatives = BTreeMap::new();
-        Ok(Self { target, input, shelf, heads, first, below, relatives, plan })
+        Ok(Self { target, input, shelf, heads, first, below, relatives, left, plan })
     }
 
     /// Returns what is going to be done.
@@ -180,16 +191,19 @@ impl Incoming {
         mut sender: Option<&mut Output>,
         progress: &Progress,
     ) -> Result<Received> {
+        for left in std::mem::take(&mut self.left) {
+            sweep(&self.target, left)?;
+        }
         let (start, mut taken_bytes) = (if sender.is_some() { self.first } else { 0 }, 0);
         for nth in start..self.heads.len() {
-            let from = self.begin_layer(nth, progress)?;
             if nth < self.first {
+                self.begin_layer(nth, progress)?;
                 self.skip(progress)?;
                 continue;
             }
-            taken_bytes += self.receive(nth, from, progress)?;
+            taken_bytes += self.receive(nth, sender.as_deref_mut(), progress)?;
             if let Some(sender) = sender.as_mut() {
-                sender.put(&Frame::Done { nth: u32::try_from(nth).unwrap_or(u32::MAX) })?;
+                sender.put(&Frame::Done { nth: number(nth) }, progress)?;
             }
         }
         match self.input.next(progress)? {
@@ -212,12 +226,12 @@ impl Incoming {
         }
     }
 
-    /// Passes over a layer that is there.
+    /// Passes over a layer that is there, or that has to come again.
     fn skip(&mut self, progress: &Progress) -> Result<()> {
         loop {
             match self.input.next(progress)? {
                 Frame::Data(data) => progress.passed(data.bytes().len() as u64),
-                Frame::Zero(_) => {}
+                Frame::Zero(_) | Frame::Take(_) => {}
                 Frame::LayerEnd { .. } => return Ok(()),
                 other => return Err(other.misplaced("an extent")),
             }
@@ -246,18 +260,46 @@ impl Incoming {
         all.take_while(move |(leaf, _)| *leaf < leaves)
     }
 
-    /// Takes in one layer, and gives it its name; returns how many bytes its relative had.
-    fn receive(&mut self, nth: usize, from: u64, progress: &Progress) -> Result<u64> {
+    /// Takes in one layer, and gives it its name; returns how many bytes its relative had. What an earlier run left of it may
+    /// turn out not to be right: a sender that can be asked sends all of it then.
+    fn receive(&mut self, nth: usize, mut sender: Option<&mut Output>, progress: &Progress) -> Result<u64> {
+        loop {
+            let from = self.begin_layer(nth, progress)?;
+            match (self.take_layer(nth, from, progress)?, &sender) {
+                (Came::Whole(taken_bytes), _) => return Ok(taken_bytes),
+                (Came::Dropped(_), Some(_)) if from > 0 => {}
+                (Came::Short(_), Some(_)) => self.skip(progress)?,
+                (Came::Dropped(error) | Came::Short(error), _) => return Err(error),
+            }
+            if let Some(sender) = sender.as_mut() {
+                sender.put(&Frame::Again { nth: number(nth) }, progress)?;
+            }
+        }
+    }
+
+    /// Takes in one layer, of which nothing is sent before `from`.
+    fn take_layer(&mut self, nth: usize, from: u64, progress: &Progress) -> Result<Came> {
         let purpose = Purpose::job(format!("what arrives in {}", self.target.folder.display()));
         self.below.as_mut().map_or(Ok(()), |below| below.lease(&purpose))?;
         let place = self.heads.get(nth).zip(self.plan.layers.get(nth));
         let (head, planned) = place.ok_or_else(|| Error::invalid("no such layer"))?;
         let relative = self.relatives.get(&nth);
         let (target, below, to) = (&self.target, self.below.as_ref(), planned.to.clone());
+        let before = progress.state();
         let mut growing = Growing::begin(Spot { target, head, to: to.clone(), below, relative }, progress)?;
-        growing.go_on_from(from)?;
+        if progress.state().phase != before.phase {
+            // What was there is hashed by now: what comes goes on to be counted.
+            progress.begin(before.phase, before.size_bytes.saturating_sub(before.moved_bytes));
+        }
+        if let Err(error) = growing.go_on_from(from) {
+            return Ok(Came::Short(error));
+        }
         loop {
             let frame = match self.input.next(progress) {
+                Ok(Frame::Failed(failed)) => Err(failed.error()),
+                frame => frame,
+            };
+            let frame = match frame {
                 Ok(frame) => frame,
                 Err(error) => {
                     // What came is kept if that goes; why no more came is what the caller hears of.
@@ -278,11 +320,18 @@ impl Incoming {
             growing.rest()?;
         }
         let taken_bytes = growing.taken_bytes;
-        growing.finish()?;
+        if let Some(error) = growing.finish()? {
+            return Ok(Came::Dropped(error));
+        }
         let opening = target.opening.clone().with_format(Some(head.format));
         self.below = Some(Below::new(&target.host, Chain::open(&target.host, &to, &opening)?));
-        Ok(taken_bytes)
+        Ok(Came::Whole(taken_bytes))
     }
+}
+
+/// A layer's number, as frames have it.
+fn number(nth: usize) -> u32 {
+    u32::try_from(nth).unwrap_or(u32::MAX)
 }
 
 /// Reads the heads of the layers.
@@ -378,18 +427,17 @@ impl Target {
         if id == top.id { Ok(true) } else { Err(taken()) }
     }
 
-    /// Returns where the layers are, or will be; ends what a crash has left of those that are there.
-    fn places(&self, heads: &[LayerHead], first: usize) -> Result<Vec<WhatArrives>> {
-        let mut places = Vec::new();
+    /// Returns where the layers are, or will be, and what earlier runs have left of those that are there.
+    fn places(&self, heads: &[LayerHead], first: usize) -> Result<(Vec<WhatArrives>, Vec<Arrival>)> {
+        let (mut places, mut notes) = (Vec::new(), BTreeMap::new());
+        for head in heads {
+            if let Some(note) = Arrival::find(self.host.as_ref(), &self.folder, &head.id)? {
+                notes.insert(head.id.hex(), note);
+            }
+        }
         for (nth, head) in heads.iter().enumerate() {
-            let note = Arrival::find(self.host.as_ref(), &self.folder, &head.id)?;
             let mut to = self.folder.join(&head.name.0);
             if nth < first {
-                if let Some(note) = note {
-                    remove_if_there(self.host.as_ref(), &self.folder.join(&note.temporary.0))?;
-                    self.host.sync_folder(&self.folder)?;
-                    note.close(self.host.as_ref(), &self.folder)?;
-                }
                 places.push(WhatArrives { to, id: head.id, is_there: true, done_bytes: 0 });
                 continue;
             }
@@ -400,11 +448,12 @@ impl Target {
                     return Err(Error::new(ErrorKind::Exists, "is there already").path(&to));
                 }
             }
-            let note = note.filter(|note| note.form == head.form());
-            let done_bytes = note.map_or(0, |note| note.done_bytes);
+            // Several layers may show the same: one of them had begun to come.
+            let note = notes.remove(&head.id.hex());
+            let done_bytes = note.map_or(Ok(0), |note| done_bytes(self, head, &note))?;
             places.push(WhatArrives { to, id: head.id, is_there: false, done_bytes });
         }
-        Ok(places)
+        Ok((places, notes.into_values().collect()))
     }
 }
 

@@ -241,17 +241,17 @@ impl Sent {
         let mut out = Output::new(to);
         let sent = self.outgoing.heads.get(self.first..).unwrap_or_default();
         for layer in sent {
-            out.put(&Frame::Layer(Box::new(layer.clone())))?;
+            out.put(&Frame::Layer(Box::new(layer.clone())), progress)?;
         }
         let layers = u32::try_from(sent.len()).unwrap_or(u32::MAX);
-        out.put(&Frame::Start { layers })?;
+        out.put(&Frame::Start { layers }, progress)?;
         for (nth, at) in (0..layers).zip(self.first..) {
             let from = if nth == 0 { self.from } else { 0 };
             self.outgoing.sending(at, from, None, progress)?.run(nth, &mut out)?;
         }
-        out.put_end()?;
+        out.put_end(progress)?;
         let bytes = out.data_bytes();
-        out.finish()?;
+        out.finish(progress)?;
         Ok(bytes)
     }
 }

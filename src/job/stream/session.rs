@@ -7,7 +7,7 @@
 //!   plan                                   ->
 //!                                          <-   go
 //!   begin, extents ..., layer end          ->
-//!                                          <-   done                 (each layer that is lacking)
+//!                                          <-   done, or again       (each layer that is lacking)
 //!   end                                    ->
 //!                                          <-   report
 //! ```
@@ -16,12 +16,18 @@
 
 use super::{
     Incoming, Outgoing, Received,
+    extents::Sending,
     frame::{Frame, LEAVES_MAX},
+    receive::RELATIVES_LEAVES_MAX,
     terms::{Answer, Failed, Lacking, Planned, Report, check_name},
     wire::{Input, Output},
 };
 use crate::{
-    base::{Error, ErrorKind, Result, name::FileName, units::count},
+    base::{
+        Error, ErrorKind, Result,
+        name::FileName,
+        units::{count, index},
+    },
     content::Tree,
     job::Progress,
 };
@@ -43,20 +49,18 @@ impl Peer {
         Self { input: Input::new(from), output: Output::new(to) }
     }
 
-    /// Returns the error that says most: of a peer that is gone, its last words. Without any, it can be gone on.
+    /// Returns the error that says most: of a peer that is gone, its last words. Without any, it can be gone on. What a disk
+    /// of this side says is not the peer's affair.
     pub(super) fn reason(&mut self, error: Error) -> Error {
-        if error.kind() != ErrorKind::Io {
+        if error.kind() != ErrorKind::Io || !self.output.is_broken() {
             return error;
         }
         self.input.last_words().unwrap_or_else(|| error.with_kind(ErrorKind::Interrupted))
     }
 
     /// Tells the peer why this side ends.
-    pub(super) fn give_up(mut self, error: &Error) {
-        if self.output.put(&Frame::Failed(Failed::of(error))).is_ok() {
-            // It may be gone: then it need not know.
-            let _ = self.output.finish();
-        }
+    pub(super) fn give_up(self, error: &Error) {
+        self.output.say_last(&Frame::Failed(Failed::of(error)));
     }
 }
 
@@ -75,9 +79,10 @@ impl Offer {
     pub(super) fn make(outgoing: Outgoing, peer: &mut Peer, progress: &Progress) -> Result<Self> {
         let heads = outgoing.heads();
         for head in heads {
-            peer.output.put(&Frame::Layer(Box::new(head.clone())))?;
+            peer.output.put(&Frame::Layer(Box::new(head.clone())), progress)?;
         }
-        peer.output.put(&Frame::Start { layers: u32::try_from(heads.len()).unwrap_or(u32::MAX) })?;
+        let layers = u32::try_from(heads.len()).unwrap_or(u32::MAX);
+        peer.output.put(&Frame::Start { layers }, progress)?;
         let answer = match peer.input.next(progress)? {
             Frame::Answer(answer) => answer,
             other => return Err(other.misplaced("an answer")),
@@ -85,6 +90,13 @@ impl Offer {
         let first = usize::try_from(answer.first).unwrap_or(usize::MAX);
         let missing = heads.get(first..).filter(|missing| missing.len() == answer.lacking.len());
         let missing = missing.ok_or_else(|| Error::corrupt("the answer speaks of other layers"))?;
+        // As many as any receiver tells: they are held in memory.
+        let told = answer.lacking.iter().fold(0_u64, |all, lacking| all.saturating_add(lacking.leaves));
+        if told > RELATIVES_LEAVES_MAX {
+            return Err(Error::corrupt("the answer has more leaves than a receiver tells"));
+        }
+        let link = answer.link.iter().try_for_each(|link| check_name(link));
+        link.map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
         let mut relatives = Vec::new();
         for ((nth, head), lacking) in (answer.first..).zip(missing).zip(&answer.lacking) {
             check_name(&lacking.name).map_err(|e| e.with_kind(ErrorKind::Corrupt))?;
@@ -103,27 +115,62 @@ impl Offer {
 
     /// Sends what is lacking; returns what the receiver made of it.
     pub(super) fn send(&self, peer: &mut Peer, progress: &Progress) -> Result<Report> {
-        peer.output.put(&Frame::Plan(self.planned.clone()))?;
+        peer.output.put(&Frame::Plan(self.planned.clone()), progress)?;
         match peer.input.next(progress)? {
             Frame::Go => {}
             other => return Err(other.misplaced("an agreement")),
         }
         progress.begin("send", self.planned.bytes.iter().sum());
-        let lacking = self.answer.lacking.iter().zip(&self.relatives);
-        for (nth, (lacking, relative)) in (self.answer.first..).zip(lacking) {
-            let at = usize::try_from(nth).unwrap_or(usize::MAX);
-            let sending = self.outgoing.sending(at, lacking.from, relative.as_ref(), progress)?;
-            sending.run(nth, &mut peer.output)?;
+        for nth in self.answer.first.. {
+            let at = index(u64::from(nth - self.answer.first));
+            let Some(lacking) = self.answer.lacking.get(at) else { break };
+            self.send_layer((nth, at), lacking.from, peer, progress)?;
+            match peer.input.next(progress)? {
+                Frame::Done { nth: told } if told == nth => continue,
+                Frame::Again { nth: told } if told == nth && lacking.from > 0 => {}
+                other => return Err(other.misplaced("the end of a layer")),
+            }
+            let rest: u64 = self.planned.bytes.iter().skip(at + 1).sum();
+            progress.begin("send", self.sending((nth, at), 0, progress)?.most_bytes()?.saturating_add(rest));
+            self.send_layer((nth, at), 0, peer, progress)?;
             match peer.input.next(progress)? {
                 Frame::Done { nth: told } if told == nth => {}
                 other => return Err(other.misplaced("the end of a layer")),
             }
         }
-        peer.output.put_end()?;
+        peer.output.put_end(progress)?;
         match peer.input.next(progress)? {
-            Frame::Report(report) => Ok(report),
+            Frame::Report(report) if self.is_of_it(&report) => Ok(report),
+            Frame::Report(_) => Err(Error::corrupt("the report speaks of another disk")),
             other => Err(other.misplaced("a report")),
         }
+    }
+
+    /// Returns what the layer of that number holds, which is that one of those that are lacking.
+    fn sending<'a>(
+        &'a self,
+        (nth, at): (u32, usize),
+        from: u64,
+        progress: &'a Progress,
+    ) -> Result<Sending<'a>> {
+        let relative = self.relatives.get(at).and_then(Option::as_ref);
+        self.outgoing.sending(usize::try_from(nth).unwrap_or(usize::MAX), from, relative, progress)
+    }
+
+    fn send_layer(
+        &self,
+        (nth, at): (u32, usize),
+        from: u64,
+        peer: &mut Peer,
+        progress: &Progress,
+    ) -> Result<()> {
+        self.sending((nth, at), from, progress)?.run(nth, &mut peer.output)
+    }
+
+    /// Returns whether a report is about the disk that was sent, under the name that the receiver said it would have.
+    fn is_of_it(&self, report: &Report) -> bool {
+        let told = self.answer.lacking.last().map(|lacking| &lacking.name);
+        told.or(self.outgoing.heads().last().map(|head| &head.name)) == Some(&report.head)
     }
 }
 
@@ -166,7 +213,7 @@ impl Incoming {
         let link = self.plan().link.as_ref().and_then(|link| link.file_name());
         let link = link.map(|name| FileName(PathBuf::from(name)));
         let free_bytes = self.plan().free_bytes;
-        peer.put(&Frame::Answer(Answer { first, link, lacking, free_bytes }))?;
+        peer.put(&Frame::Answer(Answer { first, link, lacking, free_bytes }), progress)?;
         for (nth, at) in (first..).zip(usize::try_from(first).unwrap_or(usize::MAX)..self.plan().layers.len())
         {
             let mut rest = self.relative_leaves(at);
@@ -175,7 +222,7 @@ impl Incoming {
                 if leaves.is_empty() {
                     break;
                 }
-                peer.put(&Frame::Leaves { nth, leaves })?;
+                peer.put(&Frame::Leaves { nth, leaves }, progress)?;
             }
         }
         Ok(())
@@ -183,11 +230,11 @@ impl Incoming {
 
     /// Takes in what the sender said that it would send, and says what came of it.
     pub(super) fn take_in(self, output: &mut Output, progress: &Progress) -> Result<Received> {
-        output.put(&Frame::Go)?;
+        output.put(&Frame::Go, progress)?;
         let received = self.run_with(Some(&mut *output), progress)?;
         let head = FileName(PathBuf::from(received.head.file_name().unwrap_or_default()));
         let Received { received_bytes, taken_bytes, .. } = received;
-        output.put(&Frame::Report(Report { head, received_bytes, taken_bytes }))?;
+        output.put(&Frame::Report(Report { head, received_bytes, taken_bytes }), progress)?;
         Ok(received)
     }
 }

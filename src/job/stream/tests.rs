@@ -1,5 +1,7 @@
 //! Streams on a simulated machine: whole, cut at every place, damaged, forged, and received while the power goes.
 
+mod sessions;
+
 use super::*;
 use crate::{
     base::{Error, ErrorKind, GuestOffset, Result, name::FileName},
@@ -372,6 +374,30 @@ fn cid_7_each_failing_io_of_an_arrival_is_reported() {
     }
     println!("{failed} of {} failures stopped it", whole.ios() - before);
     assert!(failed > 15, "{failed}");
+}
+
+/// The store is full from some moment on: that is what is said, and with space the same stream again ends.
+#[test]
+fn cid_7_a_full_store_is_said_to_be_full() {
+    let (host, views) = PLAIN.build();
+    let stream = send(&host, "/vm/top", &SendRequest::default()).unwrap();
+    let whole = again(&host);
+    let (before, mut failed) = (whole.ios(), 0);
+    receive(&whole, &stream).unwrap();
+    for at in before..whole.ios() {
+        let (machine, story) = (again(&host), format!("full from I/O {at} of {} on", whole.ios()));
+        machine.fail(Some(Fault { at, is_lasting: true, failure: Failure::NoSpace }));
+        let outcome = receive(&machine, &stream);
+        machine.fail(None);
+        check_store(&machine, &views, &story);
+        if let Err(error) = outcome {
+            assert_eq!(error.kind(), ErrorKind::NoSpace, "{story}: {error}");
+            failed += 1;
+        }
+        finish(&machine, &stream, &story);
+        check_end(&machine, &views, &story);
+    }
+    assert!(failed > 40, "{failed}");
 }
 
 #[test]

@@ -1,15 +1,15 @@
 //! The two ends of a wire: frames in, frames out, each pumped by a thread of its own, so that disk and wire work at the
 //! same time.
 //!
-//! What stays true: a bounded number of frames waits at either end. A thread that waits for the peer is left behind when
-//! nobody needs it any more: it ends with its end of the wire.
+//! What stays true: a bounded number of frames waits at either end. Whoever waits for the peer can be asked to stop. A thread
+//! that waits for it is left behind when nobody needs it any more: it ends with its end of the wire.
 
 use super::frame::{Frame, Head, Packet, Preamble};
 use crate::{
-    base::{Error, ErrorKind, Result},
+    base::{Error, ErrorKind, Result, clock::Stopwatch},
     job::Progress,
 };
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use std::{
     io::{BufReader, BufWriter, Read, Write},
@@ -24,6 +24,8 @@ const WAITING: usize = 16;
 const BUFFER_BYTES: usize = 64 << 10;
 /// How long a silent wire is waited for before it is asked whether to stop.
 const NAP: Duration = Duration::from_millis(50);
+/// How long it is waited for what a peer that ends has to say, or for a peer to hear it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Where frames come from.
 #[derive(Debug)]
@@ -76,7 +78,8 @@ impl Input {
 
     /// Returns why the peer has ended, if it said so: asked when nothing can be sent to it any more.
     pub(super) fn last_words(&mut self) -> Option<Error> {
-        while let Ok(frame) = self.frames.recv_timeout(20 * NAP) {
+        let watch = Stopwatch::start();
+        while let Ok(frame) = self.frames.recv_timeout(LAST_WORDS.saturating_sub(watch.elapsed())) {
             if let Ok(Frame::Failed(failed)) = frame {
                 return Some(failed.error());
             }
@@ -127,8 +130,10 @@ fn read(from: &mut dyn Read, buf: &mut [u8]) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Output {
     packets: Option<Sender<Packet>>,
-    pump: Option<thread::JoinHandle<()>>,
+    /// Disconnected as soon as nothing is written any more.
+    over: Receiver<()>,
     failure: Arc<Mutex<Option<Error>>>,
+    is_broken: bool,
     count: u64,
     data_bytes: u64,
 }
@@ -136,30 +141,39 @@ pub(super) struct Output {
 impl Output {
     /// Writes frames to `to`, after the preamble.
     pub(super) fn new(to: Box<dyn Write + Send>) -> Self {
-        let (packets, take) = bounded(WAITING);
+        let ((packets, take), (writes, over)) = (bounded(WAITING), bounded::<()>(0));
         let failure = Arc::new(Mutex::new(None));
         let seen = Arc::clone(&failure);
-        let pump = thread::spawn(move || {
+        thread::spawn(move || {
             if let Err(error) = pump_out(to, &take) {
                 *seen.lock() = Some(Error::io("write to the wire", error));
             }
+            // Whoever finds one of these gone finds why.
+            drop((take, writes));
         });
-        Self { packets: Some(packets), pump: Some(pump), failure, count: 0, data_bytes: 0 }
+        Self { packets: Some(packets), over, failure, is_broken: false, count: 0, data_bytes: 0 }
     }
 
-    /// Sends a frame, some time.
-    pub(super) fn put(&mut self, frame: &Frame) -> Result<()> {
-        self.put_packet(frame.packet()?)
+    /// Sends a frame, some time; `Interrupted` when asked to stop while the peer takes nothing.
+    pub(super) fn put(&mut self, frame: &Frame, progress: &Progress) -> Result<()> {
+        self.put_packet(frame.packet()?, progress)
     }
 
     /// The same of one that was made already.
-    pub(super) fn put_packet(&mut self, packet: Packet) -> Result<()> {
+    pub(super) fn put_packet(&mut self, packet: Packet, progress: &Progress) -> Result<()> {
         self.count += 1;
         self.data_bytes += packet.data_bytes;
-        match &self.packets {
-            Some(packets) if packets.send(packet).is_ok() => Ok(()),
-            _ => Err(self.error()),
+        let mut waiting = packet;
+        while let Some(packets) = &self.packets {
+            match packets.send_timeout(waiting, NAP) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Timeout(packet)) => waiting = packet,
+                Err(SendTimeoutError::Disconnected(_)) => break,
+            }
+            progress.checkpoint()?;
         }
+        self.is_broken = true;
+        Err(self.error())
     }
 
     /// Returns how many bytes of guests went.
@@ -167,18 +181,32 @@ impl Output {
         self.data_bytes
     }
 
-    /// Sends the frame that counts the others.
-    pub(super) fn put_end(&mut self) -> Result<()> {
-        self.put(&Frame::End { frames: self.count, data_bytes: self.data_bytes })
+    /// Returns whether a frame could not be sent because nobody is there any more.
+    pub(super) const fn is_broken(&self) -> bool {
+        self.is_broken
     }
 
-    /// Returns once all frames have left.
-    pub(super) fn finish(mut self) -> Result<()> {
+    /// Sends the frame that counts the others.
+    pub(super) fn put_end(&mut self, progress: &Progress) -> Result<()> {
+        self.put(&Frame::End { frames: self.count, data_bytes: self.data_bytes }, progress)
+    }
+
+    /// Returns once all frames have left; `Interrupted` when asked to stop before.
+    pub(super) fn finish(mut self, progress: &Progress) -> Result<()> {
         drop(self.packets.take());
-        if let Some(pump) = self.pump.take() {
-            drop(pump.join());
+        while self.over.recv_timeout(NAP) == Err(RecvTimeoutError::Timeout) {
+            progress.checkpoint()?;
         }
         self.failure.lock().take().map_or(Ok(()), Err)
+    }
+
+    /// Sends a last frame, to a peer that may take none.
+    pub(super) fn say_last(mut self, frame: &Frame) {
+        let Ok(packet) = frame.packet() else { return };
+        if self.packets.take().is_some_and(|packets| packets.send_timeout(packet, LAST_WORDS).is_ok()) {
+            // It ends by being disconnected, or late: nobody waits for more.
+            let _ = self.over.recv_timeout(LAST_WORDS);
+        }
     }
 
     fn error(&self) -> Error {

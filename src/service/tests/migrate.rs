@@ -1,7 +1,15 @@
 //! Disks that go to another store while guests write, over stops and restarts.
 
 use super::*;
-use crate::job::migrate::Request as Going;
+use crate::{
+    job::{
+        Progress,
+        consolidate::{aside, cut_off},
+        live::LiveDisk,
+        migrate::{Migration, Request as Going},
+    },
+    service::job::Outcome,
+};
 
 /// A scene with an empty store.
 fn scene() -> Scene {
@@ -85,6 +93,11 @@ fn a_move_that_was_stopped_goes_on_wherever_it_was() {
         service.note_told(&job).unwrap();
         stop(service);
         assert_eq!(scene.has_journal(), waits_for_head);
+        let left: Vec<_> = cut_off(&scene.host, &scene.path("")).unwrap();
+        assert_eq!(
+            left.iter().map(|left| left.kind).collect::<Vec<_>>(),
+            vec!["migrate"; usize::from(waits_for_head)]
+        );
         let service = scene.start();
         let job = service.job(1).unwrap();
         assert_eq!(job.state(), JobState::Paused);
@@ -154,5 +167,90 @@ fn what_cannot_be_moved_is_refused() {
     let named = Named { is_read_only: true, ..scene.named("top") };
     let service = Service::start(scene.settings(), &[named]).unwrap();
     assert_eq!(service.migrate("vm", &asked(&scene, 0, false)).unwrap_err().kind(), ErrorKind::Policy);
+    stop(service);
+}
+
+/// No name is free for the old head when the disk has gone over, and the daemon stops like that.
+#[test]
+fn an_old_head_that_cannot_give_way_does_so_at_the_next_start() {
+    let scene = scene();
+    let service = scene.start();
+    let job = service.migrate("vm", &asked(&scene, 3 * MIB, false)).unwrap();
+    wait_for_the_head(&scene, &job);
+    let taken: Vec<_> = aside(&scene.path("top")).collect();
+    for name in &taken {
+        std::fs::write(name, b"").unwrap();
+    }
+    service.set_speed(job.number, Speed { rate: Some(0), ..Speed::default() }).unwrap();
+    assert!(job.wait(LONG));
+    assert!(matches!(job.outcome(), Some(Outcome::Failed(_))), "{:?}", job.outcome());
+    write(&service, 6 * MIB, 8);
+    stop(service);
+    assert!(scene.path("top").exists() && scene.has_journal());
+    for name in &taken {
+        std::fs::remove_file(name).unwrap();
+    }
+    let service = scene.start();
+    assert_eq!(service.view_disk("vm").unwrap().path.0, scene.path("there/top"));
+    write(&service, 7 * MIB, 9);
+    stop(service);
+    assert!(!scene.path("top").exists() && scene.path("top.moved").exists() && !scene.has_journal());
+    assert!(scene.shown("there/top") == expected(&[(6 * MIB, 8), (7 * MIB, 9)]));
+}
+
+/// Brings the move that a stop has left up to its record, as a program that is killed right then.
+fn record(scene: &Scene) {
+    let opening = scene.opening().for_live_use();
+    let disk = Chain::open(&scene.host, &scene.path("top"), &opening).unwrap();
+    let disk = Arc::new(LiveDisk::new(disk));
+    let migration = Migration::again(&scene.host, &disk, &opening, &asked(scene, 0, false).request).unwrap();
+    let below = migration.reopen(Some(&scene.path("there/base"))).unwrap();
+    let mut folding = migration.fold(&below).unwrap().begin(PACE).unwrap();
+    folding.copy(&Progress::default()).unwrap();
+    folding.record(&Progress::default()).unwrap();
+}
+
+#[test]
+fn a_start_that_only_reads_neither_forgets_a_move_nor_shows_the_old_head_after_its_record() {
+    for is_recorded in [false, true] {
+        let scene = scene();
+        let service = scene.start();
+        let job = service.migrate("vm", &asked(&scene, 3 * MIB, false)).unwrap();
+        wait_for_the_head(&scene, &job);
+        write(&service, 6 * MIB, 8);
+        stop(service);
+        if is_recorded {
+            record(&scene);
+        }
+        let head = scene.path(if is_recorded { "there/top" } else { "top" });
+        let reader = Named { is_read_only: true, ..scene.named("top") };
+        let service = Service::start(scene.settings(), &[reader]).unwrap();
+        assert_eq!(service.view_disk("vm").unwrap().path.0, head);
+        stop(service);
+        let service = scene.start();
+        assert_eq!(service.refused().len(), 0, "{:?}", service.refused());
+        if !is_recorded {
+            faster(&service, &service.job(1).unwrap());
+        }
+        stop(service);
+        assert!(scene.path("top.moved").exists() && !scene.path("top").exists());
+        assert!(scene.shown("there/top") == expected(&[(6 * MIB, 8)]));
+    }
+}
+
+/// Finding out what the store has may take hashing it: disks come and go, and jobs are told things, meanwhile.
+#[test]
+fn what_a_move_comes_to_is_found_out_while_others_have_the_book() {
+    let scene = scene();
+    std::fs::write(scene.path("there/top"), b"").unwrap();
+    let service = scene.start();
+    let book = service.book.lock();
+    let (say, said) = std::sync::mpsc::channel();
+    let (other, asked) = (Arc::clone(&service), asked(&scene, 0, false));
+    let asking = std::thread::spawn(move || say.send(other.migrate("vm", &asked).map(drop)).unwrap());
+    let refused = said.recv_timeout(Duration::from_secs(5));
+    drop(book);
+    asking.join().unwrap();
+    assert_eq!(refused.unwrap().unwrap_err().kind(), ErrorKind::Exists);
     stop(service);
 }

@@ -55,13 +55,18 @@ enum Shared {
 /// something like the layer has there; each layer has its name only when it shows what its content ID promises.
 /// Compressed clusters arrive unpacked.
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "these are flags of a command line")]
 pub struct Arguments {
     /// What may be linked instead of copied
     #[arg(long, value_enum, default_value = "allow")]
     share: Shared,
-    /// Compare both disks byte by byte at the end
+    /// Compare both disks byte by byte at the end (over ssh, content IDs have proved it by then)
     #[arg(long)]
     verify: bool,
+    /// Take what something like a missing layer (an older base) has in STORE from there, leaf by leaf, as over ssh: layers
+    /// are made anew, with their content IDs; internal snapshots and bitmaps are not taken along
+    #[arg(long, conflicts_with = "remove_source")]
+    relatives: bool,
     /// Move: remove the copied layers here when all of them are whole, durable and compared there; what another image
     /// needs stays
     #[arg(long)]
@@ -87,7 +92,7 @@ pub struct Arguments {
 impl Arguments {
     /// Plans and copies.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
-        if let Some(done) = self.over_ssh(answer)? {
+        if let Some(done) = self.by_leaves(answer)? {
             return Ok(done);
         }
         let host = options::host();
@@ -133,10 +138,10 @@ impl Arguments {
         Ok(Exit::Done)
     }
 
-    /// Does it if one of both is on another machine.
-    fn over_ssh(&self, answer: &Answer) -> Result<Option<Exit>, Failure> {
+    /// Does it leaf by leaf if one of both is on another machine, or that is asked for.
+    fn by_leaves(&self, answer: &Answer) -> Result<Option<Exit>, Failure> {
         let (from, to) = (Place::parse(&self.top)?, Place::parse(&self.store)?);
-        if from.is_none() && to.is_none() {
+        if from.is_none() && to.is_none() && !self.relatives {
             return Ok(None);
         }
         let share = match self.share {
@@ -144,7 +149,8 @@ impl Arguments {
             Shared::Deny => Share::Deny,
             Shared::ChildOnly => Share::ChildOnly,
             Shared::Flatten => {
-                let failure = Failure::usage("--share flatten is for folders of this machine");
+                let failure =
+                    Failure::usage("--share flatten is for folders of this machine, without --relatives");
                 return Err(failure.hint("dchain convert makes one image, which copy then takes along"));
             }
         };
@@ -156,6 +162,7 @@ impl Arguments {
         match (from, to) {
             (None, Some(store)) => remote.push(&self.top, &store, answer).map(Some),
             (Some(top), None) => remote.pull(&top, &self.store, answer).map(Some),
+            (None, None) => remote.push_here(&self.top, &self.store, answer).map(Some),
             _ => Err(Failure::usage("one of both is on this machine: start dchain on the other")),
         }
     }

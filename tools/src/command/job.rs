@@ -145,16 +145,19 @@ pub fn follow(daemon: &Daemon, id: u64, watching: &Watching, answer: &Answer) ->
         return Ok(Exit::Resumable);
     }
     if let Some(error) = job.get("error").filter(|error| !error.is_null()) {
-        return Err(helped(refused(error)));
+        return Err(helped(refused(error), text(&job, "kind")));
     }
     answer.print(&job, |out| line(&job, out))?;
     Ok(if is_left(&job) { Exit::Resumable } else { Exit::Done })
 }
 
 /// Adds what helps a job that did not do what it was to do; the daemon knows nothing of commands.
-fn helped(failure: Failure) -> Failure {
+fn helped(failure: Failure, kind: &str) -> Failure {
     match failure.exit {
         Exit::NoSpace => failure.hint("free some space, then run the same command again"),
+        Exit::Resumable if kind == "migrate" => {
+            failure.hint("the same command moves the disk; layers that are whole in the store are linked")
+        }
         Exit::Resumable => {
             failure.hint("the same command folds the disk again, and goes on where that is possible")
         }
@@ -219,6 +222,14 @@ fn left_behind(job: &Value, out: &mut dyn Write) -> io::Result<()> {
         Some(true) => "all but ended".to_owned(),
         _ => format!("at {} of {}", size::show(number(job, "mark")), size::show(number(job, "size"))),
     };
+    if text(job, "kind") == "migrate" {
+        // Its other store is in the daemon's book alone.
+        return writeln!(
+            out,
+            "cut off: migrate of {top}: {far}; its daemon goes on with it when it starts, dchain consolidate --abandon \
+             {journal} gives it up"
+        );
+    }
     let how = match job.get("disk").and_then(Value::as_str) {
         // Nobody else gets at its layers.
         Some(disk) => format!("--disk {}", quoted(Path::new(disk))),
@@ -275,4 +286,29 @@ fn line(job: &Value, out: &mut dyn Write) -> io::Result<()> {
         ),
     };
     writeln!(out, "{id}: {} of {disk}: {how}", text(job, "kind"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_that_was_cut_off_is_its_daemons_to_go_on_with() {
+        let told = |kind: &str| {
+            let job = json!({
+                "kind": kind, "journal": "/vm/.dchain/x.journal", "top": "/vm/top", "mark": 1, "size": 2,
+                "has-landed": false, "disk": null
+            });
+            let mut out = Vec::new();
+            left_behind(&job, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let migrate = told("migrate");
+        assert!(
+            migrate.contains("migrate of /vm/top") && migrate.contains("--abandon /vm/.dchain/x.journal"),
+            "{migrate}"
+        );
+        assert!(!migrate.contains("goes on with it\n"), "{migrate}");
+        assert!(told("consolidate").contains("dchain consolidate /vm/top goes on with it"));
+    }
 }

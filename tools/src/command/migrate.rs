@@ -138,6 +138,7 @@ fn lines(plan: &Value) -> Vec<String> {
     lines.extend(
         plan.get("aside").and_then(Value::as_str).map(|aside| format!("the old head is kept as {aside}")),
     );
+    lines.extend(each("lost", "not taken along, so that the old head stays"));
     lines.extend(each("removed", "removed afterwards, unless somebody needs it"));
     lines
 }

@@ -80,13 +80,16 @@ impl Arguments {
 
 /// What helps where a stream did not come whole.
 fn explain(failure: Failure) -> Failure {
-    if failure.exit != Exit::Resumable {
-        return failure;
+    match failure.exit {
+        Exit::Resumable => failure.hint(
+            "what came stays: the same stream again goes on there, or one from `dchain send --resume` with what \
+             `dchain receive --state` shows",
+        ),
+        Exit::BadInput if failure.hint.is_none() => {
+            failure.hint("layers that came whole stay: the same stream again, if it was damaged on its way, or a new one")
+        }
+        _ => failure,
     }
-    failure.hint(
-        "what came stays: the same stream again goes on there, or one from `dchain send --resume` with what \
-         `dchain receive --state` shows",
-    )
 }
 
 pub(super) fn lines(plan: &ReceivePlan) -> Vec<String> {

@@ -52,5 +52,6 @@ mod tree;
 mod unshare;
 mod users;
 mod verify;
+mod vhd;
 mod vhdx;
 mod walk;

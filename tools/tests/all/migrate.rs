@@ -5,7 +5,7 @@ use super::{
     daemon::Daemon,
     foreign::{Scratch, assert_same},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 
 /// `top` on `base`, 16 MiB of ones, of which twos hide 8; and `other` on `base`; and an empty folder.
@@ -108,4 +108,21 @@ fn a_store_that_is_no_folder_of_this_host_is_refused() {
         let refused = ask(&folder, &format!("migrate --disk vm {store}"));
         assert!(refused.code.is_some_and(|code| code != 0 && code != 70), "{store}: {}", refused.err);
     }
+}
+
+/// A point in time that only the old head has must not go with it.
+#[test]
+fn an_old_head_with_internal_snapshots_stays_whatever_was_asked() {
+    let folder = disks();
+    folder.qemu_img("snapshot -c before top");
+    let daemon = serve(&folder);
+    let plan = answer(&folder, "migrate -n --disk vm --remove-source store");
+    assert!(plan["lost"][0].as_str().unwrap().ends_with("top: snapshot before"), "{plan}");
+    assert_eq!(plan["removed"], json!([]), "{plan}");
+    let moved = ask(&folder, "migrate --disk vm --yes --remove-source store");
+    assert!(moved.code == Some(0) && moved.err.contains("not taken along"), "{}{}", moved.out, moved.err);
+    assert!(daemon.stop().0.success());
+    assert_same(&folder.flat("qcow2", "store/top"), &expected(&[]), "the disk");
+    folder.qemu_img("snapshot -a before top.moved");
+    assert!(folder.file("base").exists() && !folder.file("top").exists());
 }

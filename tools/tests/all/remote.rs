@@ -189,3 +189,35 @@ fn a_remote_side_keeps_to_its_folder_and_says_why_it_ends() {
     let run = dchain(&source.path(), &["copy", "c3", "ssh://-oProxyCommand=reboot/x"]);
     assert_eq!(run.code, Some(64), "{}", run.err);
 }
+
+/// A newer base to a folder that has the older one, without any other machine.
+#[test]
+fn cid_4_a_folder_gives_what_it_has_of_a_newer_base() {
+    let (source, store) = (Scratch::new(), Scratch::new());
+    let there = store.path();
+    let copy = |options: &[&str]| {
+        let end = ["base.raw", there.to_str().unwrap()];
+        done(&source.path(), &[&["--output", "json", "copy"], options, &end].concat()).json()
+    };
+    let mut bytes: Vec<u8> = (0..4_u32 << 20).map(|i| u8::try_from(i / 65_536 % 250).unwrap() + 1).collect();
+    fs::write(source.file("base.raw"), &bytes).unwrap();
+    let sent = copy(&["--relatives"]);
+    assert_eq!(sent["sent-bytes"], 4 << 20, "{sent}");
+    fs::rename(store.file("base.raw"), store.file("monday.raw")).unwrap();
+    bytes[1_000_000..1_100_000].fill(0xee);
+    fs::write(source.file("base.raw"), &bytes).unwrap();
+    let planned = copy(&["--relatives", "--dry-run"]);
+    assert_eq!(planned["layers"][0]["has-relative"], true, "{planned}");
+    let sent = copy(&["--relatives"]);
+    let (sent, taken) = (sent["sent-bytes"].as_u64().unwrap(), sent["taken-bytes"].as_u64().unwrap());
+    assert!(sent <= 3 * 65_536 && sent + taken == 4 << 20, "{sent} sent, {taken} found there");
+    assert_same(&fs::read(store.file("base.raw")).unwrap(), &bytes, "from a relative");
+    assert_eq!(fs::read(store.file("monday.raw")).unwrap()[1_000_000], 16);
+    let missing = dchain(&source.path(), &["copy", "--relatives", "base.raw", "nowhere"]);
+    assert!(
+        missing.code == Some(1) && missing.err.contains("No such file"),
+        "{:?} {}",
+        missing.code,
+        missing.err
+    );
+}
