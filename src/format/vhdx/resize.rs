@@ -118,8 +118,7 @@ impl VhdxImage {
                 self.flush_under(&mut session)?;
             }
         }
-        self.flush_under(&mut session)?;
-        self.empty_log(&mut session)
+        self.flush_under(&mut session)
     }
 
     /// Makes the size durable, and where the table is, if it has moved.

@@ -7,6 +7,8 @@ use crate::{
 };
 use deltachain::{
     base::{GuestOffset, GuestRange, HostOffset, seed::Seeded, units::index},
+    chain::{Chain, Opening},
+    disk::Disk,
     format::{self, Creation, Format, Image, NoParts, Nothing},
     io::{
         Access, Host, Kept,
@@ -199,4 +201,54 @@ fn a_disk_of_the_largest_size_is_made_and_shown() {
     drop(image);
     let larger = dchain(&folder, &["create", "-f", "vhdx", "larger.vhdx", "65T"]);
     assert!(larger.code != Some(0) && larger.err.contains("64 TiB"), "{}", larger.err);
+}
+
+/// Writes 5000 bytes at each place through the chain at `top`, and into what it is to show.
+fn write_through(top: &Path, disk: &mut [u8], places: &[u64], byte: u8) {
+    let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    let chain = Chain::open(&host, top, &Opening::writing()).unwrap();
+    for at in places {
+        chain.write(GuestOffset::new(*at), &[byte; 5000]).unwrap();
+        disk[index(*at)..index(*at) + 5000].fill(byte);
+    }
+    chain.flush().unwrap();
+}
+
+#[test]
+fn children_of_hyper_v_s_kind_are_read_written_and_folded_into_their_base() {
+    let scratch = Scratch::in_memory();
+    let folder = scratch.path();
+    scratch.qemu_img("create -q -f vhdx -o block_size=1M base.vhdx 12M");
+    scratch.qemu_io("vhdx", "base.vhdx", &["write -P 7 0 3M", "write -P 9 9M 1M"]);
+    let mut disk = scratch.flat("vhdx", "base.vhdx");
+    done(&folder, &["create", "-q", "-f", "vhdx", "-b", "base.vhdx", "-F", "vhdx", "monday.vhdx"]);
+    write_through(&scratch.file("monday.vhdx"), &mut disk, &[700, 2 << 20, (9 << 20) - 2000], 1);
+    done(&folder, &["create", "-q", "-f", "vhdx", "-b", "monday.vhdx", "-F", "vhdx", "tuesday.vhdx"]);
+    write_through(&scratch.file("tuesday.vhdx"), &mut disk, &[3000, 6 << 20], 2);
+    done(&folder, &["convert", "-q", "-O", "raw", "tuesday.vhdx", "flat"]);
+    assert_same(&fs::read(scratch.file("flat")).unwrap(), &disk, "the chain");
+    let refused = scratch.try_run("qemu-img", ["info", "-f", "vhdx", "tuesday.vhdx"]);
+    assert!(!refused.status.success(), "qemu reads no children");
+    for name in ["monday.vhdx", "tuesday.vhdx"] {
+        done(&folder, &["check", name]);
+    }
+    done(&folder, &["consolidate", "-q", "--yes", "tuesday.vhdx"]);
+    scratch.qemu_img("check -q -f vhdx tuesday.vhdx");
+    assert_same(&scratch.flat("vhdx", "tuesday.vhdx"), &disk, "folded");
+}
+
+#[test]
+fn a_parent_that_another_program_wrote_is_refused() {
+    let scratch = Scratch::in_memory();
+    let folder = scratch.path();
+    scratch.qemu_img("create -q -f vhdx -o block_size=1M base.vhdx 4M");
+    done(&folder, &["create", "-q", "-f", "vhdx", "-b", "base.vhdx", "-F", "vhdx", "child.vhdx"]);
+    done(&folder, &["convert", "-q", "-O", "raw", "child.vhdx", "before"]);
+    scratch.qemu_io("vhdx", "base.vhdx", &["write -P 7 0 64k"]);
+    let refused = dchain(&folder, &["convert", "-q", "-O", "raw", "child.vhdx", "after"]);
+    assert!(refused.code != Some(0) && refused.err.contains("base.vhdx"), "{}", refused.err);
+    // The same where nothing but the format's own GUIDs tells it.
+    fs::remove_dir_all(scratch.file(".dchain")).unwrap();
+    let refused = dchain(&folder, &["convert", "-q", "-O", "raw", "child.vhdx", "after"]);
+    assert!(refused.code != Some(0) && refused.err.contains("base.vhdx"), "{}", refused.err);
 }
