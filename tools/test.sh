@@ -20,7 +20,6 @@ ssh openssh-client
 /usr/sbin/sshd openssh-server
 rsync rsync
 systemd-socket-activate systemd
-vhdiinfo libvhdi-utils
 chromium chromium
 chromedriver chromium-driver
 "
@@ -34,6 +33,7 @@ missing() {
     while read -r command package; do
         [ -z "$command" ] || command -v "$command" >/dev/null || echo "$package"
     done <<<"$needs" | sort -u
+    /usr/bin/python3 -c "import pyvhdi" 2>/dev/null || echo python3-libvhdi
 }
 
 # qemu of Debian 12 is too old, and programs of two versions of it do not go together: there all of it comes from

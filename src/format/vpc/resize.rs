@@ -88,12 +88,13 @@ impl SparseImage {
         }
         state.bat.resize(wanted);
         // In the old place, what is new is unused: there were no blocks.
-        let done =
-            self.file.write_at(to, &state.bat.to_bytes()).and_then(|()| self.file.flush()).and_then(|()| {
-                // Both fields and the checksum are in its first sector.
-                self.file.write_at(header.at, &fields.signed())?;
-                self.file.flush()
-            });
+        let done = self.file.write_at(to, &state.bat.to_bytes()).and_then(|()| {
+            if moves {
+                self.file.flush()?;
+            }
+            // Both fields and the checksum are in its first sector. Durable before a footer relies on it.
+            self.file.write_at(header.at, &fields.signed())
+        });
         done.inspect_err(|error| state.poison = Some(error.to_string()))?;
         state.bat.at = to;
         *header = Header { fields, ..header.clone() };

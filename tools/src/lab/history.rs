@@ -138,12 +138,13 @@ const fn vhdx(name: &'static str, sectors: u64) -> History {
     History { format: Format::Vhdx, ..qcow2(name, &[("block_size", "1M")], sectors) }
 }
 
+const SMALL_BLOCKS: &[(&str, &str)] = &[("block_size", "4k")];
 const SMALL: &[(&str, &str)] = &[("cluster_size", "1k")];
 /// Sectors in such a cluster.
 const SMALL_SECTORS: u64 = 2;
 
 /// Every history. Sizes are small: a crash anywhere is then seen by reading the whole disk.
-pub const HISTORIES: [History; 21] = [
+pub const HISTORIES: [History; 24] = [
     History { format: Format::Raw, is_resized: true, ..qcow2("raw", &[], 256) },
     // Small clusters: many tables, refcount blocks and table clusters in a small disk.
     qcow2("qcow2-512", &[("cluster_size", "512")], 600),
@@ -195,6 +196,24 @@ pub const HISTORIES: [History; 21] = [
     History { deeds: &[Deed::Release], ..vhdx("vhdx", 4800) },
     History { deeds: &[Deed::Move], parent: 3000, ..vhdx("vhdx-child", 4800) },
     History { is_resized: true, parent: 6000, ..vhdx("vhdx-resize", 2500) },
+    History {
+        format: Format::Vpc,
+        deeds: &[Deed::Move],
+        ..qcow2("vpc-fixed", &[("subformat", "fixed")], 256)
+    },
+    History {
+        format: Format::Vpc,
+        is_resized: true,
+        deeds: &[Deed::Move, Deed::Release],
+        ..qcow2("vpc-dynamic", SMALL_BLOCKS, 700)
+    },
+    History {
+        format: Format::Vpc,
+        is_resized: true,
+        deeds: &[Deed::Move, Deed::Release],
+        parent: 1600,
+        ..qcow2("vpc-differencing", SMALL_BLOCKS, 700)
+    },
 ];
 
 /// The image's name on the machine.
