@@ -59,15 +59,21 @@ fn by_us(folder: &Scratch, image: &str) -> Vec<u8> {
     fs::read(&out).unwrap()
 }
 
-/// Unpacks the real images, if they are there.
+/// The folder of real images, if it is there: with its index, and the images unpacked or in one archive.
 fn real_images() -> Option<(Scratch, PathBuf)> {
     let Some(images) = std::env::var_os("DCHAIN_REAL_IMAGES").map(PathBuf::from) else {
-        println!("left out: DCHAIN_REAL_IMAGES names no folder with images.tar.zst and INDEX.tsv");
+        println!("left out: DCHAIN_REAL_IMAGES names no folder with images of other products");
         return None;
     };
     let folder = Scratch::new();
     let archive = images.join("images.tar.zst");
-    folder.run("tar", &format!("--zstd -xf {} --wildcards *.vhd", archive.display()));
+    if archive.exists() {
+        folder.run("tar", &format!("--zstd -xf {} --wildcards *.vhd", archive.display()));
+        return Some((folder, images));
+    }
+    for part in ["dfvfs", "qemu"] {
+        folder.run("cp", &format!("-r --sparse=always {} .", images.join(part).display()));
+    }
     Some((folder, images))
 }
 
