@@ -1,9 +1,14 @@
 //! Lost parents found again, and the links mended.
 //!
 //! A link is mended only where it is proven: by the epoch that the child claims, by the content ID that it claims
-//! (hashed now unless a witness vouches for it), or, where the child claims nothing, by the caller's word. Families
-//! are mended from the base up, so that a parent is itself whole before a child is put on it. A parent in doubt whose
-//! bytes still prove the content ID in its own record is believed again before another one is looked for.
+//! (hashed now unless a witness vouches for it), or, where the child claims nothing, by the caller's word. Of several files
+//! with the claimed epoch one may have been written since by a program that leaves no trace: the content ID decides, if the
+//! child claims one. Families are mended from the base up, so that a parent is itself whole before a child is put on it; one
+//! that only shows the same is taken where the right one is there and cannot become whole. A parent in doubt whose bytes
+//! still prove the content ID in its own record is believed again before another one is looked for.
+//!
+//! Nothing is mended around a job that was cut off: its layers are half changed, and it could not go on. What goes wrong with
+//! one image is told of that one, and the others are mended all the same.
 
 use super::{
     Progress,
@@ -12,7 +17,7 @@ use super::{
 };
 use crate::{
     base::{Error, ErrorKind, GuestRange, Result},
-    chain::{Chain, Family, Layer, Member, Opening, freeze, join, open_layer},
+    chain::{Chain, Family, Member, Opening, freeze, join, open_layer, refuse_cut_off, refuse_leased},
     content::ContentId,
     format::{Format, ParentName},
     io::{Access, Host},
@@ -93,6 +98,7 @@ pub fn relink(
     let (mut shown, mut planned) = (BTreeMap::new(), BTreeSet::new());
     // What opens goes on doing so, whatever else is mended.
     let mut right = BTreeSet::new();
+    let mut is_last_resort = false;
     loop {
         progress.checkpoint()?;
         let family = Family::scan(host.as_ref(), &request.folders)?;
@@ -107,23 +113,28 @@ pub fn relink(
             progress,
             shown,
             planned,
+            is_last_resort,
+            has_waited: false,
             is_dry,
         };
         let before = (report.mended.len(), report.proved.len(), right.len());
         report.lost.clear();
         let children = family.members.iter().filter(|m| m.link.is_some());
         for child in children.filter(|child| !right.contains(&child.path)).collect::<Vec<_>>() {
-            match search.look_after(child, &mut report)? {
-                Found::Right => drop(right.insert(child.path.clone())),
-                Found::Mended => {}
-                Found::Lost(why) => report.lost.push((child.path.clone(), why)),
+            match search.look_after(child, &mut report) {
+                Ok(Found::Right) => drop(right.insert(child.path.clone())),
+                Ok(Found::Mended) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                Err(error) => report.lost.push((child.path.clone(), error.to_string())),
             }
         }
         (shown, planned) = (search.shown, search.planned);
         let after = (report.mended.len(), report.proved.len(), right.len());
-        if before == after || (is_dry && report.lost.is_empty()) {
+        let is_over = before == after && (is_last_resort || !search.has_waited);
+        if is_over || (is_dry && report.lost.is_empty()) {
             return Ok(report);
         }
+        is_last_resort = before == after;
     }
 }
 
@@ -133,8 +144,6 @@ enum Found {
     Right,
     /// Something was done for it: whether it opens is seen the next time.
     Mended,
-    /// What it is lost for.
-    Lost(String),
 }
 
 /// What the images say of themselves, by what is looked for: read once, however many children have lost their parent.
@@ -186,6 +195,10 @@ struct Search<'a> {
     shown: BTreeMap<PathBuf, ContentId>,
     /// What a dry run counts on: these will be whole.
     planned: BTreeSet<PathBuf>,
+    /// Whether nothing could be mended in the round before: a parent that has not become whole is not waited for any more.
+    is_last_resort: bool,
+    /// Whether one was waited for.
+    has_waited: bool,
     is_dry: bool,
 }
 
@@ -195,7 +208,7 @@ impl Search<'_> {
         how.with_format(Some(member.format))
     }
 
-    /// Mends the link of one child, or finds out that it is right, or lost.
+    /// Mends the link of one child, or finds out that it is right; an error says why neither goes.
     fn look_after(&mut self, child: &Member, report: &mut Report) -> Result<Found> {
         let Err(refused) = Chain::open(self.host, &child.path, &self.reading(child)) else {
             return Ok(Found::Right);
@@ -205,25 +218,20 @@ impl Search<'_> {
             return Ok(if self.is_dry { Found::Right } else { Found::Mended });
         }
         let is_mended = report.mended.iter().any(|mended| mended.child == child.path);
-        match self.parent_of(child, (refused, is_mended)) {
-            Ok((parent, why)) => {
-                let own = child.link.as_ref().and_then(|link| link.witness);
-                let is_its_own = own.is_some_and(|own| {
-                    parent.head().and_then(|h| self.host.witness(&h.path)).is_ok_and(|w| own.same_file(&w))
-                });
-                let mended = self.mend(child, &parent, why)?;
-                if !self.is_dry {
-                    report.mended.push(mended);
-                    return Ok(Found::Mended);
-                }
-                self.planned.insert(child.path.clone());
-                // One that is named already is right as soon as that one is mended.
-                report.mended.extend((!is_its_own || why != Why::Epoch).then_some(mended));
-                Ok(Found::Right)
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
-            Err(error) => Ok(Found::Lost(error.to_string())),
+        let (parent, why) = self.parent_of(child, (refused, is_mended))?;
+        let own = child.link.as_ref().and_then(|link| link.witness);
+        let is_its_own = own.is_some_and(|own| {
+            parent.head().and_then(|h| self.host.witness(&h.path)).is_ok_and(|w| own.same_file(&w))
+        });
+        let mended = self.mend(child, &parent, why)?;
+        if !self.is_dry {
+            report.mended.push(mended);
+            return Ok(Found::Mended);
         }
+        self.planned.insert(child.path.clone());
+        // One that is named already is right as soon as that one is mended.
+        report.mended.extend((!is_its_own || why != Why::Epoch).then_some(mended));
+        Ok(Found::Right)
     }
 
     /// Proves the parent that `child` has, if it is in doubt and was made with a content ID; returns it if that is, or in a
@@ -273,6 +281,7 @@ impl Search<'_> {
         if is_mended || !matches!(refused.kind(), ErrorKind::NotFound | ErrorKind::Policy) {
             return Err(refused);
         }
+        refuse_cut_off(self.ledger, &child.path)?;
         let layer = open_layer(self.host, &child.path, &self.reading(child))?;
         let known = self.ledger.look(layer.image.as_ref())?;
         let holds = |claim: &&Claim| claim.name == link.name.name && claim.format == link.name.format;
@@ -282,30 +291,32 @@ impl Search<'_> {
         }
     }
 
-    /// Returns those of the images that are not the child itself.
+    /// Returns those of the images that are not the child itself: first those that it may lie on, as the policy has it, and of
+    /// those the ones in its own folder.
     fn candidates(&self, child: &Member, numbers: Option<&Vec<usize>>) -> Vec<Member> {
         let member = |at: &usize| {
             let further = || self.records.plain.get(at.checked_sub(self.family.members.len())?);
             self.family.members.get(*at).or_else(further)
         };
         let found = numbers.into_iter().flatten().filter_map(member);
-        found.filter(|m| !m.witness.same_file(&child.witness)).cloned().collect()
+        let mut found: Vec<Member> =
+            found.filter(|m| !m.witness.same_file(&child.witness)).cloned().collect();
+        let folder = child.path.parent().unwrap_or(Path::new("/"));
+        let allows = |place: &Path| self.opening.policy.allows(folder, place);
+        found.sort_by_key(|other| (!allows(&other.path), other.path.parent() != Some(folder)));
+        found
     }
 
     /// Looks for an image that carries the claimed epoch or is proven to show the claimed content.
     fn by_claim(&mut self, child: &Member, claim: &Claim) -> Result<Option<(Chain, Why)>> {
-        for candidate in self.candidates(child, self.records.by_epoch.get(&claim.parent_epoch)) {
-            let opened = Chain::open(self.host, &candidate.path, &self.reading(&candidate));
-            let Ok(chain) = opened else {
-                if self.planned.contains(&candidate.path) {
-                    return Ok(Some((self.alone(&candidate)?, Why::Epoch)));
-                }
-                continue;
-            };
-            let known = chain.standings().first().map(|s| &s.known);
-            if known.is_some_and(|known| !matches!(known.trust, Trust::Doubted(_))) {
-                return Ok(Some((chain, Why::Epoch)));
-            }
+        let candidates = self.candidates(child, self.records.by_epoch.get(&claim.parent_epoch));
+        if let Some(chain) = self.by_epoch(&candidates, claim)? {
+            return Ok(Some((chain, Why::Epoch)));
+        }
+        // Its own parent may be found yet: one that shows the same is not the one that the child was made on.
+        if !candidates.is_empty() && !self.is_last_resort {
+            self.has_waited = true;
+            return Ok(None);
         }
         let Some(wanted) = claim.parent_id else { return Ok(None) };
         let sealed = self.candidates(child, self.records.by_seal.get(&wanted.hex()));
@@ -332,6 +343,33 @@ impl Search<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Returns the one of several images that carry the claimed epoch which is proven to be the right one, or of those of which
+    /// nothing more is claimed the one that is vouched for, or nearest to the child.
+    fn by_epoch(&mut self, candidates: &[Member], claim: &Claim) -> Result<Option<Chain>> {
+        let mut first = None;
+        for candidate in candidates {
+            let Ok(chain) = Chain::open(self.host, &candidate.path, &self.reading(candidate)) else {
+                if self.planned.contains(&candidate.path) {
+                    return self.alone(candidate).map(Some);
+                }
+                continue;
+            };
+            let trust = chain.standings().first().map_or(Trust::Unknown, |standing| standing.known.trust);
+            let is_right = match (trust, claim.parent_id) {
+                (Trust::Doubted(_) | Trust::Unknown, _) => continue,
+                (Trust::Claimed, _) if candidates.len() == 1 => true,
+                (Trust::Claimed, Some(wanted)) => self.shows(&candidate.path, &chain)? == wanted,
+                (Trust::Claimed, None) => false,
+                (Trust::Trusted, _) => true,
+            };
+            if is_right {
+                return Ok(Some(chain));
+            }
+            first = first.or_else(|| claim.parent_id.is_none().then_some(chain));
+        }
+        Ok(first)
     }
 
     /// An image whose own parent is not there yet: enough to be named.
@@ -382,18 +420,16 @@ impl Search<'_> {
         if !self.is_dry {
             let writing = self.reading(child).with_access(Access::Write);
             let layer = open_layer(self.host, &child.path, &writing)?;
+            refuse_leased(self.host.as_ref(), std::slice::from_ref(&layer))?;
+            // First: what cannot be a parent is not named as one.
+            let known = freeze(self.ledger, parent.layers())?;
             // The view stays what it is: a frozen child is as trusted afterwards as it was.
             self.ledger.tend(layer.image.as_ref(), || layer.image.set_parent(Some(&link)))?;
-            self.join(&layer, parent)?;
+            if let Some(known) = known {
+                join(self.ledger, layer.image.as_ref(), (target.image.as_ref(), &known))?;
+            }
         }
         Ok(mended)
-    }
-
-    fn join(&self, child: &Layer, parent: &Chain) -> Result<()> {
-        if let Some(known) = freeze(self.ledger, parent.layers())? {
-            join(self.ledger, child.image.as_ref(), (parent.head()?.image.as_ref(), &known))?;
-        }
-        Ok(())
     }
 }
 
@@ -419,6 +455,8 @@ pub fn accept(
     (opening, is_dry): (&Opening, bool),
     progress: &Progress,
 ) -> Result<Accepted> {
+    // First: whoever opens it for writing takes it from the job.
+    refuse_cut_off(ledger, &host.canonical(child)?)?;
     // Without the ledger: what it would refuse is what is to be accepted.
     let how = Opening { access: Access::Write, ledger: None, ..opening.clone() };
     let chain = Chain::open(host, child, &how)?;

@@ -1,11 +1,16 @@
-//! A thousand images, shuffled: what was one hierarchy is one again.
+//! A thousand images, shuffled: what was one hierarchy is one again. Files that pass for the right parent, and jobs in the way.
 
 use super::*;
 use crate::{
+    base::HostOffset,
     base::{GuestOffset, seed::Seeded},
     disk::Disk,
-    io::{EntryKind, faulty::SimHost},
+    io::{
+        EntryKind,
+        faulty::{SimHost, kill_states},
+    },
     job::{
+        consolidate::{self, Consolidation},
         create::{NewImage, create},
         snapshot::snapshot,
     },
@@ -140,4 +145,184 @@ fn the_work_grows_with_the_number_of_images() {
     };
     let (some, more) = (work(60), work(120));
     assert!(more < some * 3, "{some}, then {more}");
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new("/bag").join(name)
+}
+
+fn new_image(host: &SimHost, name: &str) {
+    let options = vec![("cluster_size".to_owned(), "512".to_owned())];
+    let new = NewImage { format: Format::Qcow2, size: Some(SIZE), parent: None, options };
+    create(&arc(host), &path(name), &new, &opening(host)).unwrap();
+}
+
+fn on(host: &SimHost, below: &str, above: &str) {
+    let options = vec![("cluster_size".to_owned(), "512".to_owned())];
+    snapshot(&arc(host), &path(below), &path(above), &options, &opening(host)).unwrap();
+}
+
+fn write(host: &SimHost, name: &str, bytes: &[u8]) {
+    let chain = Chain::open(&arc(host), &path(name), &opening(host).with_access(Access::Write)).unwrap();
+    chain.write(GuestOffset::new(0), bytes).unwrap();
+    chain.flush().unwrap();
+}
+
+fn shown(host: &SimHost, name: &str) -> Result<Vec<u8>> {
+    view(host, &path(name), Format::Qcow2)
+}
+
+fn seal_it(host: &SimHost, name: &str) {
+    let layers = seal::open_layers(&arc(host), &path(name), &opening(host)).unwrap();
+    seal::seal(&Ledger::new(arc(host), None), &layers, &Progress::default()).unwrap();
+}
+
+fn copy_file(host: &SimHost, from: &str, to: &str, change: impl Fn(&mut [u8])) {
+    let source = host.open(&path(from), Access::ReadShared).unwrap();
+    let mut bytes = vec![0; usize::try_from(source.bytes().unwrap()).unwrap()];
+    source.read_at(HostOffset::new(0), &mut bytes).unwrap();
+    change(&mut bytes);
+    host.create(&path(to)).unwrap().write_at(HostOffset::new(0), &bytes).unwrap();
+}
+
+fn links(report: &Report) -> Vec<(PathBuf, String, Why)> {
+    let mut links: Vec<_> = report.mended.iter().map(|m| (m.child.clone(), m.name.clone(), m.why)).collect();
+    links.sort_by(|a, b| a.0.cmp(&b.0));
+    links
+}
+
+fn bag() -> SimHost {
+    let host = SimHost::new();
+    host.make_folder(Path::new("/bag")).unwrap();
+    host
+}
+
+/// `twin` shows what `right` shows, and is whole when the child is looked at; `right` becomes so in that round.
+#[test]
+fn one_that_shows_the_same_is_not_taken_while_the_right_parent_can_become_whole() {
+    let host = bag();
+    new_image(&host, "base");
+    on(&host, "base", "right");
+    write(&host, "right", &[5; 3000]);
+    seal_it(&host, "right");
+    on(&host, "right", "child");
+    new_image(&host, "twin");
+    write(&host, "twin", &shown(&host, "right").unwrap());
+    seal_it(&host, "twin");
+    let before = shown(&host, "child").unwrap();
+    for (from, to) in [("base", "z-base"), ("right", "y-right"), ("child", "a-child")] {
+        host.rename(&path(from), &path(to)).unwrap();
+    }
+    let plan = mend(&host, true);
+    let done = mend(&host, false);
+    let right = [("a-child", "y-right"), ("y-right", "z-base")];
+    assert_eq!(links(&done), right.map(|(child, parent)| (path(child), parent.to_owned(), Why::Epoch)));
+    assert_eq!(links(&plan), links(&done));
+    assert!(shown(&host, "a-child").unwrap() == before);
+    // One that cannot become whole is not waited for.
+    host.remove(&path("z-base")).unwrap();
+    host.rename(&path("y-right"), &path("x-right")).unwrap();
+    let done = mend(&host, false);
+    assert_eq!(links(&done), [(path("a-child"), "twin".to_owned(), Why::Content)]);
+    assert_eq!(done.lost.iter().map(|(child, _)| child.clone()).collect::<Vec<_>>(), [path("x-right")]);
+    assert!(shown(&host, "a-child").unwrap() == before);
+}
+
+/// A program that writes a base without opening it as a disk leaves its record as it is.
+#[test]
+fn of_two_files_with_the_claimed_epoch_the_one_that_was_written_is_not_taken() {
+    for is_vouched_for in [true, false] {
+        let host = bag();
+        new_image(&host, "base");
+        write(&host, "base", &[7; 4096]);
+        seal_it(&host, "base");
+        on(&host, "base", "top");
+        let before = shown(&host, "top").unwrap();
+        copy_file(&host, "base", "a-copy", |bytes| {
+            let at = bytes.windows(512).position(|bytes| bytes == [7; 512]).unwrap();
+            bytes[at] = 8;
+        });
+        host.rename(&path("base"), &path("z-base")).unwrap();
+        if !is_vouched_for {
+            for note in host.list(&path(FOLDER).join("notes")).unwrap() {
+                host.remove(&note.path).unwrap();
+            }
+        }
+        let done = mend(&host, false);
+        assert_eq!(links(&done), [(path("top"), "z-base".to_owned(), Why::Epoch)], "{is_vouched_for}");
+        assert!(shown(&host, "top").unwrap() == before);
+    }
+}
+
+#[test]
+fn of_two_files_with_the_claimed_epoch_the_one_in_the_childs_folder_is_taken() {
+    let host = bag();
+    for folder in ["a", "b"] {
+        host.make_folder(&path(folder)).unwrap();
+    }
+    new_image(&host, "b/base");
+    on(&host, "b/base", "b/top");
+    copy_file(&host, "b/base", "a/base", |_| {});
+    host.rename(&path("b/base"), &path("b/renamed")).unwrap();
+    let request = Request { folders: vec![path("a"), path("b")], map: Vec::new() };
+    let (ledger, how) = (Ledger::new(arc(&host), None), opening(&host));
+    let done = relink(&arc(&host), &ledger, &request, (&how, false), &Progress::default()).unwrap();
+    assert_eq!(links(&done), [(path("b/top"), "renamed".to_owned(), Why::Epoch)]);
+}
+
+#[test]
+fn an_image_that_somebody_uses_does_not_keep_the_others_from_being_mended() {
+    let host = bag();
+    for (base, top) in [("base1", "top1"), ("base2", "top2"), ("base3", "top3")] {
+        new_image(&host, base);
+        on(&host, base, top);
+        host.rename(&path(base), &path(&format!("{base}-renamed"))).unwrap();
+    }
+    let used = host.open(&path("top2"), Access::Read).unwrap();
+    let done = mend(&host, false);
+    let of = |number| (path(&format!("top{number}")), format!("base{number}-renamed"), Why::Epoch);
+    assert_eq!(links(&done), [of(1), of(3)]);
+    assert!(matches!(&done.lost[..], [(image, why)] if *image == path("top2") && why.contains("top2")));
+    drop(used);
+    assert_eq!(links(&mend(&host, false)), [of(2)]);
+}
+
+/// Its middle layer does not open by itself, and a copy of the base from before has the epoch that it claims.
+#[test]
+fn nothing_is_mended_around_a_consolidation_that_was_cut_off() {
+    let host = bag();
+    new_image(&host, "base");
+    write(&host, "base", &[1; 6000]);
+    for (below, above) in [("base", "middle"), ("middle", "top")] {
+        on(&host, below, above);
+        write(&host, above, &[2; 3000]);
+    }
+    copy_file(&host, "base", "backup", |_| {});
+    let before = shown(&host, "top").unwrap();
+    let fold = |host: &SimHost| {
+        let request = consolidate::Request::default();
+        let job = Consolidation::prepare(&arc(host), &path("top"), &opening(host), &request)?;
+        job.run(consolidate::Pace::USUAL, &Progress::default())
+    };
+    let machine = host.twin();
+    fold(&machine).unwrap();
+    let mut refused = 0;
+    for killed in kill_states(&machine.trace()) {
+        let host = killed.host;
+        let is_cut_off = Ledger::new(arc(&host), None).journal(&path("top")).unwrap().is_some();
+        let is_claimed = shown(&host, "middle").is_err_and(|error| error.kind() == ErrorKind::Policy);
+        if !is_cut_off || !is_claimed {
+            continue;
+        }
+        let done = mend(&host, false);
+        assert_eq!(done.mended, []);
+        assert!(done.lost.iter().any(|(image, why)| *image == path("middle") && why.contains("cut off")));
+        let (ledger, how) = (Ledger::new(arc(&host), None), opening(&host));
+        let taken = accept(&arc(&host), &ledger, &path("middle"), (&how, false), &Progress::default());
+        assert_eq!(taken.unwrap_err().kind(), ErrorKind::Busy);
+        fold(&host).unwrap();
+        assert!(shown(&host, "top").unwrap() == before);
+        refused += 1;
+    }
+    assert!(refused > 5, "{refused}");
 }
