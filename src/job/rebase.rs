@@ -90,7 +90,7 @@ impl Rebase {
     /// Opens the image for writing, and both parents, and finds out what has to be copied.
     ///
     /// `parent: None` makes the image stand alone. Fails as [`Chain::open`]; `Invalid` where the new parent lies
-    /// on the image itself.
+    /// on the image itself; `Unsupported` for an image with internal snapshots.
     pub fn prepare(
         host: &Arc<dyn Host>,
         image: &Path,
@@ -131,6 +131,7 @@ impl Rebase {
             ledger: opening.ledger.clone(),
             proves: false,
         };
+        rebase.refuse_snapshots()?;
         rebase.find_work()?;
         Ok(rebase)
     }
@@ -144,6 +145,21 @@ impl Rebase {
     #[must_use]
     pub fn proving(self) -> Self {
         Self { proves: true, ..self }
+    }
+
+    /// An internal snapshot reads what it lacks from the parent as well, and nobody writes that into it.
+    fn refuse_snapshots(&self) -> Result<()> {
+        let head = self.chain.head()?;
+        match head.image.details()?.snapshots.first().filter(|_| self.plan.from != self.plan.to) {
+            None => Ok(()),
+            Some(snapshot) => {
+                let what = format!(
+                    "has the internal snapshot '{}', which would show something else without its parent",
+                    snapshot.name.escape_debug()
+                );
+                Err(Error::unsupported(what).path(&head.path))
+            }
+        }
     }
 
     fn find_work(&mut self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Disks that stop sharing layers show what they showed, says qemu.
 
 use crate::{
-    dchain::done,
+    dchain::{dchain, done},
     foreign::{Scratch, assert_same},
 };
 
@@ -31,4 +31,25 @@ fn cid_11_clones_of_a_golden_image_stand_alone_one_after_the_other() {
     assert!(done(&here, &["unshare", "two"]).out.contains("Nothing of it is shared."));
     done(&here, &["rm", "--yes", "two", "golden"]);
     assert_same(&folder.flat("qcow2", "head"), &before[1], "without the golden image");
+}
+
+/// What a snapshot inside an image lacks it reads from the image's parent.
+#[test]
+fn an_image_with_internal_snapshots_stays_on_its_parent() {
+    let folder = Scratch::in_memory();
+    let here = folder.path();
+    folder.qemu_img("create -q -f qcow2 golden 4M");
+    folder.qemu_io("qcow2", "golden", &["write -q -P 1 0 2M"]);
+    for clone in ["one", "two"] {
+        done(&here, &["snapshot", "golden", clone]);
+    }
+    folder.qemu_img("snapshot -q -c before one");
+    folder.qemu_io("qcow2", "one", &["write -q -P 2 300k 100k"]);
+    for command in [&["unshare", "one"][..], &["rebase", "-b", "", "one"]] {
+        let refused = dchain(&here, command);
+        assert_eq!(refused.code, Some(1), "{}{}", refused.out, refused.err);
+        assert!(refused.err.contains("one: has the internal snapshot 'before'"), "{}", refused.err);
+    }
+    folder.qemu_img("snapshot -q -a before one");
+    assert_same(&folder.flat("qcow2", "one"), &folder.flat("qcow2", "golden"), "the snapshot");
 }
