@@ -73,9 +73,16 @@ impl Draft {
         Ok(Self { host: Arc::clone(host), temporary: temporary.to_path_buf(), file, is_over: true })
     }
 
-    /// Opens a noted temporary file of an earlier run, to go on with it; `Busy` while another run does.
+    /// Opens a noted temporary file of an earlier run, to go on with it; `Busy` while another run does, `NotFound` if its name is
+    /// a link now: whoever may write the folder could lead us to any file of this user's.
     pub fn resume(host: &Arc<dyn Host>, temporary: &Path) -> Result<Self> {
         let file = host.open(temporary, Access::Write)?;
+        let folder =
+            temporary.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let place = host.canonical(folder)?.join(temporary.file_name().unwrap_or_default());
+        if host.opened_as(file.as_ref())? != place {
+            return Err(Error::new(ErrorKind::NotFound, "is a link to another file").path(temporary));
+        }
         Ok(Self { host: Arc::clone(host), temporary: temporary.to_path_buf(), file, is_over: true })
     }
 
@@ -198,6 +205,19 @@ impl Drop for Draft {
 mod tests {
     use super::*;
     use crate::io::real::RealHost;
+
+    #[test]
+    fn a_link_in_a_drafts_place_is_not_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let host: Arc<dyn Host> = Arc::new(RealHost::new());
+        let (precious, draft) = (folder.path().join("precious"), folder.path().join(".disk.dchain-draft-1"));
+        std::fs::write(&precious, "bytes").unwrap();
+        drop(Draft::noted(&host, &draft).unwrap());
+        assert_eq!(Draft::resume(&host, &draft).unwrap().path(), draft);
+        std::fs::remove_file(&draft).unwrap();
+        std::os::unix::fs::symlink(&precious, &draft).unwrap();
+        assert_eq!(Draft::resume(&host, &draft).unwrap_err().kind(), ErrorKind::NotFound);
+    }
 
     #[test]
     fn a_long_name_has_drafts_that_are_told_apart_and_swept() {

@@ -220,8 +220,10 @@ impl Host for RealHost {
                 self.kind(&path)
             };
             let kind = match looked {
-                // Whoever opens what the link leads to hears that it is closed to this user.
-                Err(e) if e.os().is_some_and(|os| os.kind() == io::ErrorKind::PermissionDenied) => {
+                // Whoever opens what the link leads to hears that it is closed to this user, or what else is wrong there.
+                Err(e)
+                    if is_link || e.os().is_some_and(|os| os.kind() == io::ErrorKind::PermissionDenied) =>
+                {
                     Some(EntryKind::File)
                 }
                 kind => kind?,
@@ -236,7 +238,7 @@ impl Host for RealHost {
     fn kind(&self, path: &Path) -> Result<Option<EntryKind>> {
         match rustix::fs::stat(path) {
             Ok(stat) => Ok(Some(kind_of(FileType::from_raw_mode(stat.st_mode)))),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
             Err(e) => Err(Error::io("look for", e.into()).path(path)),
         }
     }

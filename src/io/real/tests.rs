@@ -191,6 +191,7 @@ fn names_are_made_listed_and_removed() {
     assert_eq!(host.create(&a).unwrap_err().kind(), ErrorKind::Exists);
     std::os::unix::fs::symlink("nowhere", inner.join("dangling")).unwrap();
     std::os::unix::fs::symlink("itself", inner.join("itself")).unwrap();
+    std::os::unix::fs::symlink("x".repeat(300), inner.join("impossible")).unwrap();
     let listed: Vec<_> =
         host.list(&inner).unwrap().into_iter().map(|entry| (entry.path, entry.kind)).collect();
     assert_eq!(listed, [(a.clone(), EntryKind::File), (b, EntryKind::File)]);
