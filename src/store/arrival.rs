@@ -95,11 +95,17 @@ impl Arrival {
 
     /// Refuses names that lead elsewhere: what has the temporary one is written, and removed.
     fn check(self) -> Result<Self> {
-        let is_sound = is_plain(&self.name)
-            && is_plain(&self.temporary)
-            && Draft::is_left_over(&self.temporary)
-            && self.version == VERSION;
-        if is_sound { Ok(self) } else { Err(Error::corrupt("names files that no arriving layer has")) }
+        let wrong = |field: &str, name: &Path, why: &str| {
+            let name = name.as_os_str().to_string_lossy();
+            Err(Error::corrupt(format!("{field}: '{}' {why}", name.escape_debug())))
+        };
+        if !is_plain(&self.name) {
+            return wrong("name", &self.name, "is not a plain name in the folder");
+        }
+        if !is_plain(&self.temporary) || !Draft::is_left_over(&self.temporary) {
+            return wrong("temporary", &self.temporary, "is not the name of a file in the making");
+        }
+        Ok(self)
     }
 }
 
@@ -113,5 +119,38 @@ fn file_name(id: &ContentId) -> PathBuf {
 
 fn read(host: &dyn Host, path: &Path) -> Result<Option<Arrival>> {
     let found: Option<Arrival> = place::read_own(host, path)?;
+    // What another version of this program has begun is not gone on with.
+    let found = found.filter(|arrival| arrival.version == VERSION);
     found.map(|arrival| arrival.check().map_err(|e| e.path(path))).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{content::Tree, io::faulty::SimHost};
+
+    #[test]
+    fn a_note_that_leads_elsewhere_is_refused_by_field_and_one_of_another_version_is_none() {
+        let sim = SimHost::new();
+        let (store, id) = (Path::new("/store"), Tree::new(512).id());
+        sim.make_folder(store).unwrap();
+        let host: Arc<dyn Host> = Arc::new(sim);
+        let begun = Arrival::begin(&host, id, &store.join("base"), "qcow2".to_owned()).unwrap();
+        let found = |arrival: &Arrival| {
+            arrival.write(&host, store).unwrap();
+            Arrival::find(host.as_ref(), store, &id).map_err(|error| error.to_string())
+        };
+        assert_eq!(found(&begun).unwrap().as_ref(), Some(&begun));
+        assert_eq!(found(&Arrival { version: VERSION + 1, ..begun.clone() }).unwrap(), None);
+        let elsewhere = || FileName(PathBuf::from("../precious"));
+        let wrong = [
+            (Arrival { name: elsewhere(), ..begun.clone() }, "name: '../precious'"),
+            (Arrival { temporary: elsewhere(), ..begun.clone() }, "temporary: '../precious'"),
+            (Arrival { temporary: begun.name.clone(), ..begun.clone() }, "temporary: 'base'"),
+        ];
+        for (arrival, said) in wrong {
+            let error = found(&arrival).unwrap_err();
+            assert!(error.contains(said) && error.starts_with("/store/.dchain/arriving-"), "{error}");
+        }
+    }
 }

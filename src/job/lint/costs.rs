@@ -46,7 +46,7 @@ const PIECE_BYTES: usize = 1 << 20;
 
 impl Look<'_> {
     /// Returns what could be folded, and the rate that the times come from.
-    pub(super) fn foldable(&mut self, rate: Option<u64>) -> Result<(Vec<Foldable>, Option<Rate>)> {
+    pub(super) fn foldable(&mut self, rate: Option<u64>) -> (Vec<Foldable>, Option<Rate>) {
         let mut all = Vec::new();
         let mut probe = Probe::default();
         for head in 0..self.family.members.len() {
@@ -56,13 +56,13 @@ impl Look<'_> {
             }
             // What cannot be read has been found already.
             let Ok(foldable) = weigh(&run) else { continue };
-            if rate.is_none() {
-                probe.read(&run)?;
+            if rate.is_none() && probe.read(&run).is_err() {
+                continue;
             }
             all.push(foldable);
         }
         if all.is_empty() {
-            return Ok((all, None));
+            return (all, None);
         }
         let rate = match rate {
             Some(bytes_per_second) => Rate { bytes_per_second, probe_bytes: None },
@@ -73,7 +73,7 @@ impl Look<'_> {
             chain.milliseconds = u64::try_from(milliseconds).unwrap_or(u64::MAX);
         }
         all.sort_by(|a, b| (b.gives_back_bytes, &a.top).cmp(&(a.gives_back_bytes, &b.top)));
-        Ok((all, Some(rate)))
+        (all, Some(rate))
     }
 
     /// Opens a head and the layers below it that are its own: in its folder, writable, with no other child.

@@ -147,10 +147,10 @@ pub fn lint(host: &Arc<dyn Host>, ledger: &Ledger, request: &Request) -> Result<
     let family = Family::scan(host.as_ref(), &request.folders)?;
     let links = Links::new(&family);
     let mut look = Look { host, ledger, family: &family, links, findings: Vec::new(), jobs: BTreeSet::new() };
-    look.look_at_jobs()?;
+    look.look_at_jobs();
     look.look_at_links(request.depth_max);
     look.look_at_layers();
-    let (foldable, rate) = look.foldable(request.rate)?;
+    let (foldable, rate) = look.foldable(request.rate);
     let mut findings = look.findings;
     findings.sort_by(|a, b| (b.grade, a.kind, &a.image).cmp(&(a.grade, b.kind, &b.image)));
     Ok(Report {
@@ -180,46 +180,57 @@ impl Look<'_> {
         self.findings.push(Finding { kind, grade: kind.grade(), image, about, what });
     }
 
-    fn look_at_jobs(&mut self) -> Result<()> {
+    fn look_at_jobs(&mut self) {
         for folder in self.family.folders.clone() {
-            let mut drafts = BTreeSet::new();
-            for (path, journal) in Journal::all(self.host, &folder)? {
-                match journal {
-                    Ok(journal) => drafts.extend(self.look_at_journal(&journal)),
-                    Err(error) => self.find(Kind::InterruptedJob, &path, Vec::new(), error.what()),
-                }
+            if let Err(error) = self.look_at_jobs_in(&folder) {
+                self.find(Kind::Unreadable, &folder.join(FOLDER), Vec::new(), error.to_string());
             }
-            // One that is damaged says nothing of a draft: that is a leftover then.
-            for arrival in Arrival::all(self.host.as_ref(), &folder).unwrap_or_default() {
-                let what = format!(
-                    "arrives from elsewhere or was cut off, at guest byte {}: the same copy or stream again goes on",
-                    arrival.done_bytes
-                );
-                self.find(Kind::InterruptedJob, &folder.join(&arrival.name.0), Vec::new(), what);
-                drafts.insert(folder.join(&arrival.temporary.0));
+        }
+    }
+
+    fn look_at_jobs_in(&mut self, folder: &Path) -> Result<()> {
+        let mut drafts = BTreeSet::new();
+        for (path, journal) in Journal::all(self.host, folder)? {
+            match journal {
+                Ok(journal) => drafts.extend(self.look_at_journal(&journal)),
+                Err(error) => self.find(Kind::InterruptedJob, &path, Vec::new(), error.what()),
             }
-            let notes = self.names(&folder.join(FOLDER))?;
-            let is_copy = |path: &PathBuf| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.starts_with("copy-") && path.extension().is_some_and(|e| e == "json")
-            };
-            let copies: Vec<PathBuf> = notes.into_iter().filter(is_copy).collect();
-            for note in &copies {
-                let what = "a copy to this folder is under way or was cut off: `dchain copy` goes on";
-                self.find(Kind::InterruptedJob, note, Vec::new(), what);
-            }
-            for path in self.names(&folder)?.into_iter().filter(|path| Draft::is_left_over(path)) {
-                if !drafts.contains(&path) && copies.is_empty() {
-                    self.find(
-                        Kind::LeftOver,
-                        &path,
-                        Vec::new(),
-                        "was left behind by a program that was cut off",
-                    );
-                }
+        }
+        // One that is damaged says nothing of a draft: that is a leftover then.
+        for arrival in Arrival::all(self.host.as_ref(), folder).unwrap_or_default() {
+            drafts.extend(self.look_at_arrival(folder, &arrival)?);
+        }
+        let notes = self.names(&folder.join(FOLDER))?;
+        let is_copy = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("copy-") && path.extension().is_some_and(|e| e == "json")
+        };
+        let copies: Vec<PathBuf> = notes.into_iter().filter(is_copy).collect();
+        for note in &copies {
+            let what = "a copy to this folder is under way or was cut off: `dchain copy` goes on";
+            self.find(Kind::InterruptedJob, note, Vec::new(), what);
+        }
+        for path in self.names(folder)?.into_iter().filter(|path| Draft::is_left_over(path)) {
+            if !drafts.contains(&path) && copies.is_empty() {
+                let what = "was left behind by a program that was cut off";
+                self.find(Kind::LeftOver, &path, Vec::new(), what);
             }
         }
         Ok(())
+    }
+
+    /// Returns the image in the making of a layer that comes from elsewhere; one that has its name already has none.
+    fn look_at_arrival(&mut self, folder: &Path, arrival: &Arrival) -> Result<Option<PathBuf>> {
+        let draft = folder.join(&arrival.temporary.0);
+        if self.host.kind(&draft)?.is_none() {
+            return Ok(None);
+        }
+        let what = format!(
+            "arrives from elsewhere or was cut off, at guest byte {}: the same copy or stream again goes on",
+            arrival.done_bytes
+        );
+        self.find(Kind::InterruptedJob, &folder.join(&arrival.name.0), Vec::new(), what);
+        Ok(Some(draft))
     }
 
     fn names(&self, folder: &Path) -> Result<Vec<PathBuf>> {

@@ -192,3 +192,37 @@ fn of_many_that_show_the_same_each_names_the_first() {
         alike.iter().map(|finding| finding.about.len()).filter(|named| *named != 1).collect();
     assert_eq!(named, [30]);
 }
+
+#[test]
+fn a_layer_that_did_not_arrive_whole_is_a_job_that_was_cut_off() {
+    let (sim, host, ledger) = folder();
+    let id = crate::content::Tree::new(512).id();
+    let arrival = Arrival::begin(&host, id, &path("base"), "qcow2".to_owned()).unwrap();
+    let draft = path(arrival.temporary.to_str().unwrap());
+    drop(host.create(&draft).unwrap());
+    assert_eq!(found(&look(&host, &ledger)), [(Kind::InterruptedJob, "base")]);
+    // It has got its name, and the note goes with the next layer.
+    sim.rename(&draft, &path("base")).unwrap();
+    assert!(!look(&host, &ledger).has_errors());
+}
+
+/// Each I/O fails once: that of the folder's own names alone ends the look.
+#[test]
+fn what_cannot_be_read_is_a_finding() {
+    let (sim, host, ledger) = folder();
+    make(&host, "base", None);
+    let opening = Opening::reading().with_ledger(ledger.clone());
+    snapshot(&host, &path("base"), &path("top"), &small(), &opening).unwrap();
+    put(&host, "top", 512, 1024);
+    let request = Asked { folders: vec![FOLDER_PATH.into()], depth_max: 3, rate: None };
+    let start = sim.ios();
+    assert_eq!(lint(&host, &ledger, &request).unwrap().foldable.len(), 1);
+    let count = sim.ios() - start;
+    let mut ended = Vec::new();
+    for nth in 0..count {
+        sim.fail(Some(Fault { at: sim.ios() + nth, is_lasting: false, failure: Failure::Io }));
+        ended.extend(lint(&host, &ledger, &request).err());
+        sim.fail(None);
+    }
+    assert!(count > 10 && ended.is_empty(), "{ended:?}");
+}
