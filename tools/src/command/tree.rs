@@ -9,7 +9,7 @@ use crate::{
 use clap::Args;
 use deltachain::{
     base::name,
-    chain::{Family, Member},
+    chain::{Family, Member, Policy},
     io::Host,
     store::{self, Used},
 };
@@ -104,23 +104,28 @@ impl Forest<'_> {
         };
         let mut roots = Vec::new();
         for member in self.family.members.iter().filter(is_root) {
-            roots.push(self.node(member, &mut placed)?);
+            roots.push(self.node((member, 1), &mut placed)?);
         }
-        // What is left stands on itself in a circle.
+        // What is left stands on itself in a circle, or on more layers than anybody opens.
         for member in &self.family.members {
             if !placed.contains(&member.path) {
-                roots.push(self.node(member, &mut placed)?);
+                roots.push(self.node((member, 1), &mut placed)?);
             }
         }
         Ok(roots)
     }
 
-    fn node(&self, member: &Member, placed: &mut BTreeSet<PathBuf>) -> Result<Node, Failure> {
+    /// A chain of any length would use up the stack: its further layers are roots of their own.
+    fn node(
+        &self,
+        (member, depth): (&Member, usize),
+        placed: &mut BTreeSet<PathBuf>,
+    ) -> Result<Node, Failure> {
         placed.insert(member.path.clone());
         let mut children = Vec::new();
         for child in self.family.children_of(&member.witness) {
-            if !placed.contains(&child.path) {
-                children.push(self.node(child, placed)?);
+            if depth < Policy::default().depth_max && !placed.contains(&child.path) {
+                children.push(self.node((child, depth + 1), placed)?);
             }
         }
         let lost = |l: &&deltachain::chain::Link| l.witness.is_none_or(|p| self.family.member(&p).is_none());

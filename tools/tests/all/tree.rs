@@ -66,3 +66,19 @@ fn graphviz_gets_one_graph_and_other_commands_draw_nothing() {
     let refused = dchain(&folder.path(), &["info", "--output", "svg", "base.qcow2"]);
     assert_eq!((refused.code, refused.out.as_str()), (Some(64), ""));
 }
+
+#[test]
+fn a_chain_of_more_layers_than_anybody_opens_is_shown_in_parts() {
+    const LAYERS: usize = 20_000;
+    let folder = Scratch::in_memory();
+    folder.qemu_img("create -q -f qcow2 -o cluster_size=512 -F qcow2 -u -b NAME000000 image 1M");
+    let image = fs::read(folder.file("image")).unwrap();
+    let at = image.windows(10).position(|bytes| bytes == b"NAME000000").unwrap();
+    for layer in 0..LAYERS {
+        let mut image = image.clone();
+        image[at..at + 10].copy_from_slice(format!("NAME{:06}", layer + 1).as_bytes());
+        fs::write(folder.file(&format!("NAME{layer:06}")), image).unwrap();
+    }
+    let shown = done(&folder.path(), &["tree", "."]).out;
+    assert_eq!(shown.matches("1 MiB").count(), LAYERS + 1);
+}
