@@ -6,13 +6,16 @@ use super::{Conversion, Match, Placed, Plan, file};
 use crate::{
     base::{Error, ErrorKind, Result},
     chain::{Chain, Layer},
-    io::Host,
+    format,
+    io::{File, Host},
     store::Transfer,
 };
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 impl Plan {
@@ -87,12 +90,7 @@ pub(super) fn placed(
     let mut out = Vec::new();
     for (layer, places) in chain.layers().iter().zip(places(chain.layers(), folder)).take(depth) {
         let files = layer.image.files();
-        for file in files.iter().skip(1) {
-            if file.path().parent() != layer.path.parent() {
-                let what = format!("keeps bytes outside its folder, in {}", file.path().display());
-                return Err(Error::unsupported(what).path(&layer.path));
-            }
-        }
+        refuse_far_bytes(layer, &files)?;
         let mut is_done = false;
         for (file, place) in files.iter().zip(&places).rev() {
             // The header's file comes last, here and in time.
@@ -112,6 +110,31 @@ pub(super) fn placed(
         out.push(Placed::Copy { from: layer.path.clone(), to, bytes, is_done });
     }
     Ok(out)
+}
+
+/// Refuses an image whose copy would not have its bytes beside it. A header that names them by a whole path would lead the
+/// copy to those of its source: whoever writes one would write both.
+fn refuse_far_bytes(layer: &Layer, files: &[Arc<dyn File>]) -> Result<()> {
+    let Some((header, further)) = files.split_first() else { return Ok(()) };
+    if let Some(file) = further.iter().find(|file| file.path().parent() != layer.path.parent()) {
+        let what = format!("keeps bytes outside its folder, in {}", file.path().display());
+        return Err(Error::unsupported(what).path(&layer.path));
+    }
+    if further.is_empty() {
+        return Ok(());
+    }
+    match format::peek(layer.format(), header.as_ref())?.data_name {
+        Some(name) if Path::new(OsStr::from_bytes(&name)).is_absolute() => {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            let what = format!(
+                "names its data file by a whole path, '{}': its copy would write there, too; it can only be copied into \
+                 another format, or as one image",
+                name.escape_debug()
+            );
+            Err(Error::unsupported(what).path(&layer.path))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +172,29 @@ mod tests {
             (refused.kind(), refused.file()),
             (ErrorKind::Unsupported, Some(store.join("data").as_path()))
         );
+    }
+
+    /// A copy whose header led to its source's bytes would be another name for the same disk.
+    #[test]
+    fn a_data_file_that_is_named_by_a_whole_path_is_not_copied_as_if_it_were_beside_the_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let host: std::sync::Arc<dyn Host> = std::sync::Arc::new(crate::io::real::RealHost::new());
+        let path = |name: &str| folder.path().canonicalize().unwrap().join(name);
+        std::fs::create_dir(path("store")).unwrap();
+        let transfer = Transfer::open(&host, &path("store"), &path("disk")).unwrap();
+        let opening = Opening::writing().with_format(Some(Format::Qcow2));
+        let place = |name: &str, data: &str| {
+            let options = vec![("data_file".to_owned(), data.to_owned())];
+            let new = NewImage { format: Format::Qcow2, size: Some(1 << 20), parent: None, options };
+            create(&host, &path(name), &new, &opening).unwrap();
+            let chain = Chain::open(&host, &path(name), &opening).unwrap();
+            placed(host.as_ref(), &chain, 1, (&path("store"), None), &transfer)
+        };
+        assert_eq!(place("disk", "data").unwrap().len(), 1);
+        let whole = path("whole.data");
+        let refused = place("whole", whole.to_str().unwrap()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
+        assert!(refused.to_string().contains(&format!("{}: names its data file", path("whole").display())));
     }
 
     #[test]
