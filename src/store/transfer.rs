@@ -116,6 +116,11 @@ impl Transfer {
         &self.form
     }
 
+    /// Returns the folder that is copied into.
+    pub fn target(&self) -> &Path {
+        self.folder.parent().unwrap_or(Path::new("/"))
+    }
+
     /// Returns whether an earlier run was cut off and left something.
     pub fn is_resumed(&self) -> bool {
         !self.is_ended && !self.content.parts.is_empty()
@@ -129,7 +134,7 @@ impl Transfer {
     /// Returns whether neither side can have been written since the copy was whole without a sign: what was noted before
     /// the host was started proves nothing, nor do the times of a block device.
     pub fn is_vouched_for(&self) -> bool {
-        let folder = self.folder.parent().unwrap_or(Path::new("/"));
+        let folder = self.target();
         self.content.parts.iter().all(|(name, part)| {
             let now = self.host.witness(&folder.join(&name.0)).ok();
             part.whole.is_some_and(|whole| Some(whole) == now && part.source.boot == whole.boot)
@@ -150,6 +155,34 @@ impl Transfer {
         let part =
             self.content.parts.get(&FileName(name.to_path_buf())).filter(|part| part.form == self.form);
         part.filter(|part| !Guard::ResumedSource.trips(!part.source.is_unchanged(source)))
+    }
+
+    /// Returns what another copy's note tells of the file of that name, if that is a whole copy of the same source, and neither
+    /// can have been written since.
+    pub fn twin(&self, name: &Path, source: &Witness) -> Result<Option<Part>> {
+        let now = self.host.witness(&self.target().join(name))?;
+        for note in self.host.list(&self.folder)? {
+            if !Self::is_name(&note.path) || note.path.ends_with(&self.name) {
+                continue;
+            }
+            let found: Option<Content> = place::read_own(self.host.as_ref(), &note.path)?;
+            let sound = found.filter(|content| content.version == VERSION && content.check().is_ok());
+            let part = sound.and_then(|mut content| content.parts.remove(&FileName(name.to_path_buf())));
+            let is_whole = |part: &Part| {
+                part.form == self.form
+                    && part.source == *source
+                    && part.whole.is_some_and(|whole| whole == now)
+            };
+            if let Some(part) = part.filter(is_whole) {
+                return Ok(Some(part));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes over what another copy has done.
+    pub fn adopt(&mut self, parts: Vec<(PathBuf, Part)>) {
+        self.content.parts.extend(parts.into_iter().map(|(name, part)| (FileName(name), part)));
     }
 
     /// Returns the temporary name of what was begun under that name, from whatever source.
@@ -180,7 +213,7 @@ impl Transfer {
     /// Returns the sources that go, if each has a copy, and the whole copy is still where it was made, and nobody wrote
     /// it since: what has its name may be something else by now, in the same file, even.
     pub fn left(&self) -> &[Left] {
-        let folder = self.folder.parent().unwrap_or(Path::new("/"));
+        let folder = self.target();
         let parts = &self.content.parts;
         let is_there = |(name, part): (&FileName, &Part)| {
             let now = self.host.witness(&folder.join(&name.0));

@@ -3,7 +3,8 @@
 //! What stays true:
 //! - nothing goes before the list of what goes is durable at the target, and that comes last of all the copy does;
 //! - children go before their parents, durably one after the other: what is left is a chain at every moment;
-//! - a file goes only while it looks as it did when it was copied, nobody uses or has leased it, and nothing else lies on it.
+//! - a file goes only while it looks as it did when it was copied, nobody uses or has leased it, and nothing else lies on it:
+//!   not in its folder, not in that which it was copied to, nor where it is noted that there are such.
 
 use super::{file::is_done, places::places};
 use crate::{
@@ -66,13 +67,13 @@ impl Leaving {
 pub(super) fn plan(
     host: &dyn Host,
     ledger: &Ledger,
-    chain: &Chain,
+    (chain, target): (&Chain, &Path),
     (depth, ignores_unread): (usize, bool),
 ) -> Result<Leaving> {
     let layers = chain.layers();
     let folders: Vec<PathBuf> =
         layers.iter().filter_map(|layer| layer.path.parent().map(Path::to_path_buf)).collect();
-    let family = Family::scan(host, &folders)?;
+    let family = family(host, &folders, target)?;
     if !ignores_unread {
         family.refuse_unreadable(host)?;
     }
@@ -91,6 +92,12 @@ pub(super) fn plan(
         }
     }
     Ok(leaving)
+}
+
+/// Returns the images that may lie on what is in `folders`, those in the copy's target among them.
+fn family(host: &dyn Host, folders: &[PathBuf], target: &Path) -> Result<Family> {
+    let all: Vec<PathBuf> = folders.iter().cloned().chain([target.to_path_buf()]).collect();
+    Family::scan_near(host, &all, folders)
 }
 
 /// By whole paths: who goes on after a cut may stand in another folder.
@@ -113,7 +120,6 @@ fn further_file_in_use(family: &Family, layer: &Layer) -> Option<Error> {
 pub(super) fn verify_layers(source: &Chain, copy: &Chain, depth: usize, progress: &Progress) -> Result<()> {
     for (one, other) in source.layers().iter().zip(copy.layers()).take(depth) {
         let (left, right) = (std::slice::from_ref(one), std::slice::from_ref(other));
-        refuse_shared_file(one, other)?;
         let same_size = one.size() == other.size();
         if !same_size || held(left, one.size())? != held(right, other.size())? {
             return Err(Error::corrupt("does not hold what its source holds").path(&other.path));
@@ -121,19 +127,6 @@ pub(super) fn verify_layers(source: &Chain, copy: &Chain, depth: usize, progress
         if let Some(at) = first_difference(&View::new(left), &View::new(right), progress)? {
             let what = format!("differs from its source at guest byte {at:#x}");
             return Err(Error::corrupt(what).path(&other.path));
-        }
-    }
-    Ok(())
-}
-
-/// A header may name a data file by its whole path: then the copy still keeps its bytes in the source's.
-fn refuse_shared_file(source: &Layer, copy: &Layer) -> Result<()> {
-    let sources: Vec<Witness> = source.image.files().iter().map(|f| f.witness()).collect::<Result<_>>()?;
-    for file in copy.image.files() {
-        let witness = file.witness()?;
-        if sources.iter().any(|source| source.same_file(&witness)) {
-            let what = format!("its copy keeps its bytes in {}", file.path().display());
-            return Err(Error::policy(what).path(&source.path));
         }
     }
     Ok(())
@@ -230,8 +223,8 @@ impl Removal {
 
     fn refuse_orphaning(&self, file: &dyn File) -> Result<()> {
         let (path, witness) = (file.path(), file.witness()?);
-        let family =
-            Family::scan(self.host.as_ref(), &[path.parent().unwrap_or(Path::new("/")).to_path_buf()])?;
+        let folder = path.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let family = family(self.host.as_ref(), &[folder], self.transfer.target())?;
         if !self.ignores_unread {
             family.refuse_unreadable(self.host.as_ref())?;
         }

@@ -41,6 +41,20 @@ fn names(folder: &Scratch, of: &str) -> Vec<String> {
     names
 }
 
+/// qemu-img leaves no word beside a parent that there are children of it elsewhere.
+#[test]
+fn a_source_that_an_image_of_the_target_lies_on_stays() {
+    let (folder, view) = scene();
+    let (store, clone) = (folder.file("store"), ["-b", "../vm/middle", "clone"]);
+    qemu(&store, "qemu-img", &[&["create", "-q", "-f", "qcow2", "-F", "qcow2"], &clone[..]].concat());
+    let arguments = ["copy", "--yes", "--share", "deny", "--remove-source", "vm/top", "store"];
+    let plan = done(&folder.path(), &[&arguments[..], &["-n"]].concat());
+    assert!(plan.out.contains("stays: ") && plan.out.contains("clone lies on it, too"), "{}", plan.out);
+    done(&folder.path(), &arguments);
+    assert_eq!(names(&folder, "vm"), ["base", "base.data", "middle"]);
+    assert_same(&flat(&folder, "store", "top"), &view, "top");
+}
+
 #[test]
 fn a_moved_chain_is_whole_at_the_target_and_gone_at_the_source() {
     let (folder, view) = scene();
