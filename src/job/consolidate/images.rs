@@ -5,6 +5,7 @@ use super::{
     ending::Ending,
     folding::Making,
     machine::Found,
+    moving::Move,
     plan::{NewImage, Plan, Request, folder_of},
     sides::Sides,
     work::Work,
@@ -37,7 +38,7 @@ pub(super) struct Images {
     /// The file that gets the result's name, if it is not the target.
     pub(super) draft: Option<PathBuf>,
     /// What lies below a new image in another store.
-    elsewhere: Option<Vec<Layer>>,
+    elsewhere: Option<Move>,
     /// What a new image was asked for with.
     pub(super) options: Vec<(String, String)>,
     /// The bits of the target's bitmaps, from before a change of its size.
@@ -122,8 +123,9 @@ impl Images {
         let Making { plan, depth, draft, .. } = making;
         let none = || Error::invalid("a run without layers").path(&plan.top);
         let (run, own) = layers.split_at_checked(*depth).ok_or_else(none)?;
-        let elsewhere = making.moves.as_ref().map(|moves| moves.below.clone());
-        let (lower, top) = (elsewhere.as_deref().unwrap_or(own), run.first().ok_or_else(none)?.clone());
+        let elsewhere = making.moves.clone();
+        let lower = elsewhere.as_ref().map_or(own, |moves| moves.below.as_slice());
+        let top = run.first().ok_or_else(none)?.clone();
         let place = if goes_on {
             open_draft(ending, draft, new.format.unwrap_or_else(|| top.format()))?
         } else {
@@ -144,12 +146,12 @@ impl Images {
     /// Returns which layers lie below the target, by those of the chain.
     pub(super) fn lower<'a>(&'a self, layers: &'a [Layer], depth: usize) -> &'a [Layer] {
         let own = || layers.get(depth + usize::from(!self.is_new())..).unwrap_or_default();
-        self.elsewhere.as_deref().unwrap_or_else(own)
+        self.elsewhere().unwrap_or_else(own)
     }
 
     /// Returns what lies below a new image in another store.
     pub(super) fn elsewhere(&self) -> Option<&[Layer]> {
-        self.elsewhere.as_deref()
+        self.elsewhere.as_ref().map(|moves| moves.below.as_slice())
     }
 
     /// Leaves TOP, which nobody uses any more, as a head that can be opened; one that `goes` so that a write to it shows.

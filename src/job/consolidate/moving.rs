@@ -17,7 +17,7 @@ use crate::{
     content::ContentId,
     io::{Access, Host},
     job::{Progress, live::LiveDisk, own, seal},
-    store::{FoldMode, Journal, Ledger, Removed, Trust},
+    store::{FoldMode, Journal, Lease, Ledger, Removed, Trust},
 };
 use std::{
     ffi::OsStr,
@@ -36,6 +36,8 @@ pub struct Move {
     pub below: Vec<Layer>,
     /// The layers below TOP that go with it, if nobody else needs them; `None`: nothing goes, and TOP is kept aside.
     pub leaves: Option<Vec<PathBuf>>,
+    /// Held until the disk lies on what stands in.
+    pub lease: Option<Arc<Lease>>,
 }
 
 /// How much of an old head's name is kept: a name has 255 bytes at most on Linux's file systems.

@@ -1,7 +1,8 @@
 //! The layers below the head of a disk in use, to another folder: the head itself is somebody else's to bring.
 
 use super::{
-    Below, Copy, Placed, Report, Request, file, find_match, leave::Leaving, places::placed, turns::Seen,
+    Below, Copy, Making, Placed, Report, Request, Seen, Turns, Wanted, file, find_match, leave::Leaving,
+    places::placed,
 };
 use crate::{
     base::{Error, Result},
@@ -76,30 +77,57 @@ impl CopyBelow {
         self.0.plan.copy_bytes
     }
 
-    /// Does it; returns where the topmost of them is then, and how many bytes were copied. Stopped (`Interrupted`), failed or
-    /// cut off at any moment, it goes on when it is asked for again; what is whole by then stays.
-    pub fn run(mut self, progress: &Progress) -> Result<(Option<PathBuf>, u64)> {
-        let copy = &mut self.0;
-        progress.begin("copy", copy.plan.copy_bytes);
-        let mut report = Report::new(&copy.plan);
-        let purpose = copy.purpose();
-        let _leased = lease(&copy.host, copy.chain.layers(), &purpose)?;
-        let found = copy.found.take();
-        let mut below = found.map(|found| Below::leased(&copy.host, found.chain, &purpose)).transpose()?;
+    /// Does it; returns what stands in for the topmost of them then, locked and leased, and how many bytes were copied. Stopped
+    /// (`Interrupted`), failed or cut off at any moment, it goes on when it is asked for again; what is whole by then stays.
+    pub(in crate::job) fn run(self, progress: &Progress) -> Result<(Option<Below>, u64)> {
+        let (Self(mut copy), mut turns) = self.take_turns(progress)?;
+        let (below, report) = copy.bring_below(&mut turns, progress)?;
+        // They are found by what they show from here on.
+        copy.transfer.close()?;
+        Ok((below, report.copied_bytes))
+    }
+}
+
+impl Copy {
+    /// Copies the layers below the head; returns what stands in for the topmost of them then, locked and leased.
+    pub(super) fn bring_below(
+        &mut self,
+        turns: &mut Turns,
+        progress: &Progress,
+    ) -> Result<(Option<Below>, Report)> {
+        progress.begin("copy", self.plan.copy_bytes);
+        let mut report = Report::new(&self.plan);
+        let purpose = self.purpose();
+        let _leased = lease(&self.host, self.chain.layers(), &purpose)?;
+        let found = self.found.take();
+        let mut below = found.map(|found| Below::leased(&self.host, found.chain, &purpose)).transpose()?;
         if let Some(below) = &below {
-            below.look_again(&copy.ledger)?;
+            below.look_again(&self.ledger)?;
         }
         let places: Vec<PathBuf> =
-            copy.plan.layers.iter().filter_map(Placed::target).map(Path::to_path_buf).collect();
+            self.plan.layers.iter().filter_map(Placed::target).map(Path::to_path_buf).collect();
         for (depth, to) in places.iter().enumerate().skip(1).rev() {
-            let chain = copy.copy_layer((depth, to), below.as_ref(), &mut report, progress)?;
-            below = Some(Below::leased(&copy.host, chain, &purpose)?);
+            let chain = self.copy_layer((depth, to), below.as_ref(), &mut report, progress)?;
+            below = Some(Below::leased(&self.host, chain, &purpose)?);
+            turns.end(to);
         }
-        file::sweep(copy.host.as_ref(), &copy.plan.folder, &copy.transfer)?;
-        let top = below.map(|below| below.chain.head().map(|head| head.path.clone())).transpose()?;
-        // They are found by what they show from here on.
-        self.0.transfer.close()?;
-        Ok((top, report.copied_bytes))
+        file::sweep(self.host.as_ref(), &self.plan.folder, &self.transfer)?;
+        Ok((below, report))
+    }
+}
+
+impl Making for CopyBelow {
+    fn target(&self) -> (&Arc<dyn Host>, &Path, &Seen) {
+        self.0.target()
+    }
+
+    fn wanted(&self) -> Wanted {
+        self.0.wanted_from(1)
+    }
+
+    fn again(self, _: &Progress) -> Result<Self> {
+        let Copy { host, ledger, opening, chain, plan, .. } = self.0;
+        Self::prepare(&host, &ledger, (chain.layers().to_vec(), plan.folder.as_path()), &opening)
     }
 }
 

@@ -16,12 +16,13 @@ mod places;
 mod reformat;
 mod shelf;
 mod turns;
+mod twins;
 
 pub use below::{CopyBelow, forget};
 pub use leave::Removal;
 pub use reformat::{Conversion, Proved};
 
-use super::{Progress, diff::first_difference, seal};
+use super::{Progress, diff::first_difference};
 use crate::{
     base::{Budget, Error, ErrorKind, Result},
     chain::{Chain, Layer, Opening, View, freeze, join, lease},
@@ -34,6 +35,7 @@ pub(super) use ground::Below;
 use leave::Leaving;
 pub(super) use places::Names;
 use places::placed;
+use shelf::find_match;
 pub(super) use shelf::{Match, Shelf};
 use std::{
     collections::BTreeSet,
@@ -42,7 +44,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use turns::{Seen, Turns};
+pub(super) use turns::{Making, Seen, Turns, Wanted};
 
 /// What may be linked instead of copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -112,8 +114,8 @@ pub enum Placed {
         /// What stands in.
         #[serde(serialize_with = "crate::base::name::serialize")]
         to: PathBuf,
-        /// What both show.
-        id: ContentId,
+        /// What both show, by content ID; `None` where it is the very layer and has none.
+        id: Option<ContentId>,
     },
 }
 
@@ -266,16 +268,21 @@ impl Copy {
         let form = request.conversion.as_ref().map(Conversion::form).unwrap_or_default();
         let transfer = Transfer::open(host, &folder, &head)?.made_as(form);
         let there = known::depth_there(host.as_ref(), &chain, &folder, &transfer, &request)?;
-        let transfer = if there.is_some() { transfer } else { transfer.without_ended() };
+        let mut transfer = if there.is_some() { transfer } else { transfer.without_ended() };
+        let is_resumed = transfer.is_resumed();
         let (depth, found) = match there {
             Some(depth) => (depth, None),
             None => find_match(host, ledger, &chain, (&folder, &opening), request.share)?,
         };
+        if there.is_none() && request.conversion.is_none() {
+            let layers = (chain.layers(), depth);
+            twins::adopt(host.as_ref(), layers, found.as_ref(), (&folder, &mut transfer))?;
+        }
         let verify = request.verify || (there.is_some() && !transfer.is_vouched_for());
         let request = Request { verify, ..request };
         let leaving = if request.removes_source {
             let copied = leave::copied_depth(host.as_ref(), &chain, depth, (&folder, &transfer))?;
-            leave::plan(host.as_ref(), ledger, &chain, (copied, request.ignores_unread))?
+            leave::plan(host.as_ref(), ledger, (&chain, &folder), (copied, request.ignores_unread))?
         } else {
             Leaving::default()
         };
@@ -284,7 +291,7 @@ impl Copy {
             layers: placed(host.as_ref(), &chain, depth, (&folder, request.conversion.as_ref()), &transfer)?,
             copy_bytes: 0,
             free_bytes: host.free_bytes(&folder)?,
-            is_resumed: transfer.is_resumed(),
+            is_resumed,
             is_there: there.is_some(),
             folder,
             removed: leaving.files(),
@@ -528,62 +535,6 @@ impl Placed {
             Self::Link { .. } => None,
         }
     }
-}
-
-/// Returns how many layers have to be copied, and what the deepest of them will stand on.
-fn find_match(
-    host: &Arc<dyn Host>,
-    ledger: &Ledger,
-    chain: &Chain,
-    (folder, opening): (&Path, &Opening),
-    share: Share,
-) -> Result<(usize, Option<Match>)> {
-    let depth = chain.layers().len();
-    if share == Share::Deny || depth == 1 {
-        return Ok((depth, None));
-    }
-    let (mut shelf, progress) = (Shelf::scan(host, ledger, folder, opening)?, Progress::default());
-    let deepest = if share == Share::ChildOnly { 2 } else { depth };
-    if !shelf.is_empty()? {
-        let ids = ids(chain, &progress)?;
-        for (at, id) in ids.iter().enumerate().take(deepest).skip(1) {
-            if let Some(found) = shelf.find(host, *id, opening, &progress)? {
-                return Ok((at, Some(found)));
-            }
-        }
-    }
-    if share == Share::ChildOnly {
-        let what = format!("nothing in {} shows what its parent shows", folder.display());
-        return Err(Error::new(ErrorKind::NotFound, what).path(&chain.head()?.path));
-    }
-    Ok((depth, None))
-}
-
-/// Returns the content ID of every layer of the chain but the head, which comes first and is not looked at: what
-/// is proven is taken, the rest is computed from the base up.
-fn ids(chain: &Chain, progress: &Progress) -> Result<Vec<ContentId>> {
-    let proven: Option<Vec<_>> = chain.standings().iter().skip(1).map(|s| s.known.proven()).collect();
-    let below_head = match proven {
-        Some(ids) => ids,
-        None => computed(chain, progress)?,
-    };
-    let nobody = crate::content::Tree::new(0).id();
-    Ok(std::iter::once(nobody).chain(below_head).collect())
-}
-
-fn computed(chain: &Chain, progress: &Progress) -> Result<Vec<ContentId>> {
-    let (mut ids, mut tree) = (Vec::new(), None);
-    for depth in (1..chain.layers().len()).rev() {
-        let view = chain.view(depth);
-        let hashed = match tree.take() {
-            None => seal::full_tree(&view, progress)?,
-            Some(below) => seal::tree_over(&view, below, progress)?,
-        };
-        ids.push(hashed.tree.id());
-        tree = Some(hashed.tree);
-    }
-    ids.reverse();
-    Ok(ids)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::{
     disk::Disk,
     format::{Creation, Format, NoParts},
     io::faulty::{Failure, Fault, SimHost, crash_states},
-    job::{cuts, snapshot::snapshot},
+    job::{cuts, seal, snapshot::snapshot},
 };
 
 mod races;

@@ -11,7 +11,7 @@
 
 use crate::{
     base::{Error, ErrorKind, Result},
-    chain::{Chain, Layer, Opening, Standing, lineage},
+    chain::{Chain, Layer, Opening, Standing, lease, lineage},
     content::{ContentId, Tree},
     format::Format,
     io::{Access, EntryKind, Host},
@@ -22,7 +22,7 @@ use crate::{
         live::LiveDisk,
         seal,
     },
-    store::{Draft, Journal, Ledger},
+    store::{Draft, Journal, Lease, Ledger, Purpose},
 };
 use std::{
     collections::BTreeSet,
@@ -96,6 +96,8 @@ pub struct Below {
     layers: Vec<Layer>,
     /// Layers of the disk that the store has.
     there: Vec<PathBuf>,
+    /// Nobody takes them away while the head is on the way.
+    lease: Option<Arc<Lease>>,
 }
 
 impl Below {
@@ -233,30 +235,36 @@ impl Migration {
                 copied => break copied?.0,
             }
         };
-        let top = top.ok_or_else(|| Error::invalid("nothing stands in for what lies below the head"))?;
-        let below = self.open(&top)?;
+        let held = top.ok_or_else(|| Error::invalid("nothing stands in for what lies below the head"))?;
+        let top = held.chain.head()?.path.clone();
+        let (below, lease) = self.open(&top)?;
+        drop(held);
         let there = seal::prove(&self.ledger, &below, progress)?;
         if there.first().map(|sealed| sealed.id) != ids.first().copied() {
             return Err(Error::corrupt("does not show what the disk's own layer shows").path(&top));
         }
         let there = if self.request.removes_source { have(own, &ids, &below, progress)? } else { Vec::new() };
-        Ok(Below { layers: below, there })
+        Ok(Below { layers: below, there, lease: Some(lease) })
     }
 
     /// Opens again what stands in for the layers below the head, for a move that was cut off while its head was on the way.
     pub fn reopen(&self, place: Option<&Path>) -> Result<Below> {
-        let layers = place.map_or(Ok(Vec::new()), |place| self.open(place))?;
-        Ok(Below { layers, there: Vec::new() })
+        let (layers, lease) = place.map(|place| self.open(place)).transpose()?.unzip();
+        Ok(Below { layers: layers.unwrap_or_default(), there: Vec::new(), lease })
     }
 
-    fn open(&self, place: &Path) -> Result<Vec<Layer>> {
+    fn open(&self, place: &Path) -> Result<(Vec<Layer>, Arc<Lease>)> {
         let how = self
             .opening
             .clone()
             .with_access(Access::ReadToWrite)
             .with_format(None)
             .with_ledger(self.ledger.clone());
-        Ok(Chain::open(&self.host, place, &how.for_live_use())?.layers().to_vec())
+        let layers = Chain::open(&self.host, place, &how.for_live_use())?.layers().to_vec();
+        let Plan { top, store, .. } = &self.plan;
+        let purpose = Purpose::job(format!("a move of {} to {}", top.display(), store.display()));
+        let lease = lease(&self.host, &layers, &purpose)?;
+        Ok((layers, Arc::new(lease)))
     }
 
     /// Plans what brings the head: guests' writes reach both places from its beginning on.
@@ -270,7 +278,7 @@ impl Migration {
         }
         let new = NewImage { path: self.plan.result.clone(), format: Some(format), options };
         let leaves = self.request.removes_source.then(|| below.there.clone());
-        let moves = Move { below: below.layers.clone(), leaves };
+        let moves = Move { below: below.layers.clone(), leaves, lease: below.lease.clone() };
         LiveConsolidation::prepare_move(&self.host, &self.disk, &self.opening, new, moves)
     }
 

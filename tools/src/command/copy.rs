@@ -287,7 +287,8 @@ fn line(placed: &Placed) -> String {
             let bytes = size::show(*bytes);
             format!("convert {} -> {} ({format}, {bytes})", from.display(), to.display())
         }
-        Placed::Link { from, to, id } => {
+        Placed::Link { to, id: None, .. } => format!("link {}, which lies there", to.display()),
+        Placed::Link { from, to, id: Some(id) } => {
             format!("link {} -> {}, which shows the same ({})", from.display(), to.display(), id.short())
         }
     }

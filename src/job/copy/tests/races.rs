@@ -173,3 +173,73 @@ fn cid_5_two_copies_at_once_of_one_missing_parent_end_as_one() {
         });
     }
 }
+
+/// What an earlier life has brought gets no content ID; nor do blocks that the host shares.
+#[test]
+fn a_parent_that_another_copy_has_brought_without_an_id_is_not_in_the_way() {
+    let (host, views) = PLAIN.build();
+    snapshot(&arc(&host), Path::new("/vm/middle"), Path::new("/vm/other"), &small(), &opening(&host))
+        .unwrap();
+    put(&host, "/vm/other", &[(0, 900, 7)]);
+    let other = view(&host, Path::new("/vm/other")).unwrap();
+    let start = again(&host);
+    let whole = again(&start);
+    let before = whole.ios();
+    copy(&whole).unwrap();
+    let mut unsealed = 0;
+    for at in (before..whole.ios()).step_by(5) {
+        let machine = again(&start);
+        machine.fail(Some(Fault { at, is_lasting: false, failure: Failure::Io }));
+        drop(copy(&machine));
+        machine.fail(None);
+        copy(&machine).unwrap();
+        let chain = Chain::open(&arc(&machine), Path::new("/store/base"), &opening(&machine)).unwrap();
+        unsealed += usize::from(chain.standings()[0].known.sealed().is_none());
+        drop(chain);
+        let report = copy_of(&machine, "/vm/other").unwrap_or_else(|error| panic!("at I/O {at}: {error}"));
+        assert_eq!(made([&report, &report]), ["/store/other", "/store/other"], "at I/O {at}");
+        check_names(&machine, &views, "both");
+        assert!(view(&machine, Path::new("/store/other")).unwrap() == other, "at I/O {at}");
+    }
+    assert!(unsealed > 5, "{unsealed}");
+    // One that was written since is another file.
+    let machine = again(&start);
+    machine.fail(Some(Fault {
+        at: before + (whole.ios() - before) / 3,
+        is_lasting: false,
+        failure: Failure::Io,
+    }));
+    drop(copy(&machine));
+    machine.fail(None);
+    copy(&machine).unwrap();
+    machine.write_rudely(Path::new("/store/base"), crate::base::HostOffset::new(0), &[9; 600]).unwrap();
+    assert!(matches!(copy_of(&machine, "/vm/other"), Err(error) if error.kind() != ErrorKind::Io));
+}
+
+#[test]
+fn a_parent_that_lies_in_the_target_is_not_in_its_own_way() {
+    let (host, _) = PLAIN.build();
+    let policy = crate::chain::Policy { allowed: vec!["/".into()], ..crate::chain::Policy::default() };
+    let how = opening(&host).with_policy(policy).with_format(Some(Format::Qcow2));
+    let creation = Creation { size: SIZE, parent: None, options: small() };
+    let golden = host.create(Path::new("/store/golden")).unwrap();
+    drop(format::create(Format::Qcow2, golden, &creation, &NoParts).unwrap());
+    put(&host, "/store/golden", &[(0, 3000, 5)]);
+    snapshot(&arc(&host), Path::new("/store/golden"), Path::new("/vm/clone"), &small(), &how).unwrap();
+    for share in [Share::Allow, Share::ChildOnly] {
+        let request = Request { share, ..Request::default() };
+        let (paths, ledger) = ((Path::new("/vm/clone"), Path::new("/store")), Ledger::new(arc(&host), None));
+        let copy = Copy::prepare(&arc(&host), &ledger, paths, &how, request).unwrap();
+        let linked = copy.plan().layers.last();
+        assert!(
+            matches!(linked, Some(Placed::Link { to, id: None, .. }) if to.ends_with("golden")),
+            "{share:?}"
+        );
+        copy.run(&Progress::default()).unwrap();
+        let chain = Chain::open(&arc(&host), Path::new("/store/clone"), &opening(&host)).unwrap();
+        let layers: Vec<_> = chain.layers().iter().map(|layer| layer.path.display().to_string()).collect();
+        assert_eq!(layers, ["/store/clone", "/store/golden"]);
+        drop(chain);
+        host.remove(Path::new("/store/clone")).unwrap();
+    }
+}

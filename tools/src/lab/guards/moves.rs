@@ -56,7 +56,7 @@ pub(super) fn moves_onto_nothing_else() -> Result<bool> {
     }
     let disk = disk(&host)?;
     let other = Chain::open(&arc(&host), place, &reading(&host).for_live_use())?;
-    let moves = Move { below: other.layers().to_vec(), leaves: None };
+    let moves = Move { below: other.layers().to_vec(), ..Move::default() };
     let fold = LiveConsolidation::prepare_move(&arc(&host), &disk, &opening(&host), new(), moves);
     Ok(fold.is_err())
 }
