@@ -8,6 +8,7 @@
 //! to them. What several copies are about to make there at once, one of them makes; the others wait, look again and link.
 
 mod below;
+mod beside;
 mod file;
 mod ground;
 mod known;
@@ -31,6 +32,7 @@ use crate::{
     io::{Access, EntryKind, File, Host},
     store::{Ledger, Purpose, Transfer, is_as_before},
 };
+pub(super) use beside::CopyBeside;
 pub(super) use ground::Below;
 use leave::Leaving;
 pub(super) use places::Names;

@@ -1,6 +1,6 @@
 //! Several copies to one folder at once: what more than one of them is about to make, one makes.
 //!
-//! A copy (or what receives one from elsewhere) takes the turns for all that it is to make, by name and by content ID, in one order that all copies have, so that
+//! A copy takes the turns for all that it is to make, by name and by content ID, in one order that all copies have, so that
 //! no two wait for each other; it gives each back as soon as what it is for has its name. What stays true: whoever had to
 //! wait, or finds the folder changed since it was planned, plans anew while it has its turns.
 

@@ -5,7 +5,7 @@ use crate::{
     base::GuestOffset,
     disk::Disk,
     format::Format,
-    io::faulty::{Failure, Fault, SimHost},
+    io::faulty::{Failure, Fault, SimHost, crash_states},
     job::{
         create::{NewImage, create},
         cuts,
@@ -65,7 +65,7 @@ fn machine() -> SimHost {
 }
 
 fn unshare(host: &SimHost, name: &str) -> Result<Plan> {
-    Unshare::prepare(&arc(host), &path(name), &opening(host))?.run(&Progress::default())
+    Unshare::prepare(&arc(host), &path(name), &opening(host), false)?.run(&Progress::default())
 }
 
 const NAMES: [&str; 5] = ["base", "golden", "own", "top", "other"];
@@ -116,4 +116,46 @@ fn cid_11_power_cuts_and_failures_leave_the_disk_as_it_was_or_as_it_shall_be() {
         end(&machine, &story);
     }
     assert!(failed > 20);
+}
+
+fn keep_layers(host: &SimHost, name: &str) -> Result<Plan> {
+    Unshare::prepare(&arc(host), &path(name), &opening(host), true)?.run(&Progress::default())
+}
+
+/// Copies of `golden` and `base` stand in for them; whatever a cut leaves, every disk shows what it showed.
+#[test]
+fn cid_11_a_disk_gets_copies_of_what_it_shares_whatever_happens_on_the_way() {
+    let start = machine();
+    let before = NAMES.map(|name| view(&start, name));
+    let check = |host: &SimHost, story: &str| {
+        for (name, shown) in NAMES.iter().zip(&before) {
+            assert!(view(host, name) == *shown, "{story}: {name} shows something else");
+        }
+    };
+    let end = |host: &SimHost, story: &str| {
+        keep_layers(host, "top").unwrap_or_else(|error| panic!("{story}: {error}"));
+        check(host, story);
+        let chain = Chain::open(&arc(host), &path("top"), &opening(host)).unwrap();
+        let layers: Vec<_> = chain.layers().iter().map(|layer| layer.path.clone()).collect();
+        assert_eq!(layers, ["top", "own", "golden-of-own", "base-of-own"].map(path), "{story}");
+        drop(chain);
+        let names = host.list(Path::new("/vm")).unwrap().len();
+        assert_eq!(names, NAMES.len() + 2 + 1, "{story}: more is left than the copies");
+    };
+    let host = start.twin();
+    let plan = keep_layers(&host, "top").unwrap();
+    assert_eq!((plan.base, plan.leaves), (path("own"), ["golden", "base"].map(path).to_vec()));
+    assert_eq!(plan.copies, ["golden-of-own", "base-of-own"].map(path));
+    check(&host, "whole");
+    assert_eq!(unshare(&host, "other").unwrap().leaves, Vec::<PathBuf>::new(), "nobody shares them now");
+    let host = start.twin();
+    keep_layers(&host, "top").unwrap();
+    let mut points = 0;
+    for crash in crash_states(&host.trace(), 7, 0).step_by(29) {
+        let story = format!("power cut after {} {:?}", crash.after, crash.landing);
+        check(&crash.host, &story);
+        end(&crash.host, &story);
+        points += 1;
+    }
+    assert!(points > 5, "{points}");
 }
