@@ -110,15 +110,16 @@ fn pick<T: Copy>(from: &[T], seeded: &mut Seeded) -> Option<T> {
 
 /// Returns where something lies that is worth a damage.
 fn place(bytes: &[u8], seeded: &mut Seeded) -> Option<(u64, u64)> {
-    let within = |start: u64, (at, width): (u64, u64)| (start + at, width);
+    // What was damaged already may lead anywhere.
+    let within = |start: u64, (at, width): (u64, u64)| (start.saturating_add(at), width);
     let (log, metadata, bat) = (word(bytes, LOG_FIELD, 8), region(bytes, 1), region(bytes, 0));
     match seeded.below(8) {
         0 => Some(within(pick(&HEADERS, seeded)?, pick(&HEADER, seeded)?)),
         1 => Some(within(pick(&[192 << 10, 256 << 10], seeded)?, pick(&REGIONS, seeded)?)),
         2 => Some(within(log, pick(&ENTRY, seeded)?)),
-        3 => Some((metadata + seeded.below(7 * 32 / 2) * 2, pick(&[2, 4, 8], seeded)?)),
-        4 => Some((metadata + (64 << 10) + seeded.below(512), pick(&[1, 2, 4, 8], seeded)?)),
-        _ => Some((bat + seeded.below(6) * 8, 8)),
+        3 => Some(within(metadata, (seeded.below(7 * 32 / 2) * 2, pick(&[2, 4, 8], seeded)?))),
+        4 => Some(within(metadata, ((64 << 10) + seeded.below(512), pick(&[1, 2, 4, 8], seeded)?))),
+        _ => Some(within(bat, (seeded.below(6) * 8, 8))),
     }
 }
 
@@ -164,7 +165,7 @@ pub(super) fn damage(bytes: &[u8], recipe: &mut Recipe, seeded: &mut Seeded) {
             let new = value(&damaged, place, seeded);
             // Both headers, or both region tables, or one.
             let twin = match place.0 >> 16 {
-                1 | 3 => Some(place.0 + (64 << 10)),
+                1 | 3 => Some(place.0.saturating_add(64 << 10)),
                 _ => None,
             };
             if let Some(twin) = twin.filter(|_| seeded.chance(3, 4)) {
@@ -177,7 +178,7 @@ pub(super) fn damage(bytes: &[u8], recipe: &mut Recipe, seeded: &mut Seeded) {
         return;
     }
     let log = word(&damaged, LOG_FIELD, 8);
-    let entry = (log, word(&damaged, log + 8, 4).min(MIB));
+    let entry = (log, word(&damaged, log.saturating_add(8), 4).min(MIB));
     for structure in SUMMED.into_iter().chain([entry]) {
         recipe.edits.extend(mend(&mut damaged, structure));
     }
