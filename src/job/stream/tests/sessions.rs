@@ -218,7 +218,7 @@ fn who_is_asked_to_stop_does_while_the_peer_takes_nothing() {
 #[test]
 fn only_what_is_like_a_missing_layer_is_hashed_for_it() {
     let (host, _) = PLAIN.build();
-    large(&host, 40);
+    large(&host, 500);
     let there = again(&host);
     let stream = send(&host, "/vm/large", &SendRequest::default()).unwrap();
     receive(&there, &stream).unwrap();
@@ -233,5 +233,6 @@ fn only_what_is_like_a_missing_layer_is_hashed_for_it() {
     push(&host, &there, "/vm/other").unwrap();
     let with = there.ios() - before;
     println!("{with} I/Os");
-    assert!(with < 400, "{with}");
+    // Hashing five hundred leaves takes more than that.
+    assert!(with < 150, "{with}");
 }
