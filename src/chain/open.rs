@@ -5,7 +5,7 @@ use crate::{
     base::{Budget, Error, ErrorKind, Guard, Result},
     format::{self, Checked, Format, Repair},
     io::{Access, File, Host, Witness},
-    store::{self, Epoch, Journal, Ledger},
+    store::{self, Epoch, Journal, Ledger, ova::Ova},
 };
 use std::{
     path::{Path, PathBuf},
@@ -101,7 +101,7 @@ impl Opening {
     }
 
     /// Returns the format that is noted of an image.
-    fn noted(&self, host: &Arc<dyn Host>, file: &dyn File) -> Result<Option<Format>> {
+    pub(super) fn noted(&self, host: &Arc<dyn Host>, file: &dyn File) -> Result<Option<Format>> {
         let notes = self.notes.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
         notes.format_of(file)?.map(|name| Format::parse(&name)).transpose().map_err(|e| e.path(file.path()))
     }
@@ -191,6 +191,11 @@ impl Opened {
 /// Returns the format of an image of which `noted` is known; a raw disk stays raw whatever its guest wrote.
 fn known(noted: Option<Format>, file: &dyn File) -> Result<Format> {
     let shown = Format::recognise(file)?;
+    if noted.is_none() && shown == Format::Raw && Ova::is_one(file)? {
+        let what = "is an OVA by its header: `dchain convert` makes an image of a disk in it (a raw disk that looks like one \
+                    is to be stated as raw)";
+        return Err(Error::unsupported(what).path(file.path()));
+    }
     match noted {
         None => match format::foreign(file)?.filter(|_| shown == Format::Raw) {
             None => Ok(shown),

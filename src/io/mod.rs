@@ -19,6 +19,7 @@ mod moved;
 mod pages;
 mod process;
 mod stamp;
+mod window;
 
 pub use blocks::Blocks;
 pub use file::{Access, Descriptor, File, Kept, Run, Witness};
@@ -30,6 +31,7 @@ pub use mode::{born_ns, is_marked_read_only, names};
 pub use moved::{Moved, begin_flush, copy, is_helped, may_share, share, stream};
 pub use process::Process;
 pub use stamp::settle;
+pub use window::Window;
 
 /// How the message of a lock that cannot be had ends if it is this process that holds it.
 pub const THIS_PROCESS: &str = "this process itself";

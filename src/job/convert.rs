@@ -87,6 +87,33 @@ pub fn convert(
     new: (Format, &[(String, String)], bool),
     progress: &Progress,
 ) -> Result<Converted> {
+    make(host, source, path, new, progress)?.publish()
+}
+
+/// An image that is whole, and has no name yet: it goes again unless it is published.
+#[derive(Debug)]
+pub(super) struct Made {
+    target: Target,
+    image: Arc<dyn Image>,
+    converted: Converted,
+}
+
+impl Made {
+    /// Makes the image durable and gives it its name.
+    pub(super) fn publish(self) -> Result<Converted> {
+        self.target.publish(self.image)?;
+        Ok(self.converted)
+    }
+}
+
+/// As [`convert`], up to where the image gets its name.
+pub(super) fn make(
+    host: &Arc<dyn Host>,
+    source: &View,
+    path: &Path,
+    new: (Format, &[(String, String)], bool),
+    progress: &Progress,
+) -> Result<Made> {
     let (format, options, is_packed) = new;
     let target = Target::new(host, path)?;
     let size = source.size().next_multiple_of(SECTOR_BYTES);
@@ -96,8 +123,8 @@ pub fn convert(
     let filling = Filling { is_blank: !target.is_device(), is_packed };
     let written_bytes = fill(source, image.as_ref(), filling, progress).map_err(|e| target.named(e))?;
     Ledger::new(Arc::clone(host), None).know(image.as_ref())?;
-    target.publish(image)?;
-    Ok(Converted { image: path.to_path_buf(), format, size, written_bytes })
+    let converted = Converted { image: path.to_path_buf(), format, size, written_bytes };
+    Ok(Made { target, image, converted })
 }
 
 /// Makes `target` show what `source` shows; returns how many bytes were written. Durable once `target` is flushed.

@@ -16,6 +16,7 @@ pub mod lint;
 pub mod live;
 pub mod measure;
 pub mod migrate;
+pub mod ova;
 pub mod overwrite;
 mod own;
 mod progress;

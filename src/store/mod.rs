@@ -22,6 +22,7 @@ mod journal;
 mod lease;
 mod ledger;
 mod note;
+pub mod ova;
 mod place;
 mod record;
 mod transfer;

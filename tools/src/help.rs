@@ -23,7 +23,14 @@ const NAMES: &str = "In JSON a file's name that is not UTF-8 is `file:` and the 
 
 /// Lines that can be typed, by command.
 const EXAMPLES: [(&str, &[&str]); 29] = [
-    ("info", &["dchain info --backing-chain vm.qcow2", "dchain info --output json vm.qcow2 | jq .format"]),
+    (
+        "info",
+        &[
+            "dchain info --backing-chain vm.qcow2",
+            "dchain info --output json vm.qcow2 | jq .format",
+            "dchain info vm.ova",
+        ],
+    ),
     ("map", &["dchain map vm.qcow2"]),
     ("compare", &["dchain compare -f raw vm.raw -F qcow2 vm.qcow2"]),
     ("measure", &["dchain measure -O qcow2 vm.raw"]),
@@ -34,7 +41,11 @@ const EXAMPLES: [(&str, &[&str]); 29] = [
     ),
     (
         "convert",
-        &["dchain convert -O qcow2 -c vm.raw vm.qcow2", "dchain convert --chain -O qcow2 vm.qcow2 /srv/new"],
+        &[
+            "dchain convert -O qcow2 -c vm.raw vm.qcow2",
+            "dchain convert --chain -O qcow2 vm.qcow2 /srv/new",
+            "dchain convert -O qcow2 --disk vmdisk2 vm.ova data.qcow2",
+        ],
     ),
     ("resize", &["dchain resize vm.qcow2 +10G"]),
     ("compact", &["dchain compact vm.qcow2"]),

@@ -11,6 +11,7 @@ mod habits;
 mod help;
 mod options;
 mod output;
+mod package;
 mod plan;
 mod progress;
 mod remote;

@@ -4,18 +4,22 @@ use crate::{
     failure::{Exit, Failure},
     options::{self, FormatOptions, Reading},
     output::Answer,
+    package::{self, Packaged},
     plan::{Grade, Planned},
     progress::Watching,
     size,
 };
 use clap::Args;
 use deltachain::{
-    chain::Chain,
+    base::Error,
+    chain::{Chain, Package},
     format::Format,
     io::{Access, Host},
     job::{
+        Progress,
         convert::{Converted, convert},
         copy::{self, Conversion, Proved, Share},
+        ova::{Outcome, Taken, convert_disk, verify},
         overwrite::{self, Overwrite},
     },
 };
@@ -45,6 +49,11 @@ pub struct Arguments {
     no_create: bool,
     #[command(flatten)]
     layers: Layers,
+    #[command(flatten)]
+    packaged: Packaged,
+    /// Take a disk out of an OVA whatever its manifest says
+    #[arg(long)]
+    skip_manifest: bool,
     #[command(flatten)]
     reading: Reading,
     #[command(flatten)]
@@ -90,11 +99,16 @@ impl Arguments {
         }
         self.refuse_packed()?;
         let host = options::host();
+        let opening = self.reading.opening(&host)?;
+        if let Some(package) = self.packaged.open(&host, source, &opening)? {
+            self.take(&host, (&package, target), answer).map_err(Failure::begins_again)?;
+            return Ok(Exit::Done);
+        }
         if self.layers.chain {
             self.options.refuse_data_file()?;
             return self.keep_layers(&host, (source, target), answer);
         }
-        let chain = Chain::open(&host, source, &self.reading.opening(&host)?)?;
+        let chain = Chain::open(&host, source, &opening)?;
         let done = if self.no_create {
             self.fill(&host, (&chain, target), answer)
         } else {
@@ -102,11 +116,40 @@ impl Arguments {
         };
         // Without --chain nothing is kept to go on from.
         let Some(done) = done.map_err(Failure::begins_again)? else { return Ok(Exit::Done) };
-        answer.print(&done, |out| {
-            let (size, written) = (size::show(done.size), size::show(done.written_bytes));
-            writeln!(out, "{}: {}, {size}, of which {written} written", target.display(), done.format)
-        })?;
+        answer.print(&done, |out| writeln!(out, "{}", line(&done)))?;
         Ok(Exit::Done)
+    }
+
+    /// Takes a disk out of an OVA.
+    fn take(
+        &self,
+        host: &Arc<dyn Host>,
+        (package, target): (&Package, &Path),
+        answer: &Answer,
+    ) -> Result<(), Failure> {
+        let archive = package.ova().file().path();
+        if self.layers.chain {
+            let what = format!("{}: the disks of an OVA have no layers to keep", archive.display());
+            return Err(Failure::usage(what).hint("leave --chain out"));
+        }
+        let disk = self.packaged.disk(package)?;
+        let inside = |error: &Error| package::failure(error, archive);
+        if self.no_create {
+            let layer = package.layer(&disk).map_err(|e| inside(&e))?;
+            if !self.skip_manifest && !self.layers.dry_run {
+                let verify =
+                    |progress: &Progress| Ok(verify(package.ova(), &disk, &|| progress.checkpoint()));
+                self.watching.run(verify)?.map_err(|e| inside(&e))?;
+            }
+            let done = self.fill(host, (&Chain::of(vec![layer], false), target), answer)?;
+            return done.map_or(Ok(()), |done| answer.print(&done, |out| writeln!(out, "{}", line(&done))));
+        }
+        let (options, is_verified) = (self.options.pairs(), !self.skip_manifest);
+        let new = (self.target_format, options.as_slice(), self.compress);
+        let from = (package, &disk, is_verified);
+        let taken = self.watching.run(|progress| Ok(convert_disk(host, from, target, new, progress)))?;
+        let taken = taken.map_err(|e| inside(&e))?;
+        answer.print(&taken, |out| lines_of(&taken).iter().try_for_each(|line| writeln!(out, "{line}")))
     }
 
     /// Refuses what compressed clusters cannot be in.
@@ -181,6 +224,34 @@ impl Arguments {
         }
         self.watching.run(|progress| overwrite.run(chain, self.compress, progress)).map(Some)
     }
+}
+
+/// What was made.
+fn line(done: &Converted) -> String {
+    let (size, written) = (size::show(done.size), size::show(done.written_bytes));
+    format!("{}: {}, {size}, of which {written} written", done.image.display(), done.format)
+}
+
+/// What was made of a disk of an OVA, and how far that is proved.
+fn lines_of(taken: &Taken) -> Vec<String> {
+    let Taken { converted, disk, file, capacity, manifest, certificate } = taken;
+    let mut lines = vec![format!("{}, from disk {disk} ({file})", line(converted))];
+    lines.push(match (manifest.outcome, manifest.algorithm) {
+        (Outcome::Verified, Some(algorithm)) => format!("manifest: {file} verified ({})", algorithm.name()),
+        (Outcome::NoManifest, _) => {
+            "manifest: there is none, so that nothing says what the bytes should be".to_owned()
+        }
+        (Outcome::Skipped, _) => "manifest: not looked at (--skip-manifest)".to_owned(),
+        _ => format!("manifest: does not speak of {file}"),
+    });
+    lines.extend(certificate.iter().map(|name| format!("certificate: {name} is not verified")));
+    if let Some(capacity) = capacity.filter(|capacity| *capacity != converted.size) {
+        lines.push(format!(
+            "capacity: {capacity} bytes by the descriptor, {} by the disk itself",
+            converted.size
+        ));
+    }
+    lines
 }
 
 /// What becomes of an image that is written as it is.

@@ -1,15 +1,16 @@
-//! `dchain info`: one image, or its whole chain.
+//! `dchain info`: one image, or its whole chain, or what an OVA holds.
 
 use crate::{
     failure::{Exit, Failure},
     options::{self, Reading},
     output::Answer,
+    package::{self, Contents, Packaged},
     size,
 };
 use clap::Args;
 use deltachain::{
     base::{Result, name},
-    chain::{Chain, Layer, Opening, open_layer},
+    chain::{Chain, Layer, Opening, Package, open_layer},
     format::{Format, Snapshot},
     io::File,
 };
@@ -29,8 +30,10 @@ pub struct Arguments {
     #[arg(long)]
     backing_chain: bool,
     #[command(flatten)]
+    packaged: Packaged,
+    #[command(flatten)]
     reading: Reading,
-    /// The image
+    /// The image, or an OVA
     image: PathBuf,
 }
 
@@ -80,7 +83,9 @@ impl Arguments {
         let host = options::host();
         // What an image says of itself is shown whatever the records say of it.
         let opening = Opening { ledger: None, ..self.reading.opening(&host)? };
-        if self.backing_chain {
+        if let Some(package) = self.packaged.open(&host, &self.image, &opening)? {
+            self.show_package(&package, answer)?;
+        } else if self.backing_chain {
             let chain = Chain::open(&host, &self.image, &opening)?;
             let facts = facts_of_all(chain.layers(), &self.image)?;
             answer.print_list(&facts, |facts, out| {
@@ -98,6 +103,18 @@ impl Arguments {
             answer.print(&facts, |out| facts.write(out))?;
         }
         Ok(Exit::Done)
+    }
+
+    /// Shows what is in an OVA, or the disk of it that is named.
+    fn show_package(&self, package: &Package, answer: &Answer) -> std::result::Result<(), Failure> {
+        if !self.packaged.is_named() {
+            let contents = Contents::of(package).map_err(|e| package::failure(&e, &self.image))?;
+            return answer.print(&contents, |out| contents.write(out));
+        }
+        let disk = self.packaged.disk(package)?;
+        let facts = package.layer(&disk).and_then(|layer| Facts::of(&layer, &self.image.join(disk.name())));
+        let facts = facts.map_err(|e| package::failure(&e, &self.image))?;
+        answer.print(&facts, |out| facts.write(out))
     }
 }
 

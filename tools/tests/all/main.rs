@@ -37,6 +37,7 @@ mod nbd;
 mod nbd_hostile;
 mod nbd_tls;
 mod oracles;
+mod ova;
 mod owner;
 mod page;
 mod qcow2_create;

@@ -57,7 +57,7 @@ impl Parts for DataFile {
 }
 
 /// Passes an answer on, unless it is an error that says nothing.
-fn sane<T>(doing: &str, answer: Answer<T>) -> Result<Option<T>, Wrong> {
+pub(super) fn sane<T>(doing: &str, answer: Answer<T>) -> Result<Option<T>, Wrong> {
     let error = match answer {
         Ok(value) => return Ok(Some(value)),
         Err(error) => error,
@@ -76,7 +76,7 @@ fn sane<T>(doing: &str, answer: Answer<T>) -> Result<Option<T>, Wrong> {
     Ok(None)
 }
 
-fn memory(e: &Error) -> Wrong {
+pub(super) fn memory(e: &Error) -> Wrong {
     format!("the laboratory's own file: {e}")
 }
 

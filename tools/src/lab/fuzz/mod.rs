@@ -8,6 +8,7 @@
 mod bounded;
 mod feed;
 mod mutate;
+mod package;
 mod recipe;
 mod streams;
 mod subject;

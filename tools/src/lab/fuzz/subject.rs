@@ -2,6 +2,7 @@
 
 use super::{
     feed::{self, Fed, Wrong},
+    package,
     streams::{self, Side},
     vhdx, wire,
 };
@@ -45,6 +46,8 @@ pub enum Parser {
     Nbd,
     /// One side of a chain's way to another store: what the other says.
     Stream(Side),
+    /// An OVA, with the sums of its headers put right.
+    Ova,
 }
 
 /// A sound input.
@@ -89,6 +92,7 @@ impl Subject {
             Parser::Note(path) => feed::note(input, path),
             Parser::Nbd => wire::nbd(input),
             Parser::Stream(side) => streams::hear(input, *side),
+            Parser::Ova => package::ova(input),
         }
     }
 }
@@ -118,6 +122,7 @@ fn others() -> Answer<Vec<Subject>> {
         subject("tree", tree, Parser::Tree(whole.id())),
         subject("journal", journal, Parser::Journal(journal_at)),
         subject("note", note, Parser::Note(note_at)),
+        subject("ova", package::sound(), Parser::Ova),
         subject("nbd compact", wire::conversation(false), Parser::Nbd),
         subject("nbd extended", wire::conversation(true), Parser::Nbd),
     ];
