@@ -4,7 +4,7 @@ use crate::{
     data::Piece::{Base, Contiguous, Deep, Deltas, Empty, Scattered, Wide},
     place::Place,
     reach::{Bound, Figure, Reach},
-    run::Row,
+    run::{Row, SEALED_CHAIN},
 };
 
 /// What rows have unless they say otherwise.
@@ -96,10 +96,7 @@ const COPY: Row = Row {
     name: "copy base + 8 deltas, target empty",
     command: "copy",
     pieces: &[Deltas],
-    prepare: "if [ ! -d copy ]; then rm -rf copy.part && mkdir copy.part && cp base.qcow2 copy.part/ && p=base.qcow2 && \
-              for i in 1 2 3 4 5 6 7 8; do cp c.$i copy.part/ && \
-              qemu-img rebase -u -f qcow2 -F qcow2 -b $p copy.part/c.$i && p=c.$i || exit 1; done; \
-              mv copy.part copy; fi; $DCHAIN id seal --chain copy/c.8 && sync copy/* && cat copy/*",
+    prepare: SEALED_CHAIN,
     setup: "mkdir $W.to",
     ours: "exec $DCHAIN copy copy/c.8 $W.to",
     theirs: &["cp copy/base.qcow2 copy/c.* $W.to/ && sync $W.to/*"],
