@@ -86,16 +86,8 @@ pub(super) fn is_done(host: &dyn Host, source: &dyn File, to: &Path, transfer: &
     Ok(then.is_unchanged(&host.witness(to)?))
 }
 
-/// Ends what a crash may have left of giving a file its name.
-pub(super) fn settle(host: &dyn Host, to: &Path, transfer: &Transfer) -> Result<()> {
-    if let Some(temporary) = transfer.temporary(&name(to)) {
-        remove_if_there(host, &to.with_file_name(temporary))?;
-    }
-    host.sync_folder(to.parent().unwrap_or(Path::new("/")))
-}
-
-/// Removes what earlier runs left behind of files that were linked in the end, and not copied. Durable: the note that
-/// names them may go then.
+/// Removes what earlier runs left behind: of files that were linked in the end, and not copied, and of giving one its
+/// name. Durable, as is any name that a killed run gave: the note may go then, and the sources.
 pub(super) fn sweep(host: &dyn Host, folder: &Path, transfer: &Transfer) -> Result<()> {
     transfer.temporaries().try_for_each(|temporary| remove_if_there(host, &folder.join(temporary)))?;
     // What a killed run removed may come back with a power cut, too.

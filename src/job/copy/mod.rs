@@ -407,16 +407,12 @@ impl Copy {
             files.split_first().ok_or_else(|| Error::invalid("an image without a file"))?;
         for file in further {
             let target = to.with_file_name(file.path().file_name().unwrap_or_default());
-            if file::is_done(self.host.as_ref(), file.as_ref(), &target, &self.transfer)? {
-                file::settle(self.host.as_ref(), &target, &self.transfer)?;
-            } else {
+            if !file::is_done(self.host.as_ref(), file.as_ref(), &target, &self.transfer)? {
                 let draft = file::copy(&self.host, file.as_ref(), &target, &mut self.transfer, progress)?;
                 draft.finish(&target, &mut self.transfer, report)?;
             }
         }
-        if file::is_done(self.host.as_ref(), header.as_ref(), to, &self.transfer)? {
-            file::settle(self.host.as_ref(), to, &self.transfer)?;
-        } else {
+        if !file::is_done(self.host.as_ref(), header.as_ref(), to, &self.transfer)? {
             let draft = file::copy(&self.host, header.as_ref(), to, &mut self.transfer, progress)?;
             let image = self.join(&layer, (draft.file(), to), below, depth > 0)?;
             let (copied, shared) = (report.copied_bytes - before.0, report.shared_bytes - before.1);

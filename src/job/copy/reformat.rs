@@ -124,9 +124,7 @@ impl Copy {
         let (source, data_file) = (self.chain.view(depth), layer.image.data_file());
         let under = tree.take();
         let shown = hashed(&source, under.clone(), progress)?;
-        if file::is_done(self.host.as_ref(), data_file.as_ref(), to, &self.transfer)? {
-            file::settle(self.host.as_ref(), to, &self.transfer)?;
-        } else {
+        if !file::is_done(self.host.as_ref(), data_file.as_ref(), to, &self.transfer)? {
             progress.begin("copy", source.size());
             let mut draft = file::Copied::begin_anew(&self.host, data_file.as_ref(), to, &mut self.transfer)?;
             let parent = match below {
