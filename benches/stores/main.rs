@@ -4,7 +4,8 @@
 //! As `--bench offline` does it: ours, theirs, ours, theirs ... on the same data with a warm page cache, judged by the ratio
 //! of the medians. Rows about many images have nothing to stand against, and have a time that they must not pass.
 //!
-//! Needs qemu-utils; the data takes 3 GB and a minute to make. Options, after `--`, and the data folder: as for
+//! Needs qemu-utils, rsync and OpenSSH; the data takes 16 GB and some minutes to make. Chains copied between folders with `cp` to
+//! stand against are rows of `--bench offline`. Options, after `--`, and the data folder: as for
 //! `--bench offline`, whose data is used.
 
 #[path = "../offline/data.rs"]
