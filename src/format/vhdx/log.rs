@@ -106,6 +106,8 @@ pub(super) struct Stamp {
     /// Where in the log the oldest entry is that is needed.
     pub(super) tail: u64,
     /// How long the file is, durably.
+    pub(super) flushed_bytes: u64,
+    /// How long it is.
     pub(super) file_bytes: u64,
 }
 
@@ -132,7 +134,7 @@ pub(super) fn encode(pages: &[Page], stamp: Stamp) -> Vec<u8> {
         descriptors: u32::try_from(pages.len()).unwrap_or(u32::MAX),
         reserved: 0,
         log_guid: stamp.log_guid.to_bytes_le(),
-        flushed_bytes: stamp.file_bytes / MIB * MIB,
+        flushed_bytes: stamp.flushed_bytes / MIB * MIB,
         last_bytes: stamp.file_bytes.next_multiple_of(MIB),
     };
     let mut entry = Vec::with_capacity(total);

@@ -102,23 +102,26 @@ impl Session {
     /// Makes everything durable that was written, and then `pages`, by the log; in their order, if they are too many for
     /// one entry.
     pub(super) fn commit(&mut self, file: &dyn File, pages: &[Page]) -> Result<()> {
+        // Writers go on meanwhile: a length that was looked at behind the flush need not be durable.
+        let flushed_bytes = file.bytes()?;
         file.flush()?;
         self.tail = self.at;
         if pages.is_empty() {
             return Ok(());
         }
         self.begin(file)?;
-        pages.chunks(self.pages_max()).try_for_each(|pages| self.step(file, pages))
+        pages.chunks(self.pages_max()).try_for_each(|pages| self.step(file, flushed_bytes, pages))
     }
 
-    fn step(&mut self, file: &dyn File, pages: &[Page]) -> Result<()> {
+    fn step(&mut self, file: &dyn File, flushed_bytes: u64, pages: &[Page]) -> Result<()> {
         let bytes = entry_bytes(count(pages.len()));
         // The last page stays free: a reader that comes round to the start would find the first entry again.
         if !self.is_logged() || self.at + bytes + PAGE_BYTES > self.header.log.bytes {
             self.empty_log(file)?;
         }
         let log_guid = if self.is_logged() { self.header.log_guid } else { fresh_guid() };
-        let stamp = Stamp { log_guid, sequence: self.sequence, tail: self.tail, file_bytes: file.bytes()? };
+        let Self { sequence, tail, .. } = *self;
+        let stamp = Stamp { log_guid, sequence, tail, flushed_bytes, file_bytes: file.bytes()? };
         file.write_at(self.header.log.start.plus(self.at), &log::encode(pages, stamp))?;
         file.flush()?;
         if !self.is_logged() {
@@ -182,3 +185,6 @@ impl Session {
         Ok(pages)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -163,7 +163,7 @@ fn logged(entries: &[(u64, Vec<u8>)]) -> Arc<MemoryFile> {
 }
 
 fn stamp(sequence: u64) -> Stamp {
-    Stamp { log_guid: GUID, sequence, tail: 0, file_bytes: 4 << 20 }
+    Stamp { log_guid: GUID, sequence, tail: 0, flushed_bytes: 4 << 20, file_bytes: 4 << 20 }
 }
 
 /// An entry that makes a page zeros.
@@ -185,7 +185,7 @@ fn logs_that_contradict_themselves_are_refused() {
     assert_says(&refusal(&logged(&[(0, entry(1 << 40, stamp(1)))])), &["log entry 1", "outside the file"]);
     assert_says(&refusal(&logged(&[(0, entry(64 << 10, stamp(1)))])), &["descriptor 0", "header or the log"]);
     assert_says(&refusal(&logged(&[(0, entry(1 << 20, stamp(1)))])), &["header or the log (0x100000)"]);
-    let cut = Stamp { file_bytes: 1 << 30, ..stamp(1) };
+    let cut = Stamp { flushed_bytes: 1 << 30, ..stamp(1) };
     assert_says(&refusal(&logged(&[(0, entry(BAT_AT, cut))])), &["0x40000000", "was cut"]);
 }
 
