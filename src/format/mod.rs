@@ -10,6 +10,7 @@ mod foreign;
 mod pages;
 pub mod qcow2;
 pub mod raw;
+mod source;
 pub mod vhdx;
 pub mod vpc;
 
@@ -361,6 +362,9 @@ pub struct Adopted {
 /// All methods take `&self`; several threads may read and write at once, a reader sees each write whole or
 /// not per sector. Errors name the file. After a failed metadata write the image is *poisoned*: further
 /// writes fail until it is opened again.
+///
+/// What only some formats have (clusters that can be taken over or packed, bitmaps, a place for a record) has a default
+/// that says so. Nothing wraps an image: a wrapper would have to pass each of them on.
 pub trait Image: Send + Sync + fmt::Debug {
     /// Returns the format.
     fn format(&self) -> Format;
@@ -416,19 +420,27 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// row. What is never pointed to is free again when the image is closed, and after a power cut.
     ///
     /// `None`, and nothing done, where the host cannot share it, or this image has no such places.
-    fn adopt(&self, source: &dyn File, range: HostRange) -> Result<Option<Adopted>>;
+    fn adopt(&self, _source: &dyn File, _range: HostRange) -> Result<Option<Adopted>> {
+        Ok(None)
+    }
 
     /// Makes `range` show what was adopted at `host`; false if these are not whole clusters, or not adopted ones that
     /// nothing refers to yet: some of `range` may show it then.
-    fn point(&self, range: GuestRange, host: HostOffset) -> Result<bool>;
+    fn point(&self, _range: GuestRange, _host: HostOffset) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Returns one cluster's bytes in the shape in which [`Image::write_packed`] stores them; `None` if the format
     /// cannot or nothing is saved. Fewer bytes than a cluster stand for the disk's end. Pure: call it from many
     /// threads.
-    fn pack(&self, bytes: &[u8]) -> Option<Vec<u8>>;
+    fn pack(&self, _bytes: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
 
     /// Stores what [`Image::pack`] returned as the cluster ([`Details::cluster_bytes`]) at `at`.
-    fn write_packed(&self, at: GuestOffset, packed: &[u8]) -> Result<()>;
+    fn write_packed(&self, _at: GuestOffset, _packed: &[u8]) -> Result<()> {
+        Err(lacks(self, "compressed clusters"))
+    }
 
     /// Makes exactly the bytes of `range` read as zeros; [`Kept::Nothing`] gives whole units back.
     fn zero(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()>;
@@ -443,19 +455,25 @@ pub trait Image: Send + Sync + fmt::Debug {
     fn flush_with_time(&self) -> Result<()>;
 
     /// Returns the bits of a persistent bitmap; `NotFound` if there is none of that name.
-    fn bitmap(&self, name: &str) -> Result<Bits>;
+    fn bitmap(&self, _name: &str) -> Result<Bits> {
+        Err(lacks(self, "bitmaps"))
+    }
 
     /// Changes the persistent bitmaps, durably; a cut leaves the old ones or the new ones.
     ///
     /// `NotFound`, `Exists`, `Invalid` as the name and the bitmap's state ask; `Unsupported` where there are none.
-    fn edit_bitmap(&self, edit: &BitmapEdit) -> Result<()>;
+    fn edit_bitmap(&self, _edit: &BitmapEdit) -> Result<()> {
+        Err(lacks(self, "bitmaps"))
+    }
 
     /// Has the bitmaps that record stay sound while the disk is written from here on, also over a crash: the first change in
     /// each `region_bytes` of it marks all of them there, durably, before it is made. Without this they are marked as in
     /// use before the first change. A change of size still does that.
     ///
     /// Whoever takes bits away sees to it that nobody changes the disk meanwhile.
-    fn keep_bitmaps(&self, region_bytes: u64) -> Result<()>;
+    fn keep_bitmaps(&self, _region_bytes: u64) -> Result<()> {
+        Ok(())
+    }
 
     /// Gives back to the host what space of the image's file holds nothing: free clusters, the free end. Everything
     /// before this call is durable first. Returns the bytes given back.
@@ -470,11 +488,30 @@ pub trait Image: Send + Sync + fmt::Debug {
     fn set_parent(&self, parent: Option<&ParentName>) -> Result<()>;
 
     /// Returns the project's record from inside the file; `None` if there is none or no place for one.
-    fn record(&self) -> Result<Option<StoredRecord>>;
+    fn record(&self) -> Result<Option<StoredRecord>> {
+        Ok(None)
+    }
 
     /// Stores or removes the project's record inside the file, durably once the image is flushed, before which nothing
     /// else of the header is changed; false if there is no place for it, or the image is open for reading only.
-    fn set_record(&self, record: Option<&[u8]>) -> Result<bool>;
+    fn set_record(&self, _record: Option<&[u8]>) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Refuses a range that is not on a disk of `size` bytes.
+fn check_on_disk(range: GuestRange, size: u64) -> Result<()> {
+    if range.start.bytes().checked_add(range.bytes).is_some_and(|end| end <= size) {
+        return Ok(());
+    }
+    let what = format!("{} bytes at {:#x} pass the disk's end at {size:#x}", range.bytes, range.start);
+    Err(Error::invalid(what))
+}
+
+/// Refuses what a format does not have.
+fn lacks<I: Image + ?Sized>(image: &I, what: &str) -> Error {
+    let path = image.data_file().path().to_path_buf();
+    Error::unsupported(format!("{} images have no {what}", image.format())).path(path)
 }
 
 impl<I: Image + ?Sized> Carrier for I {

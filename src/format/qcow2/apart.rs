@@ -5,14 +5,13 @@
 //! harmless, that nobody caused by then. So the cluster is copied at once. With internal snapshots sharing is what
 //! ought to be, and nothing is done.
 
-use super::{
-    entry::Held,
-    image::Qcow2Image,
-    write::{Job, Source},
-};
+use super::{entry::Held, image::Qcow2Image};
 use crate::{
     base::{GuestOffset, GuestRange, Result, units::index},
-    format::Nothing,
+    format::{
+        Nothing,
+        source::{Job, Source},
+    },
     io::Kept,
     map::State,
 };

@@ -29,7 +29,6 @@ use super::{
     pages::{Pages, WRITERS_LEAST},
     refcounts::Refcounts,
     tables::{FirstLevel, Tables, Target, read_words},
-    write::{Job, Source},
 };
 use crate::{
     base::{
@@ -39,6 +38,8 @@ use crate::{
     },
     format::{
         Adopted, Below, BitmapEdit, Bits, Details, Format, Identity, Image, ParentName, Parts, StoredRecord,
+        check_on_disk,
+        source::{Job, Source},
     },
     io::{File, Kept, Moved},
     map::Extent,
@@ -158,12 +159,7 @@ impl Qcow2Image {
 
     /// Refuses a range that is not on the disk.
     pub(super) fn check_range(&self, range: GuestRange) -> Result<()> {
-        let size = self.state.read().size;
-        if range.start.bytes().checked_add(range.bytes).is_some_and(|end| end <= size) {
-            return Ok(());
-        }
-        let what = format!("{} bytes at 0x{:x}: past the disk's end (0x{size:x})", range.bytes, range.start);
-        Err(Error::invalid(what))
+        check_on_disk(range, self.state.read().size)
     }
 
     /// Goes before bytes of `range` are changed: stored bitmaps record it, or say first that they do not.

@@ -16,8 +16,11 @@ use super::{
 };
 use crate::{
     base::{GuestOffset, GuestRange, HostOffset, HostRange, Result, units::index},
-    format::Below,
-    io::{self, File, Kept, Moved},
+    format::{
+        Below,
+        source::{Job, Source},
+    },
+    io::{Kept, Moved},
     map::{self, RangeSet},
 };
 
@@ -25,41 +28,6 @@ use crate::{
 const TOGETHER_BYTES: u64 = 256 << 10;
 /// Piece in which bytes are copied up.
 const COPY_BYTES: u64 = 1 << 20;
-
-/// Where the bytes to write come from.
-#[derive(Clone, Copy)]
-pub(super) enum Source<'a> {
-    /// Memory.
-    Bytes(&'a [u8]),
-    /// Another file, from an offset on.
-    File(&'a dyn File, HostOffset),
-    /// Nowhere: zeros.
-    Zeros,
-}
-
-impl Source<'_> {
-    /// Stores what is `skip` bytes into the source at `to`.
-    fn put(self, skip: u64, file: &dyn File, to: HostRange) -> Result<Moved> {
-        match self {
-            Self::Bytes(bytes) => {
-                let from = index(skip);
-                let bytes = bytes.get(from..from + index(to.bytes)).unwrap_or_default();
-                file.write_at(to.start, bytes)?;
-                Ok(Moved { shared_bytes: 0, copied_bytes: to.bytes })
-            }
-            Self::File(from, at) => io::copy(from, at.plus(skip), file, to.start, to.bytes),
-            Self::Zeros => file.zero(to, Kept::Space).map(|()| Moved::default()),
-        }
-    }
-}
-
-/// A write under way: what goes where, and what shows around it.
-#[derive(Clone, Copy)]
-pub(super) struct Job<'a> {
-    pub(super) range: GuestRange,
-    pub(super) source: Source<'a>,
-    pub(super) below: &'a dyn Below,
-}
 
 /// Host clusters for a run of guest clusters.
 #[derive(Debug)]

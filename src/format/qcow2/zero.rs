@@ -4,11 +4,13 @@ use super::{
     entry::{Cluster, Held},
     flush::Tried,
     image::{Qcow2Image, State},
-    write::{Job, Source},
 };
 use crate::{
     base::{Guard, GuestOffset, GuestRange, HostOffset, Result},
-    format::Below,
+    format::{
+        Below,
+        source::{Job, Source},
+    },
     io::Kept,
 };
 
@@ -108,7 +110,7 @@ impl Qcow2Image {
         for piece in range.pieces(self.shape.unit()) {
             // A raw data file may hold what a power cut kept from the entries.
             if self.is_raw || !self.shows_zeros(piece, below)? {
-                self.write_job(Job { range: piece, source: Source::Zeros, below })?;
+                self.write_job(Job { range: piece, source: Source::Zeros(Kept::Space), below })?;
             }
         }
         Ok(())
@@ -127,7 +129,7 @@ impl Qcow2Image {
         }
         let left = self.attempt(|state| state.erase(range, how))?;
         drop(claim);
-        let zeros = |range| Job { range, source: Source::Zeros, below };
+        let zeros = |range| Job { range, source: Source::Zeros(Kept::Space), below };
         left.into_iter().try_for_each(|range| self.write_job(zeros(range)).map(drop))
     }
 

@@ -4,13 +4,11 @@
 //! grows the file when it is written. A hole in the file is zeros, not silence: a raw layer hides all below
 //! it, names no parent and has no place for a record.
 
-use super::{
-    Adopted, Below, BitmapEdit, Bits, Creation, Details, Format, Identity, Image, Measure, ParentName, Parts,
-    StoredRecord,
-};
+use super::{Below, Creation, Details, Format, Identity, Image, Measure, ParentName, Parts, check_on_disk};
 use crate::{
     base::{
         Budget, Error, GuestOffset, GuestRange, HostOffset, HostRange, Result,
+        error::InFile,
         units::{self, SECTOR_BYTES},
     },
     io::{self, File, Kept, Moved},
@@ -120,25 +118,15 @@ const fn guest(at: HostOffset) -> GuestOffset {
 }
 
 impl RawImage {
-    fn refuse(&self, what: impl Into<String>) -> Error {
-        Error::invalid(what).path(self.file.path())
-    }
-
     fn check_range(&self, range: GuestRange) -> Result<HostRange> {
-        let size = self.size();
-        match range.start.bytes().checked_add(range.bytes) {
-            Some(end) if end <= size => Ok(host(range.start).range(range.bytes)),
-            _ => {
-                let what =
-                    format!("{} bytes at {:#x} pass the disk's end at {size:#x}", range.bytes, range.start);
-                Err(self.refuse(what))
-            }
-        }
+        check_on_disk(range, self.size())
+            .in_file(self.file.path())
+            .map(|()| host(range.start).range(range.bytes))
     }
 
     fn check_write(&self, range: GuestRange) -> Result<HostRange> {
         if !self.is_writable {
-            return Err(self.refuse("is open for reading only"));
+            return Err(Error::invalid("is open for reading only").path(self.file.path()));
         }
         self.check_range(range)
     }
@@ -219,23 +207,6 @@ impl Image for RawImage {
         io::copy(source, from, &*self.file, range.start, range.bytes)
     }
 
-    fn adopt(&self, _source: &dyn File, _range: HostRange) -> Result<Option<Adopted>> {
-        // Every place of the file is a place of the disk.
-        Ok(None)
-    }
-
-    fn point(&self, _range: GuestRange, _host: HostOffset) -> Result<bool> {
-        Ok(false)
-    }
-
-    fn pack(&self, _bytes: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn write_packed(&self, _at: GuestOffset, _packed: &[u8]) -> Result<()> {
-        Err(Error::unsupported("raw images hold nothing compressed").path(self.file.path()))
-    }
-
     fn zero(&self, range: GuestRange, kept: Kept, _below: &dyn Below) -> Result<()> {
         let range = self.check_write(range)?;
         self.file.zero(range, kept)
@@ -251,19 +222,6 @@ impl Image for RawImage {
 
     fn flush_with_time(&self) -> Result<()> {
         self.file.flush_with_time()
-    }
-
-    fn bitmap(&self, _name: &str) -> Result<Bits> {
-        Err(Error::unsupported("raw images have no bitmaps").path(self.file.path()))
-    }
-
-    fn edit_bitmap(&self, _edit: &BitmapEdit) -> Result<()> {
-        Err(Error::unsupported("raw images have no bitmaps").path(self.file.path()))
-    }
-
-    fn keep_bitmaps(&self, _region_bytes: u64) -> Result<()> {
-        // There are none.
-        Ok(())
     }
 
     fn release(&self) -> Result<u64> {
@@ -287,14 +245,6 @@ impl Image for RawImage {
             None => Ok(()),
             Some(_) => Err(Error::unsupported("a raw image cannot have a parent").path(self.file.path())),
         }
-    }
-
-    fn record(&self) -> Result<Option<StoredRecord>> {
-        Ok(None)
-    }
-
-    fn set_record(&self, _record: Option<&[u8]>) -> Result<bool> {
-        Ok(false)
     }
 }
 

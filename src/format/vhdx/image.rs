@@ -27,16 +27,13 @@ use super::{
     session::Session,
     space::{self, Space},
     state::State,
-    write::{Job, Source},
 };
 use crate::{
-    base::{
-        Budget, Claims, Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, error::InFile,
-        units::count,
-    },
+    base::{Budget, Claims, Error, GuestOffset, GuestRange, HostOffset, Result, error::InFile, units::count},
     format::{
-        Adopted, Below, BitmapEdit, Bits, Details, Format, Identity, Image, ParentName, StoredRecord,
+        Below, Details, Format, Identity, Image, ParentName, StoredRecord, check_on_disk,
         pages::{Pages, WRITERS_LEAST},
+        source::{Job, Source},
     },
     io::{File, Kept, Moved},
     map::Extent,
@@ -113,12 +110,7 @@ impl VhdxImage {
 
     /// Refuses a range that is not on the disk.
     pub(super) fn check_range(&self, range: GuestRange) -> Result<()> {
-        let size = self.state.read().metadata.size;
-        if range.start.bytes().checked_add(range.bytes).is_some_and(|end| end <= size) {
-            return Ok(());
-        }
-        let what = format!("{} bytes at 0x{:x}: past the disk's end (0x{size:x})", range.bytes, range.start);
-        Err(Error::invalid(what))
+        check_on_disk(range, self.state.read().metadata.size)
     }
 
     /// Refuses to change an image that was opened for reading.
@@ -220,23 +212,6 @@ impl Image for VhdxImage {
         self.write_checked(job).in_file(self.file.path())
     }
 
-    fn adopt(&self, _source: &dyn File, _range: HostRange) -> Result<Option<Adopted>> {
-        // Blocks are larger than what a guest writes in a row.
-        Ok(None)
-    }
-
-    fn point(&self, _range: GuestRange, _host: HostOffset) -> Result<bool> {
-        Ok(false)
-    }
-
-    fn pack(&self, _bytes: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn write_packed(&self, _at: GuestOffset, _packed: &[u8]) -> Result<()> {
-        Err(Error::unsupported("VHDX images hold nothing compressed").path(self.file.path()))
-    }
-
     fn zero(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
         self.zero_range(range, kept, below).in_file(self.file.path())
     }
@@ -254,19 +229,6 @@ impl Image for VhdxImage {
             self.flush_and_empty_log().in_file(self.file.path())?;
         }
         self.bare.flush_with_time()
-    }
-
-    fn bitmap(&self, _name: &str) -> Result<Bits> {
-        Err(Error::unsupported("VHDX images have no bitmaps").path(self.file.path()))
-    }
-
-    fn edit_bitmap(&self, _edit: &BitmapEdit) -> Result<()> {
-        Err(Error::unsupported("VHDX images have no bitmaps").path(self.file.path()))
-    }
-
-    fn keep_bitmaps(&self, _region_bytes: u64) -> Result<()> {
-        // There are none.
-        Ok(())
     }
 
     fn release(&self) -> Result<u64> {

@@ -12,44 +12,13 @@
 use super::{entry::Block, image::VhdxImage, state::State};
 use crate::{
     base::{GuestOffset, GuestRange, HostOffset, HostRange, Result, units::index},
-    format::Below,
-    io::{self, File, Kept, Moved},
+    format::{
+        Below,
+        source::{Job, Source},
+    },
+    io::{Kept, Moved},
     map,
 };
-
-/// Where the bytes to write come from.
-#[derive(Clone, Copy)]
-pub(super) enum Source<'a> {
-    /// Memory.
-    Bytes(&'a [u8]),
-    /// Another file, from an offset on.
-    File(&'a dyn File, HostOffset),
-    /// Nowhere: zeros.
-    Zeros(Kept),
-}
-
-impl Source<'_> {
-    /// Stores what is `skip` bytes into the source at `to`.
-    fn put(self, skip: u64, file: &dyn File, to: HostRange) -> Result<Moved> {
-        match self {
-            Self::Bytes(bytes) => {
-                let from = index(skip);
-                file.write_at(to.start, bytes.get(from..from + index(to.bytes)).unwrap_or_default())?;
-                Ok(Moved { shared_bytes: 0, copied_bytes: to.bytes })
-            }
-            Self::File(from, at) => io::copy(from, at.plus(skip), file, to.start, to.bytes),
-            Self::Zeros(kept) => file.zero(to, kept).map(|()| Moved::default()),
-        }
-    }
-}
-
-/// A write under way: what goes where, and what shows around it.
-#[derive(Clone, Copy)]
-pub(super) struct Job<'a> {
-    pub(super) range: GuestRange,
-    pub(super) source: Source<'a>,
-    pub(super) below: &'a dyn Below,
-}
 
 impl State {
     /// Returns the part of `range`, from its start and within one span, that may be written in place.

@@ -9,9 +9,7 @@ use crate::{
         error::InFile,
         units::{SECTOR_BYTES, count},
     },
-    format::{
-        self, Adopted, Below, BitmapEdit, Details, Format, Identity, Image, ParentName, Parts, StoredRecord,
-    },
+    format::{Below, Details, Format, Identity, Image, ParentName, Parts, check_on_disk},
     io::{self, File, Kept, Moved},
     map::{self, Extent, State},
 };
@@ -66,12 +64,7 @@ impl FixedImage {
     }
 
     fn check_range(&self, range: GuestRange) -> Result<HostRange> {
-        let size = self.size();
-        if range.start.bytes().checked_add(range.bytes).is_some_and(|end| end <= size) {
-            return Ok(host(range));
-        }
-        let what = format!("{} bytes at {:#x} pass the disk's end at {size:#x}", range.bytes, range.start);
-        Err(Error::invalid(what).path(self.file.path()))
+        check_on_disk(range, self.size()).in_file(self.file.path()).map(|()| host(range))
     }
 
     fn check_write(&self, range: GuestRange) -> Result<HostRange> {
@@ -196,22 +189,6 @@ impl Image for FixedImage {
         io::copy(source, from, &*self.file, range.start, range.bytes)
     }
 
-    fn adopt(&self, _source: &dyn File, _range: HostRange) -> Result<Option<Adopted>> {
-        Ok(None)
-    }
-
-    fn point(&self, _range: GuestRange, _host: HostOffset) -> Result<bool> {
-        Ok(false)
-    }
-
-    fn pack(&self, _bytes: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn write_packed(&self, _at: GuestOffset, _packed: &[u8]) -> Result<()> {
-        Err(self.unsupported("hold nothing compressed"))
-    }
-
     fn zero(&self, range: GuestRange, kept: Kept, _below: &dyn Below) -> Result<()> {
         let range = self.check_write(range)?;
         self.file.zero(range, kept)
@@ -227,19 +204,6 @@ impl Image for FixedImage {
 
     fn flush_with_time(&self) -> Result<()> {
         self.file.flush_with_time()
-    }
-
-    fn bitmap(&self, _name: &str) -> Result<format::Bits> {
-        Err(self.unsupported("have no bitmaps"))
-    }
-
-    fn edit_bitmap(&self, _edit: &BitmapEdit) -> Result<()> {
-        Err(self.unsupported("have no bitmaps"))
-    }
-
-    fn keep_bitmaps(&self, _region_bytes: u64) -> Result<()> {
-        // There are none.
-        Ok(())
     }
 
     fn release(&self) -> Result<u64> {
@@ -260,13 +224,5 @@ impl Image for FixedImage {
             None => Ok(()),
             Some(_) => Err(self.unsupported("cannot have a parent")),
         }
-    }
-
-    fn record(&self) -> Result<Option<StoredRecord>> {
-        Ok(None)
-    }
-
-    fn set_record(&self, _record: Option<&[u8]>) -> Result<bool> {
-        Ok(false)
     }
 }

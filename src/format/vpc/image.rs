@@ -17,7 +17,6 @@ use super::{
     footer::{Footer, Footers},
     header::{Header, Shape},
     marks::{Bits, Marks},
-    write::{Job, Source},
 };
 use crate::{
     base::{
@@ -27,7 +26,8 @@ use crate::{
         units::{SECTOR_BYTES, count, index},
     },
     format::{
-        self, Adopted, Below, BitmapEdit, Details, Format, Identity, Image, ParentName, Parts, StoredRecord,
+        Below, Details, Format, Identity, Image, ParentName, Parts, check_on_disk,
+        source::{Job, Source},
     },
     io::{File, Kept, Moved},
     map::Extent,
@@ -126,12 +126,7 @@ impl SparseImage {
 
     /// Refuses a range that is not on the disk.
     pub(super) fn check_range(&self, range: GuestRange) -> Result<()> {
-        let size = self.state.read().size;
-        if range.start.bytes().checked_add(range.bytes).is_some_and(|end| end <= size) {
-            return Ok(());
-        }
-        let what = format!("{} bytes at 0x{:x}: past the disk's end (0x{size:x})", range.bytes, range.start);
-        Err(Error::invalid(what))
+        check_on_disk(range, self.state.read().size)
     }
 
     /// Refuses to change an image that was opened for reading.
@@ -180,10 +175,6 @@ impl SparseImage {
         let looked = look(&bits);
         marks.put((block, host), bits, self.room());
         Ok(looked)
-    }
-
-    fn unsupported(&self, what: &str) -> Error {
-        Error::unsupported(format!("VHD images {what}")).path(self.file.path())
     }
 }
 
@@ -252,23 +243,6 @@ impl Image for SparseImage {
         self.write_checked(job).in_file(self.file.path())
     }
 
-    fn adopt(&self, _source: &dyn File, _range: HostRange) -> Result<Option<Adopted>> {
-        // Sectors of a block are where the block is.
-        Ok(None)
-    }
-
-    fn point(&self, _range: GuestRange, _host: HostOffset) -> Result<bool> {
-        Ok(false)
-    }
-
-    fn pack(&self, _bytes: &[u8]) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn write_packed(&self, _at: GuestOffset, _packed: &[u8]) -> Result<()> {
-        Err(self.unsupported("hold nothing compressed"))
-    }
-
     fn zero(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
         self.check_writable()
             .and_then(|()| self.check_range(range))
@@ -289,19 +263,6 @@ impl Image for SparseImage {
         self.file.flush_with_time()
     }
 
-    fn bitmap(&self, _name: &str) -> Result<format::Bits> {
-        Err(self.unsupported("have no bitmaps"))
-    }
-
-    fn edit_bitmap(&self, _edit: &BitmapEdit) -> Result<()> {
-        Err(self.unsupported("have no bitmaps"))
-    }
-
-    fn keep_bitmaps(&self, _region_bytes: u64) -> Result<()> {
-        // There are none.
-        self.check_writable().in_file(self.file.path())
-    }
-
     fn release(&self) -> Result<u64> {
         self.check_writable().and_then(|()| self.release_unused()).in_file(self.file.path())
     }
@@ -312,15 +273,6 @@ impl Image for SparseImage {
 
     fn set_parent(&self, parent: Option<&ParentName>) -> Result<()> {
         self.check_writable().and_then(|()| self.name_parent(parent)).in_file(self.file.path())
-    }
-
-    fn record(&self) -> Result<Option<StoredRecord>> {
-        // Beside the image: the format has no place that other programs leave alone.
-        Ok(None)
-    }
-
-    fn set_record(&self, _record: Option<&[u8]>) -> Result<bool> {
-        Ok(false)
     }
 }
 

@@ -15,66 +15,15 @@ use super::{
 };
 use crate::{
     base::{
-        GuestOffset, GuestRange, HostOffset, HostRange, Result,
+        GuestOffset, GuestRange, HostOffset, Result,
         units::{SECTOR_BYTES, index},
     },
-    format::Below,
-    io::{self, File, Kept, Moved},
+    format::{Below, source::Job},
+    io::{Kept, Moved},
 };
 
 /// How many changed bitmaps wait for a flush at most.
 const CHANGED_MAX: u64 = 64 << 10;
-
-/// Where the bytes to write come from.
-#[derive(Clone, Copy)]
-pub(super) enum Source<'a> {
-    /// Memory.
-    Bytes(&'a [u8]),
-    /// Another file, from an offset on.
-    File(&'a dyn File, HostOffset),
-    /// Nowhere: zeros.
-    Zeros,
-}
-
-impl Source<'_> {
-    /// Stores what is `skip` bytes into the source at `to`.
-    fn put(self, skip: u64, file: &dyn File, to: HostRange) -> Result<Moved> {
-        match self {
-            Self::Bytes(bytes) => {
-                let from = index(skip);
-                let bytes = bytes.get(from..from + index(to.bytes)).unwrap_or_default();
-                file.write_at(to.start, bytes)?;
-                Ok(Moved { shared_bytes: 0, copied_bytes: to.bytes })
-            }
-            Self::File(from, at) => io::copy(from, at.plus(skip), file, to.start, to.bytes),
-            Self::Zeros => file.zero(to, Kept::Space).map(|()| Moved::default()),
-        }
-    }
-
-    /// Fills `buf` with what is `skip` bytes into the source.
-    fn fill(self, skip: u64, buf: &mut [u8]) -> Result<()> {
-        match self {
-            Self::Bytes(bytes) => {
-                let from = bytes.get(index(skip)..).unwrap_or_default();
-                buf.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-                Ok(())
-            }
-            Self::File(from, at) => from.read_at(at.plus(skip), buf),
-            Self::Zeros => {
-                buf.fill(0);
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A write under way: what goes where, and what shows around it.
-#[derive(Clone, Copy)]
-pub(super) struct Job<'a> {
-    pub(super) range: GuestRange,
-    pub(super) source: Source<'a>,
-    pub(super) below: &'a dyn Below,
-}
 
 impl State {
     /// Finds a place for a block, and has its bitmap say that all of it is held, or nothing.

@@ -1,13 +1,13 @@
 //! Zeroing. The format has no mark for zeros: what this layer holds becomes a hole where it is, blocks over nothing but
 //! zeros go, and over what a parent holds zeros are written.
 
-use super::{
-    image::SparseImage,
-    write::{Job, Source},
-};
+use super::image::SparseImage;
 use crate::{
     base::{Guard, GuestOffset, GuestRange, Result},
-    format::Below,
+    format::{
+        Below,
+        source::{Job, Source},
+    },
     io::Kept,
     map::State as Held,
 };
@@ -25,7 +25,7 @@ impl SparseImage {
             };
             for silent in left {
                 if Guard::ZeroOverParent.trips(!is_zero_below && !below.is_zero(silent)?) {
-                    self.write_job(Job { range: silent, source: Source::Zeros, below })?;
+                    self.write_job(Job { range: silent, source: Source::Zeros(Kept::Space), below })?;
                 }
             }
         }
