@@ -43,6 +43,7 @@ mod page;
 mod qcow2_create;
 mod qcow2_foreign;
 mod raw;
+mod real;
 mod relink;
 mod remote;
 mod repair;

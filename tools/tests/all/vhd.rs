@@ -12,16 +12,7 @@ use deltachain::{
     disk::Disk,
     io::{Host, real::RealHost},
 };
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
-};
-
-/// What that image shows by its bitmap. The index has what libvhdi reads, which has zeros in sector 186: its bit is clear,
-/// and the parent has there the 12 bytes that the file system says `WPSettings.dat` has.
-const FAT: &str = "f4b61a33ee2f7e8c19f737792a4107e46340026a9a829e4169b751901cc3ef02";
+use std::{fs, process::Command, sync::Arc};
 
 /// Bytes of the disks here.
 const SIZE: usize = 5 << 20;
@@ -57,49 +48,6 @@ fn by_us(folder: &Scratch, image: &str) -> Vec<u8> {
     let _ = fs::remove_file(&out);
     done(&folder.path(), &["convert", "-O", "raw", image, out.to_str().unwrap()]);
     fs::read(&out).unwrap()
-}
-
-/// The folder of real images, if it is there: with its index, and the images unpacked or in one archive.
-fn real_images() -> Option<(Scratch, PathBuf)> {
-    let Some(images) = std::env::var_os("DCHAIN_REAL_IMAGES").map(PathBuf::from) else {
-        println!("left out: DCHAIN_REAL_IMAGES names no folder with images of other products");
-        return None;
-    };
-    let folder = Scratch::new();
-    let archive = images.join("images.tar.zst");
-    if archive.exists() {
-        folder.run("tar", &format!("--zstd -xf {} --wildcards *.vhd", archive.display()));
-        return Some((folder, images));
-    }
-    for part in ["dfvfs", "qemu"] {
-        folder.run("cp", &format!("-r --sparse=always {} .", images.join(part).display()));
-    }
-    Some((folder, images))
-}
-
-#[test]
-fn real_images_show_what_their_index_says() {
-    let Some((folder, images)) = real_images() else { return };
-    let mut read = 0;
-    for line in fs::read_to_string(images.join("INDEX.tsv")).unwrap().lines() {
-        let fields: Vec<&str> = line.split('\t').collect();
-        if Path::new(fields[0]).extension().is_none_or(|suffix| suffix != "vhd") {
-            continue;
-        }
-        let info = done(&folder.path(), &["info", "--output", "json", fields[0]]).json();
-        assert_eq!(info["format"], "vpc");
-        if !fields[6].is_empty() {
-            assert_eq!(info["virtual-size"].to_string(), fields[6], "{}", fields[0]);
-        }
-        if fields.get(7).is_some_and(|sum| !sum.is_empty()) {
-            by_us(&folder, fields[0]);
-            let sum = folder.run("sha256sum", "by-us");
-            let known = if fields[0] == "dfvfs/fat-differential.vhd" { FAT } else { fields[7] };
-            assert_eq!(sum.split(' ').next(), Some(known), "{}", fields[0]);
-            read += 1;
-        }
-    }
-    assert!(read >= 6, "{read}");
 }
 
 /// Makes an image of `SIZE` bytes and what it is to show.
