@@ -10,7 +10,7 @@ use crate::{
     chain::{Family, Layer, Member, Opening, open_layer, refuse_cut_off, refuse_leased},
     content::ContentId,
     io::{self, Access, File, Host, Witness},
-    store::Ledger,
+    store::{Ledger, Parting},
 };
 use std::{
     collections::BTreeSet,
@@ -119,16 +119,17 @@ impl Remove {
         let trees = self.trees(&family)?;
         for layer in &self.going {
             let files = files(layer)?;
-            if files.iter().all(|file| io::names(file.as_ref()) == 1) {
-                // What is noted of it would be read as that of a later file in its place.
-                self.ledger.forget(layer.image.as_ref())?;
-            }
+            self.ledger.end_partings(layer.path.parent().unwrap_or(Path::new("/")))?;
+            // Under another name it stays what is noted of it.
+            let is_last = files.iter().all(|file| io::names(file.as_ref()) == 1);
+            let parting = is_last.then(|| self.ledger.part(layer.image.as_ref())).transpose()?;
             for file in files {
                 let path = self.host.opened_as(file.as_ref())?;
                 self.host.remove(&path)?;
                 // The next one is its parent, or holds its bytes: a power cut must not take that first.
                 self.host.sync_folder(path.parent().unwrap_or(Path::new("/")))?;
             }
+            parting.map_or(Ok(()), Parting::end)?;
         }
         for (layer, id) in trees {
             if let Some(layer) = self.going.get(layer) {

@@ -1,8 +1,9 @@
 //! Gathers what is known of a layer, and writes it down in the order that keeps it true.
 
 use super::{
-    FOLDER, Index, Journal, LayerRecord, Record, elsewhere,
+    FOLDER, Index, Journal, LayerRecord, Parting, Record, elsewhere,
     note::{self, Header, Note},
+    parting,
     place::{self, Lasting},
     record::{Claim, Epoch, Identity},
     trust::{Evidence, Seen, Trust, trust},
@@ -356,7 +357,20 @@ impl Ledger {
         }
     }
 
-    /// Removes what is noted of an image that is about to be removed.
+    /// Begins to remove an image, of which all that is noted stays as long as its file does ([`Parting::end`]).
+    pub fn part(&self, image: &(impl Carrier + ?Sized)) -> Result<Parting> {
+        let (header, folders) = self.folders(image)?;
+        let place = self.host.opened_as(header.as_ref())?;
+        let folder = place.parent().unwrap_or(Path::new("/"));
+        Parting::begin(&self.host, (folder, folders), Header::of(header.as_ref())?)
+    }
+
+    /// Ends removals of images in `folder` that were cut off: what is noted of those that are gone goes, too.
+    pub fn end_partings(&self, folder: &Path) -> Result<()> {
+        parting::sweep(self.host.as_ref(), folder)
+    }
+
+    /// Removes what is noted of an image that gets other bytes.
     pub fn forget(&self, image: &(impl Carrier + ?Sized)) -> Result<()> {
         let found = self.find(image)?;
         note::remove(self.host.as_ref(), &found.folders, &found.header)

@@ -4,10 +4,7 @@
 //! not be written). Such a record stands in for what is inside the image only as long as that stays what it was
 //! when the note was made: the later of the two counts, without a clock.
 
-use super::{
-    LayerRecord, Seen, StoredRecord,
-    place::{self, Lasting},
-};
+use super::{LayerRecord, Seen, StoredRecord, place::Lasting};
 use crate::{
     base::{Error, ErrorKind, HostOffset, Result, units::index},
     io::{Access, File, Host, Witness, born_ns},
@@ -18,6 +15,8 @@ use std::{
     sync::Arc,
 };
 
+/// The folder of the notes.
+pub(super) const NOTES: &str = "notes";
 const VERSION: u32 = 1;
 const BYTES_MAX: u64 = 1 << 20;
 
@@ -103,8 +102,8 @@ impl Header {
     }
 
     /// Returns the name of the note.
-    fn name(&self) -> String {
-        format!("{:032x}-{:x}", self.file_system, self.inode)
+    pub(super) fn name(&self) -> String {
+        name(self.file_system, self.inode)
     }
 
     /// Returns whether the note is about this file, not about one that had its inode number before.
@@ -113,11 +112,25 @@ impl Header {
     }
 }
 
+/// Returns the name of the note of an image whose header's file was seen so.
+pub(super) fn name_of(seen: &Witness) -> String {
+    name(seen.file_system, seen.inode)
+}
+
+fn name(file_system: u128, inode: u64) -> String {
+    format!("{file_system:032x}-{inode:x}")
+}
+
+/// Returns where an image's note is in `folder`.
+pub(super) fn place(folder: &Path, header: &Header) -> PathBuf {
+    folder.join(NOTES).join(header.name())
+}
+
 /// Reads the latest note in `folders`, if there is a sound one.
 pub(super) fn read(host: &dyn Host, folders: &[PathBuf], header: &Header) -> Result<Option<Note>> {
     let mut found: Option<Note> = None;
     for folder in folders {
-        let note = read_one(host, &folder.join("notes").join(header.name()))?;
+        let note = read_one(host, &place(folder, header))?;
         let note = note.filter(|note| header.is_meant(note));
         let later = note.filter(|n| found.as_ref().is_none_or(|other| other.noted_ns < n.noted_ns));
         found = later.or(found);
@@ -139,7 +152,7 @@ fn read_one(host: &dyn Host, path: &Path) -> Result<Option<Note>> {
 
 /// Whether a folder of notes is not there or closed to us: then nothing is known, and nothing is wrong.
 fn is_out_of_reach(error: &Error) -> bool {
-    place::is_closed(error) || error.kind() == ErrorKind::NotFound
+    super::place::is_closed(error) || error.kind() == ErrorKind::NotFound
 }
 
 /// Stores a note in the first of `folders` that can be written, and removes it from the others: durably unless it is
@@ -150,26 +163,24 @@ pub(super) fn write(host: &Arc<dyn Host>, folders: &[PathBuf], header: &Header, 
         |out: &mut dyn std::io::Write| out.write_all(&bytes).map_err(|e| Error::io("write a note", e));
     let is_for_witness = note.record.is_none() && note.seen.is_some();
     let lasting = if is_for_witness { Lasting::Sometime } else { Lasting::Now };
-    let name_of = Path::new("notes").join(header.name());
-    let written = place::replace_in_first(host, folders, (&name_of, lasting), &write)?;
+    let name = Path::new(NOTES).join(header.name());
+    let written = super::place::replace_in_first(host, folders, (&name, lasting), &write)?;
     let others: Vec<PathBuf> = folders.iter().filter(|folder| **folder != written).cloned().collect();
     remove(host.as_ref(), &others, header)
 }
 
 /// Makes an image's notes durable.
 pub(super) fn settle(host: &dyn Host, folders: &[PathBuf], header: &Header) -> Result<()> {
-    folders.iter().try_for_each(|folder| {
-        match place::settle(host, &folder.join("notes").join(header.name())) {
-            Err(error) if is_out_of_reach(&error) => Ok(()),
-            settled => settled,
-        }
+    folders.iter().try_for_each(|folder| match super::place::settle(host, &place(folder, header)) {
+        Err(error) if is_out_of_reach(&error) => Ok(()),
+        settled => settled,
     })
 }
 
 /// Removes an image's notes durably, where there are any and they can be removed.
 pub(super) fn remove(host: &dyn Host, folders: &[PathBuf], header: &Header) -> Result<()> {
     for folder in folders {
-        let notes = folder.join("notes");
+        let notes = folder.join(NOTES);
         match host.remove(&notes.join(header.name())) {
             Ok(()) => host.sync_folder(&notes)?,
             Err(error) if is_out_of_reach(&error) => {}

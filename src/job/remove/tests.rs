@@ -118,6 +118,51 @@ fn a_tree_goes_with_the_last_image_that_needs_it() {
     assert_eq!(trees(), 0);
 }
 
+/// A raw disk whose guest has written the header of another format, which only its note tells from an image of that.
+fn raw(host: &SimHost) {
+    let foreign = host.open(&path("base"), Access::ReadShared).unwrap();
+    let mut bytes = vec![0; 4096];
+    foreign.read_at(crate::base::HostOffset::new(0), &mut bytes).unwrap();
+    drop(foreign);
+    let new = NewImage { format: Format::Raw, size: Some(8 << 10), parent: None, options: vec![] };
+    create(&arc(host), &path("raw"), &new, &opening(host)).unwrap();
+    let disk = Chain::open(&arc(host), &path("raw"), &opening(host).with_access(Access::Write)).unwrap();
+    disk.write(GuestOffset::new(0), &bytes).unwrap();
+    disk.flush().unwrap();
+}
+
+#[test]
+fn what_is_noted_of_an_image_stays_as_long_as_its_file_and_no_longer() {
+    let host = machine();
+    raw(&host);
+    host.sync_folder(Path::new("/vm")).unwrap();
+    let host = host.twin();
+    prepare(&host, &["raw"]).unwrap().run().unwrap();
+    let format = |host: &SimHost| {
+        let file = host.open(&path("raw"), Access::ReadShared).ok()?;
+        ledger(host).format_of(file.as_ref()).unwrap()
+    };
+    let is_there = |host: &SimHost| host.kind(&path("raw")).unwrap().is_some();
+    let check = |host: &SimHost, story: &str| {
+        assert_eq!(format(host).as_deref(), is_there(host).then_some("raw"), "{story}");
+    };
+    let end = |host: &SimHost, story: &str| {
+        check(host, story);
+        // The next removal: of the same one, if it is there still, or of another.
+        let mut next = ["raw", "other", "top"].into_iter();
+        let next = next.find(|name| host.kind(&path(name)).unwrap().is_some()).unwrap();
+        prepare(host, &[next]).and_then(Remove::run).unwrap_or_else(|error| panic!("{story}: {error}"));
+        let files = host.list(Path::new("/vm")).unwrap();
+        let seen = files.iter().filter_map(|file| host.witness(&file.path).ok());
+        let named: Vec<_> = seen.map(|seen| format!("{:032x}-{:x}", seen.file_system, seen.inode)).collect();
+        let notes = host.list(Path::new("/vm/.dchain/notes")).unwrap();
+        let stale = notes.iter().filter(|note| !named.iter().any(|name| note.path.ends_with(name)));
+        assert_eq!(stale.count(), 0, "{story}: {notes:?}");
+        assert_eq!(host.list(Path::new("/vm/.dchain/going")).unwrap_or_default(), [], "{story}");
+    };
+    assert!(cuts::everywhere(&host, (1, 2), check, end) > 5);
+}
+
 #[test]
 fn power_cuts_of_a_removal_leave_whole_chains() {
     let host = machine();
