@@ -55,7 +55,7 @@ pub(super) struct Growing<'a> {
     tree: Tree,
     /// What comes next lies behind this.
     at: GuestOffset,
-    /// What lies before this came earlier.
+    /// What lies before this came earlier, and may be damaged by now: where it comes again, it is held against that.
     from: GuestOffset,
     /// The leaf that was changed in part: its hash is not right yet.
     open_leaf: Option<u64>,
@@ -174,11 +174,19 @@ impl<'a> Growing<'a> {
 
     /// Takes in the layer's bytes at a place.
     pub(super) fn write(&mut self, at: GuestOffset, bytes: &[u8]) -> Result<()> {
-        let whole = at.range(bytes.len() as u64);
-        let Some(range) = self.admit(whole)? else { return Ok(()) };
-        let bytes = bytes.get(index(range.start.since(at))..).unwrap_or_default();
-        self.image.write(range.start, bytes, &self.lower)?;
-        let mut rest = bytes;
+        let range = at.range(bytes.len() as u64);
+        self.admit(range)?;
+        let (again, new) = bytes.split_at(index(self.from.since(at)).min(bytes.len()));
+        for part in at.range(again.len() as u64).pieces(LEAF_BYTES) {
+            let own = again.get(index(part.start.since(at))..).unwrap_or_default();
+            self.write_if_other(part, own.get(..index(part.bytes)).unwrap_or_default())?;
+        }
+        let range = GuestRange::between(at.max(self.from).min(range.end()), range.end());
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.image.write(range.start, new, &self.lower)?;
+        let mut rest = new;
         for part in range.pieces(LEAF_BYTES) {
             let (own, after) = rest.split_at(index(part.bytes).min(rest.len()));
             rest = after;
@@ -190,9 +198,28 @@ impl<'a> Growing<'a> {
         Ok(())
     }
 
+    /// Takes in bytes within one leaf that came earlier already: what of them is there still is not written again.
+    fn write_if_other(&mut self, part: GuestRange, bytes: &[u8]) -> Result<()> {
+        if let Some(number) = self.whole_leaf(part) {
+            let digest = leaf(bytes);
+            if self.tree.get(number) != digest {
+                self.image.write(part.start, bytes, &self.lower)?;
+                self.tree.set(number, digest)?;
+            }
+            return Ok(());
+        }
+        let mut there = vec![0; bytes.len()];
+        self.image.read(part.start, &mut there, &self.lower)?;
+        if there != bytes {
+            self.image.write(part.start, bytes, &self.lower)?;
+            self.touch(part.start.bytes() / LEAF_BYTES)?;
+        }
+        Ok(())
+    }
+
     /// Takes in zeros that the layer holds.
     pub(super) fn zero(&mut self, range: GuestRange, progress: &Progress) -> Result<()> {
-        let Some(range) = self.admit(range)? else { return Ok(()) };
+        self.admit(range)?;
         for step in range.pieces(STEP_BYTES) {
             progress.checkpoint()?;
             self.image.zero(step, Kept::Nothing, &self.lower)?;
@@ -217,7 +244,7 @@ impl<'a> Growing<'a> {
             .spot
             .relative
             .ok_or_else(|| Error::corrupt("bytes are to be taken from a relative, and none was named"))?;
-        let Some(range) = self.admit(range)? else { return Ok(()) };
+        self.admit(range)?;
         let view = relative.view();
         for step in range.pieces(STEP_BYTES) {
             progress.checkpoint()?;
@@ -255,16 +282,15 @@ impl<'a> Growing<'a> {
         Ok(())
     }
 
-    /// Returns what of an extent is new. `Corrupt` for one that is empty, past the end, or not behind the one before.
-    fn admit(&mut self, range: GuestRange) -> Result<Option<GuestRange>> {
+    /// Refuses as `Corrupt` an extent that is empty, past the end, or not behind the one before.
+    fn admit(&mut self, range: GuestRange) -> Result<()> {
         let end = range.start.bytes().checked_add(range.bytes).filter(|end| *end <= self.spot.head.size);
         if range.is_empty() || range.start < self.at || end.is_none() {
             let what = format!("an extent at {:#x} of {} bytes is out of place", range.start, range.bytes);
             return Err(Error::corrupt(what).path(&self.spot.to));
         }
         self.at = range.end();
-        let new = GuestRange::between(range.start.max(self.from), range.end());
-        Ok((!new.is_empty()).then_some(new))
+        Ok(())
     }
 
     /// Returns which leaf `part` is, if it is all of it.

@@ -85,9 +85,9 @@ fn explain(failure: Failure) -> Failure {
             "what came stays: the same stream again goes on there, or one from `dchain send --resume` with what \
              `dchain receive --state` shows",
         ),
-        Exit::BadInput if failure.hint.is_none() => {
-            failure.hint("layers that came whole stay: the same stream again, if it was damaged on its way, or a new one")
-        }
+        Exit::BadInput if failure.hint.is_none() => failure.hint(
+            "layers that came whole stay: the same stream again, if it was damaged on its way, or a new one, made              without --resume",
+        ),
         _ => failure,
     }
 }

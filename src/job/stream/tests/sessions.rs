@@ -11,7 +11,7 @@ use terms::{Answer, Ask, Lacking, Report};
 use wire::{Input, Output};
 
 /// A wire for each direction: what one of both lets go of, the other sees end.
-fn wires() -> [(UnixStream, UnixStream); 2] {
+pub(super) fn wires() -> [(UnixStream, UnixStream); 2] {
     let ((near, far_in), (far, near_in)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
     [(near_in, near), (far_in, far)]
 }
@@ -33,7 +33,7 @@ fn prepare(host: &SimHost, top: &str, wires: (UnixStream, UnixStream)) -> Result
 }
 
 /// Brings a chain from one machine to the store of another.
-fn push(from: &SimHost, to: &SimHost, top: &str) -> Result<RemoteReport> {
+pub(super) fn push(from: &SimHost, to: &SimHost, top: &str) -> Result<RemoteReport> {
     let [near, far] = wires();
     let agent = agent(to, far);
     let pushed = prepare(from, top, near).and_then(|push| push.run(&Progress::default()));
@@ -67,25 +67,29 @@ fn a_copy_that_was_cut_off_goes_on_in_the_next_session() {
 }
 
 /// What becomes of a draft.
-type Damage<'a> = &'a dyn Fn(&SimHost, &Path);
+type Damage = fn(&SimHost, &Path);
 
-#[test]
-fn what_came_in_part_and_is_damaged_comes_anew_in_the_same_session() {
-    let damages: [(&str, Damage<'_>); 5] = [
-        ("a byte of the guest's", &|host, draft| {
+/// What may happen to a draft, by what is damaged.
+fn damages() -> [(&'static str, Damage); 5] {
+    [
+        ("a byte of the guest's", |host, draft| {
             let file = host.open(draft, Access::Write).unwrap();
             file.write_at(HostOffset::new(file.bytes().unwrap() - 3 * LEAF_BYTES), &[0xaa; 512]).unwrap();
         }),
-        ("its header", &|host, draft| {
+        ("its header", |host, draft| {
             host.open(draft, Access::Write).unwrap().write_at(HostOffset::new(0), &[0xaa; 512]).unwrap();
         }),
-        ("its version", &|host, draft| {
+        ("its version", |host, draft| {
             host.open(draft, Access::Write).unwrap().write_at(HostOffset::new(4), &[0, 0, 0, 77]).unwrap();
         }),
-        ("all of it", &|host, draft| host.open(draft, Access::Write).unwrap().set_bytes(0).unwrap()),
-        ("its name", &|host, draft| host.remove(draft).unwrap()),
-    ];
-    for (what, damage) in damages {
+        ("all of it", |host, draft| host.open(draft, Access::Write).unwrap().set_bytes(0).unwrap()),
+        ("its name", |host, draft| host.remove(draft).unwrap()),
+    ]
+}
+
+#[test]
+fn what_came_in_part_and_is_damaged_comes_anew_in_the_same_session() {
+    for (what, damage) in damages() {
         let (host, there, note) = cut_off();
         damage(&there, &Path::new("/store").join(&note.temporary.0));
         let told = arriving(&there, Path::new("/store")).unwrap()[0].done_bytes;
@@ -100,6 +104,19 @@ fn what_came_in_part_and_is_damaged_comes_anew_in_the_same_session() {
             2,
             "{what}: the image and what is known of it"
         );
+    }
+}
+
+#[test]
+fn what_came_in_part_and_is_damaged_is_mended_by_the_whole_stream_again() {
+    for (what, damage) in damages() {
+        let (host, there, note) = cut_off();
+        damage(&there, &Path::new("/store").join(&note.temporary.0));
+        let stream = send(&host, "/vm/large", &SendRequest::default()).unwrap();
+        receive(&there, &stream).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let shown = view(&there, Path::new("/store/large")).unwrap();
+        assert!(shown == view(&host, Path::new("/vm/large")).unwrap(), "{what}");
+        assert_eq!(arriving(&there, Path::new("/store")).unwrap(), [], "{what}");
     }
 }
 
