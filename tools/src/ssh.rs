@@ -22,6 +22,9 @@ const VARIABLE: &str = "DCHAIN_SSH";
 const PIPE_BYTES: usize = 1 << 20;
 /// What a shell says of a command that it does not find.
 const NOT_FOUND: i32 = 127;
+/// How often it is looked whether ssh has ended, and how often at most: half a minute.
+const GLANCE: Duration = Duration::from_millis(50);
+const GLANCES: u32 = 600;
 /// What ssh ends with where it has no connection.
 const NO_CONNECTION: i32 = 255;
 
@@ -161,16 +164,32 @@ impl Ended {
                         .hint("ssh says why; the same command again goes on from there");
                 }
                 Ok(Some(_)) | Err(_) => return failure,
-                Ok(None) => thread::sleep(Duration::from_millis(50)),
+                Ok(None) => thread::sleep(GLANCE),
             }
         }
+        self.end();
         failure
     }
 
     /// Waits for the end of the carrying program, which has nothing left to do.
     pub fn wait(mut self) -> Result<(), Failure> {
-        let status = self.0.wait()?;
-        if status.success() { Ok(()) } else { Err(io::Error::other(format!("ssh: {status}")).into()) }
+        for _ in 0..GLANCES {
+            match self.0.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(io::Error::other(format!("ssh: {status}")).into()),
+                None => thread::sleep(GLANCE),
+            }
+        }
+        // The other side has said that all is done there.
+        self.end();
+        Ok(())
+    }
+
+    /// Ends a program that holds on to a connection which is lost: it would for hours.
+    fn end(&mut self) {
+        // It may end by itself meanwhile.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

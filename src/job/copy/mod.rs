@@ -46,7 +46,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-pub(super) use turns::{Making, Seen, Turns, Wanted};
+pub(super) use turns::{Making, Seen, Turns, WAIT, Wanted};
 
 /// What may be linked instead of copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -19,11 +19,13 @@ use std::{
     time::Duration,
 };
 
+/// What is done while another copy has a turn, in words.
+pub(in crate::job) const WAIT: &str = "wait for another copy";
 /// How often it is looked whether it is our turn.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// The names in a folder of images.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::job) struct Seen(Vec<PathBuf>);
 
 impl Seen {
@@ -63,10 +65,19 @@ pub(in crate::job) trait Making: Sized {
 
     /// Returns it with the turns for all that it makes: as it was planned, or planned anew.
     fn take_turns(self, progress: &Progress) -> Result<(Self, Turns)> {
+        self.take_turns_telling(&mut || Ok(()), progress)
+    }
+
+    /// The same; `waits` is called each time that it was looked, and another copy has a turn.
+    fn take_turns_telling(
+        self,
+        waits: &mut dyn FnMut() -> Result<()>,
+        progress: &Progress,
+    ) -> Result<(Self, Turns)> {
         let mut this = self;
         loop {
             let (wanted, (host, folder, seen)) = (this.wanted(), this.target());
-            let (mut turns, has_waited) = Turns::take(host, folder, &wanted, progress)?;
+            let (mut turns, has_waited) = Turns::take((host, folder), &wanted, waits, progress)?;
             if !has_waited && *seen == Seen::of(host.as_ref(), folder)? {
                 return Ok((this, turns));
             }
@@ -83,9 +94,9 @@ pub(in crate::job) trait Making: Sized {
 impl Turns {
     /// Takes all of them, and waits where another copy has one; returns whether it had to.
     fn take(
-        host: &Arc<dyn Host>,
-        folder: &Path,
+        (host, folder): (&Arc<dyn Host>, &Path),
         wanted: &Wanted,
+        waits: &mut dyn FnMut() -> Result<()>,
         progress: &Progress,
     ) -> Result<(Self, bool)> {
         let (mut turns, mut has_waited) = (Self::default(), false);
@@ -95,15 +106,23 @@ impl Turns {
                     break turn;
                 }
                 if !has_waited {
-                    progress.begin("wait for another copy", 0);
+                    progress.begin(WAIT, 0);
                     has_waited = true;
                 }
                 progress.checkpoint()?;
+                waits()?;
                 std::thread::sleep(GLANCE);
             };
             turns.0.insert(key.clone(), (place.clone(), turn));
         }
         Ok((turns, has_waited))
+    }
+
+    /// Waits until no other copy makes what is at `place`.
+    pub(in crate::job) fn wait(host: &Arc<dyn Host>, place: &Path, progress: &Progress) -> Result<()> {
+        let (mut wanted, folder) = (Wanted::default(), place.parent().unwrap_or(Path::new("/")));
+        wanted.add(place, None);
+        Self::take((host, folder), &wanted, &mut || Ok(()), progress).map(drop)
     }
 
     /// Gives those back that are for what is at `place` now.

@@ -74,11 +74,8 @@ impl Agent<'_> {
         let input = mem::replace(&mut peer.input, Input::ended());
         let mut incoming = Incoming::of(target, (input, heads), share, progress)?;
         incoming.answer(&mut peer.output, progress)?;
-        match incoming.input.next(progress)? {
-            Frame::Plan(_) => {}
-            other => return Err(other.misplaced("a plan")),
-        }
-        incoming.take_in(&mut peer.output, progress).map(drop)
+        let (incoming, turns, _) = incoming.take_turns_and_tell(&mut peer.output, progress)?;
+        incoming.take_in(turns, &mut peer.output, progress).map(drop)
     }
 
     fn send(
@@ -101,6 +98,6 @@ impl Agent<'_> {
             return Err(outside(&layer.path));
         }
         let outgoing = Outgoing::of(self.ledger, chain, progress)?;
-        Offer::make(outgoing, peer, progress)?.send(peer, progress).map(drop)
+        Offer::make(outgoing, peer, progress)?.agree(peer, progress)?.send(peer, progress).map(drop)
     }
 }

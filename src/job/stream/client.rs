@@ -100,11 +100,6 @@ impl Push {
         };
         let offer = make().map_err(|e| peer.reason(e))?;
         let plan = plan_of(&offer, top)?;
-        if plan.send_bytes > plan.free_bytes && plan.layers.iter().all(|layer| layer.done_bytes == 0) {
-            let what =
-                format!("{} bytes are to be sent, {} are free there", plan.send_bytes, plan.free_bytes);
-            return Err(Error::new(ErrorKind::NoSpace, what));
-        }
         Ok(Self { peer, offer, plan })
     }
 
@@ -115,18 +110,25 @@ impl Push {
 
     /// Sends what is lacking. Cut off at any moment, no name at the target stands for something that is not whole, and the
     /// next [`Push::prepare`] goes on from there.
-    pub fn run(mut self, progress: &Progress) -> Result<RemoteReport> {
-        let before = self.peer.output.data_bytes();
-        match self.offer.send(&mut self.peer, progress) {
-            Ok(report) => {
-                let sent_bytes = self.peer.output.data_bytes() - before;
+    ///
+    /// What another copy brings there at the same time is waited for; the report has the plan as it is then.
+    pub fn run(self, progress: &Progress) -> Result<RemoteReport> {
+        let Self { mut peer, offer, plan } = self;
+        let before = peer.output.data_bytes();
+        let sent = offer.agree(&mut peer, progress).and_then(|offer| {
+            let plan = plan_of(&offer, &plan.head)?;
+            Ok((plan, offer.send(&mut peer, progress)?))
+        });
+        match sent {
+            Ok((plan, report)) => {
+                let sent_bytes = peer.output.data_bytes() - before;
                 let (head, taken_bytes) = (report.head.0, report.taken_bytes);
-                Ok(RemoteReport { plan: self.plan, head, sent_bytes, taken_bytes })
+                Ok(RemoteReport { plan, head, sent_bytes, taken_bytes })
             }
             Err(error) => {
-                let error = self.peer.reason(error);
+                let error = peer.reason(error);
                 if error.kind() == ErrorKind::Interrupted {
-                    self.peer.give_up(&error);
+                    peer.give_up(&error);
                 }
                 Err(error)
             }
@@ -134,6 +136,7 @@ impl Push {
     }
 }
 
+/// Says what is going to be done; `NoSpace` if it cannot be.
 fn plan_of(offer: &Offer, top: &Path) -> Result<RemotePlan> {
     let (heads, answer) = (offer.outgoing.heads(), &offer.answer);
     let first = usize::try_from(answer.first).unwrap_or(usize::MAX);
@@ -155,14 +158,19 @@ fn plan_of(offer: &Offer, top: &Path) -> Result<RemotePlan> {
         has_relative: lacking.leaves > 0,
         bytes: *bytes,
     });
-    Ok(RemotePlan {
+    let plan = RemotePlan {
         head: top.to_path_buf(),
         layers: there.chain(lacking).collect(),
         link: answer.link.as_ref().map(|link| link.0.clone()),
         send_bytes: offer.planned.bytes.iter().fold(0, |all, bytes| all.saturating_add(*bytes)),
         free_bytes: answer.free_bytes,
         lost: offer.planned.lost.clone(),
-    })
+    };
+    if plan.send_bytes > plan.free_bytes && plan.layers.iter().all(|layer| layer.done_bytes == 0) {
+        let what = format!("{} bytes are to be sent, {} are free there", plan.send_bytes, plan.free_bytes);
+        return Err(Error::new(ErrorKind::NoSpace, what));
+    }
+    Ok(plan)
 }
 
 /// A chain that is going to come from another store; nothing is written here yet.
@@ -191,11 +199,7 @@ impl Pull {
         let heads = heads(&mut peer.input, progress)?;
         let input = mem::replace(&mut peer.input, Input::ended());
         let mut incoming = Incoming::of(target, (input, heads), share, progress)?;
-        incoming.answer(&mut peer.output, progress)?;
-        let planned = match incoming.input.next(progress)? {
-            Frame::Plan(planned) => planned,
-            other => return Err(other.misplaced("a plan")),
-        };
+        let planned = incoming.answer(&mut peer.output, progress)?;
         let plan = plan_from(&incoming, planned, top)?;
         Ok(Self { output: peer.output, incoming, plan })
     }
@@ -207,12 +211,19 @@ impl Pull {
 
     /// Takes in what is lacking. Cut off at any moment, no name here stands for something that is not whole, and the next
     /// [`Pull::prepare`] goes on from there.
-    pub fn run(mut self, progress: &Progress) -> Result<RemoteReport> {
-        progress.begin("receive", self.plan.send_bytes);
+    ///
+    /// What another copy brings here at the same time is waited for, and linked; the report has the plan as it is then.
+    pub fn run(self, progress: &Progress) -> Result<RemoteReport> {
+        let Self { mut output, incoming, mut plan } = self;
+        let (incoming, turns, planned) = incoming.take_turns_and_tell(&mut output, progress)?;
+        if let Some(planned) = planned {
+            plan = plan_from(&incoming, planned, &plan.head)?;
+        }
+        progress.begin("receive", plan.send_bytes);
         let Received { head, received_bytes, taken_bytes, .. } =
-            self.incoming.take_in(&mut self.output, progress)?;
-        self.output.finish(progress)?;
-        Ok(RemoteReport { plan: self.plan, head, sent_bytes: received_bytes, taken_bytes })
+            incoming.take_in(turns, &mut output, progress)?;
+        output.finish(progress)?;
+        Ok(RemoteReport { plan, head, sent_bytes: received_bytes, taken_bytes })
     }
 }
 

@@ -23,6 +23,8 @@
 //! | 22 | report | JSON: what the receiver did | 1 MiB |
 //! | 23 | failed | JSON: why the peer ends | 64 KiB |
 //! | 24 | again | u32: of that layer all has to come: what was there from an earlier run is not right | 4 |
+//! | 25 | waits | nothing: the receiver waits for another copy that brings the same | 0 |
+//! | 26 | alive | nothing: this side is there, and has had nothing to say for a while (sessions only; may come anywhere) | 0 |
 //!
 //! A layer's extents (data, zero, take) come in the order of their offsets, none empty, none over another, none past its
 //! size; what is not sent the layer is silent about: its parent's bytes show, or zeros. A layer is right when the content
@@ -128,7 +130,7 @@ impl Head {
             5 | 6 | 8 => (16, 16),
             17 | 19 | 22 => (2, LONG_JSON_BYTES_MAX),
             18 => (4, 4 + count(LEAVES_MAX * PAIR_BYTES)),
-            20 => (0, 0),
+            20 | 25 | 26 => (0, 0),
             kind => return Err(Error::corrupt(format!("frame of unknown kind {kind}"))),
         };
         if self.zero != [0; 3] || !(least..=most).contains(&length) {
@@ -185,6 +187,8 @@ pub(super) enum Frame {
     Report(Report),
     Failed(Failed),
     Again { nth: u32 },
+    Waits,
+    Alive,
 }
 
 impl Frame {
@@ -222,6 +226,8 @@ impl Frame {
             22 => Self::Report(json(kind, &payload)?),
             23 => Self::Failed(json(kind, &payload)?),
             24 => Self::Again { nth: nth()? },
+            25 => Self::Waits,
+            26 => Self::Alive,
             _ => return Err(Error::corrupt(format!("frame of unknown kind {kind}"))),
         })
     }
@@ -250,6 +256,8 @@ impl Frame {
             Self::Report(report) => (22, text(report)?),
             Self::Failed(failed) => (23, text(failed)?),
             Self::Again { nth } => (24, nth.to_le_bytes().to_vec()),
+            Self::Waits => (25, Vec::new()),
+            Self::Alive => (26, Vec::new()),
         };
         let mut packet = vec![0; Head::SIZE];
         packet.extend_from_slice(&payload);
@@ -277,6 +285,8 @@ impl Frame {
             Self::Done { .. } => "done",
             Self::Report(_) => "report",
             Self::Again { .. } => "again",
+            Self::Waits => "waits",
+            Self::Alive => "alive",
         };
         Error::corrupt(format!("a frame '{kind}' came where {wanted} belongs"))
     }

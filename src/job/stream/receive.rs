@@ -15,7 +15,7 @@ use crate::{
     io::{Access, EntryKind, Host},
     job::{
         Progress,
-        copy::{Below, Match, Share, Shelf},
+        copy::{Below, Making, Match, Seen, Share, Shelf, Turns, Wanted},
         seal,
     },
     store::{Arrival, Ledger, Purpose},
@@ -109,6 +109,11 @@ pub struct Incoming {
     pub(super) input: Input,
     shelf: Shelf,
     heads: Vec<LayerHead>,
+    share: Share,
+    /// What the folder had when this was planned.
+    seen: Seen,
+    /// Whether the sender was told of this plan.
+    pub(super) is_told: bool,
     /// The deepest layer that is missing.
     first: usize,
     below: Option<Below>,
@@ -154,9 +159,15 @@ impl Incoming {
         share: Share,
         progress: &Progress,
     ) -> Result<Self> {
+        let seen = Seen::of(target.host.as_ref(), &target.folder)?;
         let mut shelf = Shelf::scan(&target.host, &target.ledger, &target.folder, &target.opening)?;
         let (first, below) = target.find(&mut shelf, &heads, share, progress)?;
         let (layers, left) = target.places(&heads, first)?;
+        // A name that is taken may be that of a layer which another copy has brought, and not let go of when it was looked at.
+        let is_named =
+            |layer: &WhatArrives, head: &LayerHead| layer.is_there || layer.to.ends_with(&head.name.0);
+        let are_named = layers.iter().zip(&heads).all(|(layer, head)| is_named(layer, head));
+        let seen = if are_named { seen } else { Seen::default() };
         let link =
             below.as_ref().map(|below| below.chain.head().map(|head| head.path.clone())).transpose()?;
         let missing = heads.iter().skip(first);
@@ -169,8 +180,8 @@ impl Incoming {
         }
         let folder = target.folder.clone();
         let plan = ReceivePlan { folder, layers, link, receive_bytes, free_bytes };
-        let relatives = BTreeMap::new();
-        Ok(Self { target, input, shelf, heads, first, below, relatives, left, plan })
+        let (relatives, is_told) = (BTreeMap::new(), false);
+        Ok(Self { target, input, shelf, heads, share, seen, is_told, first, below, relatives, left, plan })
     }
 
     /// Returns what is going to be done.
@@ -180,14 +191,18 @@ impl Incoming {
 
     /// Receives the rest. Cut off at any moment, no name stands for something that is not whole, and the same stream
     /// again, or one from where it was cut, goes on from there.
+    ///
+    /// What another copy brings at the same time is waited for, and linked; the report has the plan as it is then.
     pub fn run(self, progress: &Progress) -> Result<Received> {
-        progress.begin("receive", self.heads.iter().map(|head| head.bytes).fold(0, u64::saturating_add));
-        self.run_with(None, progress)
+        let (this, turns) = self.take_turns(progress)?;
+        progress.begin("receive", this.heads.iter().map(|head| head.bytes).fold(0, u64::saturating_add));
+        this.run_with(turns, None, progress)
     }
 
-    /// The same. A sender that is told of each layer's end sends only what is missing.
+    /// The same, with the turns for all that is made. A sender that is told of each layer's end sends only what is missing.
     pub(super) fn run_with(
         mut self,
+        mut turns: Turns,
         mut sender: Option<&mut Output>,
         progress: &Progress,
     ) -> Result<Received> {
@@ -202,6 +217,10 @@ impl Incoming {
                 continue;
             }
             taken_bytes += self.receive(nth, sender.as_deref_mut(), progress)?;
+            // The head's stands for all of it.
+            if let Some(made) = self.plan.layers.get(nth).filter(|_| nth + 1 < self.heads.len()) {
+                turns.end(&made.to);
+            }
             if let Some(sender) = sender.as_mut() {
                 sender.put(&Frame::Done { nth: number(nth) }, progress)?;
             }
@@ -329,6 +348,28 @@ impl Incoming {
     }
 }
 
+impl Making for Incoming {
+    fn target(&self) -> (&Arc<dyn Host>, &Path, &Seen) {
+        (&self.target.host, &self.target.folder, &self.seen)
+    }
+
+    fn wanted(&self) -> Wanted {
+        let mut wanted = Wanted::default();
+        for layer in self.plan.layers.iter().filter(|layer| !layer.is_there) {
+            wanted.add(&layer.to, Some(layer.id));
+        }
+        wanted
+    }
+
+    fn again(self, progress: &Progress) -> Result<Self> {
+        let Self { target, input, heads, share, is_told, relatives, plan, .. } = self;
+        let new = Self::of(target, (input, heads), share, progress)?;
+        // What the sender was told still holds.
+        let is_same = (&new.plan.layers, &new.plan.link) == (&plan.layers, &plan.link);
+        Ok(if is_same { Self { is_told, relatives, ..new } } else { new })
+    }
+}
+
 /// A layer's number, as frames have it.
 fn number(nth: usize) -> u32 {
     u32::try_from(nth).unwrap_or(u32::MAX)
@@ -414,6 +455,14 @@ impl Target {
         let taken = || Error::new(ErrorKind::Exists, "is there already").path(&place);
         let opening = self.opening.clone().with_format(Some(top.format));
         let chain = match Chain::open(&self.host, &place, &opening) {
+            Err(e) if e.kind() == ErrorKind::Busy => {
+                // Another copy that has just brought it lets go of it in a moment.
+                Turns::wait(&self.host, &place, progress)?;
+                Chain::open(&self.host, &place, &opening)
+            }
+            opened => opened,
+        };
+        let chain = match chain {
             Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
             Err(_) => return Err(taken()),
             Ok(chain) => chain,

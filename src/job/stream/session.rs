@@ -5,14 +5,16 @@
 //!   layer ... layer, start                 ->
 //!                                          <-   answer, leaves ...
 //!   plan                                   ->
-//!                                          <-   go
+//!                                          <-   go, or: waits, then go or another answer
 //!   begin, extents ..., layer end          ->
 //!                                          <-   done, or again       (each layer that is lacking)
 //!   end                                    ->
 //!                                          <-   report
 //! ```
-//! Before that, the client says in an `ask` which of both it is. Either side may end with `failed` at any moment. What one
-//! side says while the other writes is so little that neither ever waits for the other to read.
+//! Before that, the client says in an `ask` which of both it is. A receiver into whose folder others bring the same layers waits
+//! for them before it lets the sender begin; where it lacks something else then, it answers once more, and there is another
+//! plan. Either side may end with `failed` at any moment. What one side says while the other writes is so little that neither
+//! ever waits for the other to read.
 
 use super::{
     Incoming, Outgoing, Received,
@@ -20,7 +22,7 @@ use super::{
     frame::{Frame, LEAVES_MAX},
     receive::RELATIVES_LEAVES_MAX,
     terms::{Answer, Failed, Lacking, Planned, Report, check_name},
-    wire::{Input, Output},
+    wire::{BEAT, Input, Line, Output, PATIENCE},
 };
 use crate::{
     base::{
@@ -29,11 +31,15 @@ use crate::{
         units::{count, index},
     },
     content::Tree,
-    job::Progress,
+    job::{
+        Progress,
+        copy::{Making, Turns, WAIT},
+    },
 };
 use std::{
     io::{Read, Write},
     path::PathBuf,
+    time::Duration,
 };
 
 /// A wire to another program of this kind.
@@ -44,9 +50,20 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Talks over a pipe, a socket, or what else carries bytes both ways.
+    /// Talks over a pipe, a socket, or what else carries bytes both ways. A peer that has nothing to say says so each ten seconds:
+    /// one that does not for a minute is gone, whatever the wire says.
     pub fn new(from: Box<dyn Read + Send>, to: Box<dyn Write + Send>) -> Self {
-        Self { input: Input::new(from), output: Output::new(to) }
+        Self::heard(from, to, (BEAT, PATIENCE))
+    }
+
+    /// The same, with how long this side is silent at most, and how long the other until it is gone.
+    pub(super) fn heard(
+        from: Box<dyn Read + Send>,
+        to: Box<dyn Write + Send>,
+        (beat, patience): (Duration, Duration),
+    ) -> Self {
+        let line = Line::new(patience);
+        Self { input: Input::on(&line, from), output: Output::on(&line, to, beat) }
     }
 
     /// Returns the error that says most: of a peer that is gone, its last words. Without any, it can be gone on. What a disk
@@ -83,10 +100,15 @@ impl Offer {
         }
         let layers = u32::try_from(heads.len()).unwrap_or(u32::MAX);
         peer.output.put(&Frame::Start { layers }, progress)?;
-        let answer = match peer.input.next(progress)? {
-            Frame::Answer(answer) => answer,
-            other => return Err(other.misplaced("an answer")),
-        };
+        match peer.input.next(progress)? {
+            Frame::Answer(answer) => Self::hear(outgoing, answer, peer, progress),
+            other => Err(other.misplaced("an answer")),
+        }
+    }
+
+    /// Hears the rest of what the receiver has, and finds out what has to be sent.
+    fn hear(outgoing: Outgoing, answer: Answer, peer: &mut Peer, progress: &Progress) -> Result<Self> {
+        let heads = outgoing.heads();
         let first = usize::try_from(answer.first).unwrap_or(usize::MAX);
         let missing = heads.get(first..).filter(|missing| missing.len() == answer.lacking.len());
         let missing = missing.ok_or_else(|| Error::corrupt("the answer speaks of other layers"))?;
@@ -113,13 +135,29 @@ impl Offer {
         Ok(Self { outgoing, answer, relatives, planned })
     }
 
+    /// Says what would be sent, and hears that it may be. A receiver that had to wait for another copy may lack less by then.
+    pub(super) fn agree(self, peer: &mut Peer, progress: &Progress) -> Result<Self> {
+        let mut this = self;
+        for is_first in [true, false] {
+            peer.output.put(&Frame::Plan(this.planned.clone()), progress)?;
+            let mut said = peer.input.next(progress)?;
+            if is_first && said == Frame::Waits {
+                progress.begin(WAIT, 0);
+                said = peer.input.next(progress)?;
+            }
+            match said {
+                Frame::Go => return Ok(this),
+                Frame::Answer(answer) if is_first => {
+                    this = Self::hear(this.outgoing, answer, peer, progress)?;
+                }
+                other => return Err(other.misplaced("an agreement")),
+            }
+        }
+        Err(Error::corrupt("the receiver does not agree"))
+    }
+
     /// Sends what is lacking; returns what the receiver made of it.
     pub(super) fn send(&self, peer: &mut Peer, progress: &Progress) -> Result<Report> {
-        peer.output.put(&Frame::Plan(self.planned.clone()), progress)?;
-        match peer.input.next(progress)? {
-            Frame::Go => {}
-            other => return Err(other.misplaced("an agreement")),
-        }
         progress.begin("send", self.planned.bytes.iter().sum());
         for nth in self.answer.first.. {
             let at = index(u64::from(nth - self.answer.first));
@@ -201,7 +239,7 @@ fn hear_leaves(
 
 impl Incoming {
     /// Tells the sender what is here; returns what it would send then.
-    pub(super) fn answer(&mut self, peer: &mut Output, progress: &Progress) -> Result<()> {
+    pub(super) fn answer(&mut self, peer: &mut Output, progress: &Progress) -> Result<Planned> {
         self.find_relatives(progress)?;
         let mut lacking = Vec::new();
         for (nth, layer) in self.plan().layers.iter().enumerate().filter(|(_, layer)| !layer.is_there) {
@@ -225,13 +263,34 @@ impl Incoming {
                 peer.put(&Frame::Leaves { nth, leaves }, progress)?;
             }
         }
-        Ok(())
+        self.is_told = true;
+        match self.input.next(progress)? {
+            Frame::Plan(planned) => Ok(planned),
+            other => Err(other.misplaced("a plan")),
+        }
+    }
+
+    /// Takes the turns for all that is lacking. If another copy has brought some of that since the sender was told, it is told
+    /// what is here now; returns what it would send then.
+    pub(super) fn take_turns_and_tell(
+        self,
+        output: &mut Output,
+        progress: &Progress,
+    ) -> Result<(Self, Turns, Option<Planned>)> {
+        let mut is_told = false;
+        let mut waits = || match std::mem::replace(&mut is_told, true) {
+            false => output.put(&Frame::Waits, progress),
+            true => output.check(),
+        };
+        let (mut this, turns) = self.take_turns_telling(&mut waits, progress)?;
+        let planned = if this.is_told { None } else { Some(this.answer(output, progress)?) };
+        Ok((this, turns, planned))
     }
 
     /// Takes in what the sender said that it would send, and says what came of it.
-    pub(super) fn take_in(self, output: &mut Output, progress: &Progress) -> Result<Received> {
+    pub(super) fn take_in(self, turns: Turns, output: &mut Output, progress: &Progress) -> Result<Received> {
         output.put(&Frame::Go, progress)?;
-        let received = self.run_with(Some(&mut *output), progress)?;
+        let received = self.run_with(turns, Some(&mut *output), progress)?;
         let head = FileName(PathBuf::from(received.head.file_name().unwrap_or_default()));
         let Received { received_bytes, taken_bytes, .. } = received;
         output.put(&Frame::Report(Report { head, received_bytes, taken_bytes }), progress)?;

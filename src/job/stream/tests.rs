@@ -1,5 +1,6 @@
 //! Streams on a simulated machine: whole, cut at every place, damaged, forged, and received while the power goes.
 
+mod races;
 mod sessions;
 
 use super::*;

@@ -1,8 +1,9 @@
 //! The two ends of a wire: frames in, frames out, each pumped by a thread of its own, so that disk and wire work at the
 //! same time.
 //!
-//! What stays true: a bounded number of frames waits at either end. Whoever waits for the peer can be asked to stop. A thread
-//! that waits for it is left behind when nobody needs it any more: it ends with its end of the wire.
+//! What stays true: a bounded number of frames waits at either end. Whoever waits for the peer can be asked to stop, and in a
+//! session does not wait for one that is gone without a word: both sides say from time to time that they are there, whatever
+//! keeps them busy. A thread that waits is left behind when nobody needs it any more: it ends with its end of the wire.
 
 use super::frame::{Frame, Head, Packet, Preamble};
 use crate::{
@@ -24,13 +25,59 @@ const WAITING: usize = 16;
 const BUFFER_BYTES: usize = 64 << 10;
 /// How long a silent wire is waited for before it is asked whether to stop.
 const NAP: Duration = Duration::from_millis(50);
+/// How long a side of a session has nothing to say before it says that it is there.
+pub(super) const BEAT: Duration = Duration::from_secs(10);
+/// How long nothing comes from a peer until it is gone. The system finds out as well, but may take hours.
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 /// How long it is waited for what a peer that ends has to say, or for a peer to hear it.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What is known of whether a peer is there.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// Since when it is waited for its next byte; `None` while that is not read, since there is enough to do.
+    quiet: Mutex<Option<Stopwatch>>,
+    patience: Duration,
+}
+
+impl Line {
+    /// One on which a peer is there as long as no more time than that passes between two of its bytes.
+    pub(super) fn new(patience: Duration) -> Arc<Self> {
+        Arc::new(Self { quiet: Mutex::new(None), patience })
+    }
+
+    /// Fails with `Interrupted` if the peer is gone.
+    fn check(&self) -> Result<()> {
+        let quiet = self.quiet.lock().map_or(Duration::ZERO, Stopwatch::elapsed);
+        if quiet <= self.patience {
+            return Ok(());
+        }
+        let what =
+            format!("the other side has said nothing for {} s: the connection is lost", quiet.as_secs());
+        Err(Error::new(ErrorKind::Interrupted, what))
+    }
+}
+
+/// What is read, and whether it comes.
+struct Heard {
+    from: Box<dyn Read + Send>,
+    line: Arc<Line>,
+}
+
+impl Read for Heard {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        *self.line.quiet.lock() = Some(Stopwatch::start());
+        let read = self.from.read(buf);
+        *self.line.quiet.lock() = None;
+        read
+    }
+}
 
 /// Where frames come from.
 #[derive(Debug)]
 pub(super) struct Input {
     frames: Receiver<Result<Frame>>,
+    line: Option<Arc<Line>>,
     count: u64,
     data_bytes: u64,
 }
@@ -40,22 +87,28 @@ impl Input {
     pub(super) fn new(from: Box<dyn Read + Send>) -> Self {
         let (give, frames) = bounded(WAITING);
         thread::spawn(move || pump_in(from, &give));
-        Self { frames, count: 0, data_bytes: 0 }
+        Self { frames, line: None, count: 0, data_bytes: 0 }
+    }
+
+    /// The same from a peer that may be gone.
+    pub(super) fn on(line: &Arc<Line>, from: Box<dyn Read + Send>) -> Self {
+        let heard = Heard { from, line: Arc::clone(line) };
+        Self { line: Some(Arc::clone(line)), ..Self::new(Box::new(heard)) }
     }
 
     /// Returns one from which nothing comes any more.
     pub(super) fn ended() -> Self {
-        Self { frames: bounded(0).1, count: 0, data_bytes: 0 }
+        Self { frames: bounded(0).1, line: None, count: 0, data_bytes: 0 }
     }
 
-    /// Returns the next frame. `Corrupt` for what is none; `Interrupted` for an end that comes too early, and when asked to
-    /// stop.
+    /// Returns the next frame. `Corrupt` for what is none; `Interrupted` for an end that comes too early, for a peer that is
+    /// gone, and when asked to stop.
     pub(super) fn next(&mut self, progress: &Progress) -> Result<Frame> {
         let frame = loop {
             progress.checkpoint()?;
             match self.frames.recv_timeout(NAP) {
                 Ok(frame) => break frame?,
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => check(self.line.as_deref())?,
                 Err(RecvTimeoutError::Disconnected) => return Err(cut_short()),
             }
         };
@@ -88,6 +141,10 @@ impl Input {
     }
 }
 
+fn check(line: Option<&Line>) -> Result<()> {
+    line.map_or(Ok(()), Line::check)
+}
+
 fn cut_short() -> Error {
     Error::new(ErrorKind::Interrupted, "ends too early: the rest of it is missing")
 }
@@ -102,6 +159,9 @@ fn pump_in(from: Box<dyn Read + Send>, to: &Sender<Result<Frame>>) {
     }
     loop {
         let frame = next(&mut from);
+        if matches!(frame, Ok(Frame::Alive)) {
+            continue;
+        }
         let is_last = matches!(frame, Err(_) | Ok(Frame::Failed(_)));
         if to.send(frame).is_err() || is_last {
             return;
@@ -133,6 +193,7 @@ pub(super) struct Output {
     /// Disconnected as soon as nothing is written any more.
     over: Receiver<()>,
     failure: Arc<Mutex<Option<Error>>>,
+    line: Option<Arc<Line>>,
     is_broken: bool,
     count: u64,
     data_bytes: u64,
@@ -141,20 +202,30 @@ pub(super) struct Output {
 impl Output {
     /// Writes frames to `to`, after the preamble.
     pub(super) fn new(to: Box<dyn Write + Send>) -> Self {
+        Self::start(to, None)
+    }
+
+    /// The same to a peer that may be gone, and that hears each `beat` that this side is there.
+    pub(super) fn on(line: &Arc<Line>, to: Box<dyn Write + Send>, beat: Duration) -> Self {
+        Self { line: Some(Arc::clone(line)), ..Self::start(to, Some(beat)) }
+    }
+
+    fn start(to: Box<dyn Write + Send>, beat: Option<Duration>) -> Self {
         let ((packets, take), (writes, over)) = (bounded(WAITING), bounded::<()>(0));
         let failure = Arc::new(Mutex::new(None));
         let seen = Arc::clone(&failure);
         thread::spawn(move || {
-            if let Err(error) = pump_out(to, &take) {
+            if let Err(error) = pump_out(to, &take, beat) {
                 *seen.lock() = Some(Error::io("write to the wire", error));
             }
             // Whoever finds one of these gone finds why.
             drop((take, writes));
         });
-        Self { packets: Some(packets), over, failure, is_broken: false, count: 0, data_bytes: 0 }
+        let (line, is_broken) = (None, false);
+        Self { packets: Some(packets), over, failure, line, is_broken, count: 0, data_bytes: 0 }
     }
 
-    /// Sends a frame, some time; `Interrupted` when asked to stop while the peer takes nothing.
+    /// Sends a frame, some time; `Interrupted` when asked to stop while the peer takes nothing, and if the peer is gone.
     pub(super) fn put(&mut self, frame: &Frame, progress: &Progress) -> Result<()> {
         self.put_packet(frame.packet()?, progress)
     }
@@ -171,9 +242,15 @@ impl Output {
                 Err(SendTimeoutError::Disconnected(_)) => break,
             }
             progress.checkpoint()?;
+            self.check()?;
         }
         self.is_broken = true;
         Err(self.error())
+    }
+
+    /// Fails with `Interrupted` if the peer is gone: for who waits for something else.
+    pub(super) fn check(&self) -> Result<()> {
+        check(self.line.as_deref())
     }
 
     /// Returns how many bytes of guests went.
@@ -191,11 +268,12 @@ impl Output {
         self.put(&Frame::End { frames: self.count, data_bytes: self.data_bytes }, progress)
     }
 
-    /// Returns once all frames have left; `Interrupted` when asked to stop before.
+    /// Returns once all frames have left; `Interrupted` when asked to stop before, and if the peer is gone.
     pub(super) fn finish(mut self, progress: &Progress) -> Result<()> {
         drop(self.packets.take());
         while self.over.recv_timeout(NAP) == Err(RecvTimeoutError::Timeout) {
             progress.checkpoint()?;
+            self.check()?;
         }
         self.failure.lock().take().map_or(Ok(()), Err)
     }
@@ -215,15 +293,28 @@ impl Output {
     }
 }
 
-fn pump_out(to: Box<dyn Write + Send>, packets: &Receiver<Packet>) -> std::io::Result<()> {
+/// Writes what there is, and each `beat` without anything that this side is there.
+fn pump_out(
+    to: Box<dyn Write + Send>,
+    packets: &Receiver<Packet>,
+    beat: Option<Duration>,
+) -> std::io::Result<()> {
     let mut to = BufWriter::with_capacity(BUFFER_BYTES, to);
     to.write_all(&Preamble::own().to_bytes())?;
+    let alive = Frame::Alive.packet().map(|packet| packet.bytes().to_vec()).unwrap_or_default();
     loop {
         // What waits goes together; who waits for it is not kept waiting.
         if packets.is_empty() {
             to.flush()?;
         }
-        let Ok(packet) = packets.recv() else { return to.flush() };
-        to.write_all(packet.bytes())?;
+        let next = match beat {
+            Some(beat) => packets.recv_timeout(beat),
+            None => packets.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match next {
+            Ok(packet) => to.write_all(packet.bytes())?,
+            Err(RecvTimeoutError::Timeout) => to.write_all(&alive)?,
+            Err(RecvTimeoutError::Disconnected) => return to.flush(),
+        }
     }
 }
