@@ -278,9 +278,9 @@ impl Incoming {
         progress: &Progress,
     ) -> Result<(Self, Turns, Option<Planned>)> {
         let mut is_told = false;
-        let mut waits = || match std::mem::replace(&mut is_told, true) {
-            false => output.put(&Frame::Waits, progress),
-            true => output.check(),
+        let mut waits = || {
+            let is_again = std::mem::replace(&mut is_told, true);
+            if is_again { output.check() } else { output.put(&Frame::Waits, progress) }
         };
         let (mut this, turns) = self.take_turns_telling(&mut waits, progress)?;
         let planned = if this.is_told { None } else { Some(this.answer(output, progress)?) };
