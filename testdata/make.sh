@@ -111,9 +111,27 @@ vpc_images() {
     cd ..
 }
 
-mkdir -p raw qcow2 vhdx vpc
+vmdk_images() {
+    cd vmdk
+    : >births.tsv
+    rm -f ./*.vmdk
+    local name options
+    for name in sparse zeroed; do
+        options=subformat=monolithicSparse
+        [ $name = sparse ] || options+=,zeroed_grain=on
+        qemu-img create -q -f vmdk -o $options $name.vmdk 1M
+        qemu-io -f vmdk -c "write -P 0x41 100k 3k" -c "write -z 512k 64k" $name.vmdk >/dev/null
+        birth $name.vmdk "qemu-img create -f vmdk -o $options $name.vmdk 1M; qemu-io: write -P 0x41 100k 3k; write -z 512k 64k" vmdk
+    done
+    qemu-img convert -q -f vmdk -O vmdk -o subformat=streamOptimized sparse.vmdk stream.vmdk
+    birth stream.vmdk "qemu-img convert -f vmdk -O vmdk -o subformat=streamOptimized sparse.vmdk stream.vmdk" vmdk
+    cd ..
+}
+
+mkdir -p raw qcow2 vhdx vpc vmdk
 vhdx_images
 vpc_images
+vmdk_images
 [ -e raw/head.raw ] || qemu-img create -q -f raw raw/head.raw 64k
 qcow2_images
 raw_images

@@ -7,11 +7,7 @@ use crate::{
 };
 
 /// What a file of a format has where.
-const HEADERS: [(&str, usize, &[u8]); 7] = [
-    // VMware's Virtual Disk Format 5.0: hosted sparse extents, those of ESX, and descriptors.
-    ("VMDK", 0, b"KDMV"),
-    ("VMDK", 0, b"COWD"),
-    ("VMDK", 0, b"# Disk DescriptorFile"),
+const HEADERS: [(&str, usize, &[u8]); 4] = [
     // As qemu's block/vdi.c, block/qed.c and block/parallels.c have them.
     ("VDI", 64, &[0x7f, 0x10, 0xda, 0xbe]),
     ("QED", 0, b"QED\0"),
@@ -49,7 +45,7 @@ mod tests {
             assert_eq!(named(&format!("/{nth}"), &parts), Some(name));
         }
         assert_eq!(named("/disk", &[(0, &[0xeb, 0x63]), (8192, &[1])]), None);
-        assert_eq!(named("/short", &[(0, b"KDM")]), None);
+        assert_eq!(named("/short", &[(0, b"WithoutFree")]), None);
         assert_eq!(named("/empty", &[]), None);
     }
 }

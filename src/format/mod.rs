@@ -11,7 +11,9 @@ mod pages;
 pub mod qcow2;
 pub mod raw;
 mod source;
+mod target;
 pub mod vhdx;
+pub mod vmdk;
 pub mod vpc;
 
 pub use crate::store::{Identity, StoredRecord};
@@ -40,11 +42,13 @@ pub enum Format {
     Vhdx,
     /// Microsoft's virtual hard disk: fixed, dynamic, differencing.
     Vpc,
+    /// VMware's disks.
+    Vmdk,
 }
 
 impl Format {
     /// Every format, in the order in which headers are tried.
-    pub const ALL: [Self; 4] = [Self::Qcow2, Self::Vhdx, Self::Vpc, Self::Raw];
+    pub const ALL: [Self; 5] = [Self::Qcow2, Self::Vhdx, Self::Vmdk, Self::Vpc, Self::Raw];
 
     /// Returns the name used in options and in images (`-f`, `-F`).
     pub const fn name(self) -> &'static str {
@@ -53,17 +57,7 @@ impl Format {
             Self::Qcow2 => "qcow2",
             Self::Vhdx => "vhdx",
             Self::Vpc => "vpc",
-        }
-    }
-
-    /// Returns how names of such images end, the usual ending first.
-    pub const fn suffixes(self) -> &'static [&'static str] {
-        match self {
-            Self::Raw => &["raw"],
-            Self::Qcow2 => &["qcow2"],
-            // Those of Hyper-V's checkpoints begin with an a.
-            Self::Vhdx => &["vhdx", "avhdx"],
-            Self::Vpc => &["vhd", "avhd", "vpc"],
+            Self::Vmdk => "vmdk",
         }
     }
 
@@ -71,7 +65,7 @@ impl Format {
     pub fn parse(name: &str) -> Result<Self> {
         let name = if name == "vhd" { Self::Vpc.name() } else { name };
         let found = Self::ALL.into_iter().find(|f| f.name() == name);
-        let known = "raw, qcow2, vhdx, vpc";
+        let known = "raw, qcow2, vhdx, vpc, vmdk";
         found.ok_or_else(|| Error::unsupported(format!("unknown image format '{name}' (known: {known})")))
     }
 
@@ -82,6 +76,7 @@ impl Format {
             Self::Qcow2 => qcow2::OPTIONS,
             Self::Vhdx => vhdx::OPTIONS,
             Self::Vpc => vpc::OPTIONS,
+            Self::Vmdk => vmdk::OPTIONS,
         }
     }
 
@@ -95,6 +90,8 @@ impl Format {
             Self::Qcow2
         } else if start == vhdx::MAGIC {
             Self::Vhdx
+        } else if vmdk::is_there(file)? {
+            Self::Vmdk
         } else if vpc::is_there(file)? {
             // A fixed one shows it at its end only, as a raw disk may whose guest wrote that there.
             Self::Vpc
@@ -178,6 +175,12 @@ pub trait Parts {
 
     /// Returns what the memory for the image's tables is taken from.
     fn budget(&self) -> Budget;
+
+    /// Returns the name that a new image is going to have, where its file's is not that: its further files are called
+    /// after it.
+    fn image_name(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// Refuses every further file.
@@ -238,6 +241,7 @@ pub fn open(
         Format::Qcow2 => qcow2::open(file, is_writable, parts),
         Format::Vhdx => vhdx::open(file, is_writable, parts),
         Format::Vpc => vpc::open(file, is_writable, parts),
+        Format::Vmdk => vmdk::open(file, is_writable, parts),
     }
 }
 
@@ -263,6 +267,7 @@ pub fn measure(format: Format, creation: &Creation) -> Result<Measure> {
         Format::Qcow2 => qcow2::measure(creation),
         Format::Vhdx => vhdx::measure(creation),
         Format::Vpc => vpc::measure(creation),
+        Format::Vmdk => vmdk::measure(creation),
     }
 }
 
@@ -299,6 +304,7 @@ pub fn create(
         Format::Qcow2 => qcow2::create(file, creation, parts),
         Format::Vhdx => vhdx::create(file, creation, parts),
         Format::Vpc => vpc::create(file, creation, parts),
+        Format::Vmdk => vmdk::create(file, creation, parts),
     }
 }
 
@@ -327,6 +333,7 @@ pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
         }
         Format::Vhdx => vhdx::peek(file),
         Format::Vpc => vpc::peek(file),
+        Format::Vmdk => vmdk::peek(file),
     }
 }
 
@@ -334,7 +341,7 @@ pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
 /// whoever tries. False where the format has no such mark.
 pub fn retire(format: Format, file: &dyn File, why: &str) -> Result<bool> {
     match format {
-        Format::Raw | Format::Vhdx | Format::Vpc => Ok(false),
+        Format::Raw | Format::Vhdx | Format::Vpc | Format::Vmdk => Ok(false),
         Format::Qcow2 => qcow2::retire(file, why),
     }
 }
@@ -342,7 +349,7 @@ pub fn retire(format: Format, file: &dyn File, why: &str) -> Result<bool> {
 /// Returns whether the image in `file` has been retired.
 pub fn is_retired(file: &dyn File) -> Result<bool> {
     match Format::recognise(file)? {
-        Format::Raw | Format::Vhdx | Format::Vpc => Ok(false),
+        Format::Raw | Format::Vhdx | Format::Vpc | Format::Vmdk => Ok(false),
         Format::Qcow2 => qcow2::is_retired(file),
     }
 }
@@ -356,6 +363,7 @@ pub fn check(format: Format, file: Arc<dyn File>, repair: Repair, parts: &dyn Pa
         Format::Qcow2 => qcow2::check(file, repair, parts),
         Format::Vhdx => vhdx::check(file, repair),
         Format::Vpc => vpc::check(&file, repair),
+        Format::Vmdk => vmdk::check(&file, repair, parts),
     }
 }
 

@@ -147,7 +147,9 @@ impl Target {
         budget: &Budget,
     ) -> Result<Arc<dyn Image>> {
         let folder = self.folder(host.as_ref())?;
-        let parts = NewParts { made: &self.parts, folder, budget: budget.clone(), open: Mutex::default() };
+        let name = self.path.file_name().map(|name| name.as_bytes().to_vec());
+        let (made, budget, open) = (&self.parts, budget.clone(), Mutex::default());
+        let parts = NewParts { made, folder, name, budget, open };
         // The draft's own name means nothing to anybody.
         format::create(format, self.file(), creation, &parts).map_err(|e| self.named(e))
     }
@@ -255,6 +257,8 @@ impl Drop for MadeParts {
 struct NewParts<'a> {
     made: &'a MadeParts,
     folder: PathBuf,
+    /// The image's own.
+    name: Option<Vec<u8>>,
     budget: Budget,
     /// Those that were made, by name: an image asks for its own again when it is opened.
     open: Mutex<BTreeMap<Vec<u8>, Arc<dyn File>>>,
@@ -280,6 +284,10 @@ impl Parts for NewParts<'_> {
 
     fn budget(&self) -> Budget {
         self.budget.clone()
+    }
+
+    fn image_name(&self) -> Option<Vec<u8>> {
+        self.name.clone()
     }
 }
 

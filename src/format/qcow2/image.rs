@@ -28,7 +28,7 @@ use super::{
     header::{Compression, Header},
     pages::{Pages, WRITERS_LEAST},
     refcounts::Refcounts,
-    tables::{FirstLevel, Tables, Target, read_words},
+    tables::{FirstLevel, Tables, read_words},
 };
 use crate::{
     base::{
@@ -40,6 +40,7 @@ use crate::{
         Adopted, Below, BitmapEdit, Bits, Details, Format, Identity, Image, ParentName, Parts, StoredRecord,
         check_on_disk,
         source::{Job, Source},
+        target::Target,
     },
     io::{File, Kept, Moved},
     map::Extent,

@@ -16,53 +16,15 @@ use crate::{
         units::count,
         units::index,
     },
+    format::target::Target,
     io::File,
     map::{self, Extent},
 };
 use byteorder::{BigEndian, ByteOrder};
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::collections::{BTreeSet, HashSet};
 
 /// Piece in which a table of words is read.
 const PIECE_BYTES: u64 = 1 << 20;
-
-/// A file whose entries point into it, and how long it is known to be.
-#[derive(Debug)]
-pub(super) struct Target {
-    /// The file.
-    pub(super) file: Arc<dyn File>,
-    /// A length that the file had once; it may have grown since.
-    bytes: AtomicU64,
-}
-
-impl Target {
-    /// Looks at how long `file` is.
-    pub(super) fn new(file: Arc<dyn File>) -> Result<Self> {
-        let bytes = AtomicU64::new(file.bytes()?);
-        Ok(Self { file, bytes })
-    }
-
-    /// Returns the file's length if `at` lies past it.
-    #[inline]
-    pub(super) fn ends_before(&self, at: HostOffset) -> Result<Option<u64>> {
-        if at.bytes() < self.bytes.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        let bytes = self.file.bytes()?;
-        self.bytes.store(bytes, Ordering::Relaxed);
-        Ok((at.bytes() >= bytes).then_some(bytes))
-    }
-
-    /// The file was cut: it has `bytes` bytes now.
-    pub(super) fn cut(&self, bytes: u64) {
-        self.bytes.store(bytes, Ordering::Relaxed);
-    }
-}
 
 /// The entries of an L1 table: in memory, or, of an image that is only read, in its file.
 #[derive(Debug)]

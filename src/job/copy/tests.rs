@@ -10,7 +10,6 @@ use crate::{
     job::{cuts, seal, snapshot::snapshot},
 };
 
-mod hierarchies;
 mod races;
 mod reformat;
 

@@ -144,7 +144,7 @@ const SMALL: &[(&str, &str)] = &[("cluster_size", "1k")];
 const SMALL_SECTORS: u64 = 2;
 
 /// Every history. Sizes are small: a crash anywhere is then seen by reading the whole disk.
-pub const HISTORIES: [History; 24] = [
+pub const HISTORIES: [History; 29] = [
     History { format: Format::Raw, is_resized: true, ..qcow2("raw", &[], 256) },
     // Small clusters: many tables, refcount blocks and table clusters in a small disk.
     qcow2("qcow2-512", &[("cluster_size", "512")], 600),
@@ -214,6 +214,24 @@ pub const HISTORIES: [History; 24] = [
         parent: 1600,
         ..qcow2("vpc-differencing", SMALL_BLOCKS, 700)
     },
+    History { format: Format::Vmdk, deeds: &[Deed::Move], ..qcow2("vmdk", SMALL, 700) },
+    History {
+        format: Format::Vmdk,
+        deeds: &[Deed::Move],
+        parent: 500,
+        ..qcow2("vmdk-child", &[("cluster_size", "512")], 700)
+    },
+    History {
+        format: Format::Vmdk,
+        parent: 900,
+        ..qcow2("vmdk-zeroed", &[("cluster_size", "4k"), ("zeroed_grain", "on")], 700)
+    },
+    History {
+        format: Format::Vmdk,
+        parent: 300,
+        ..qcow2("vmdk-pieces", &[("cluster_size", "1k"), ("subformat", "twoGbMaxExtentSparse")], 500)
+    },
+    History { format: Format::Vmdk, ..qcow2("vmdk-flat", &[("subformat", "monolithicFlat")], 256) },
 ];
 
 /// The image's name on the machine.

@@ -36,6 +36,10 @@ fn find_barriers(history: &'static History, seed: u64, by: By, places: &mut RunP
     let mut found: BTreeMap<String, Vec<Barrier>> = BTreeMap::new();
     for (operation, op) in log.ops.iter().enumerate() {
         for (number, stack) in (0..).zip(&op.barriers) {
+            // That a VMDK has another CID before its data changes, no cut shows here either.
+            if stack.contains("format/vmdk/desk.rs") && op.kind != Kind::Create {
+                continue;
+            }
             let place = place(history, op.kind, stack, by);
             found.entry(place).or_default().push(Barrier { operation, number });
         }
@@ -47,7 +51,11 @@ fn find_barriers(history: &'static History, seed: u64, by: By, places: &mut RunP
 
 fn place(history: &History, kind: Kind, stack: &str, by: By) -> String {
     match by {
-        By::Line => format!("{kind:?}: {}", stack.split(" < ").next().unwrap_or_default()),
+        // Several files are flushed as one: that asks for nothing of its own.
+        By::Line => {
+            let line = stack.split(" < ").find(|line| !line.starts_with("format/vmdk/space.rs"));
+            format!("{kind:?}: {}", line.unwrap_or_default())
+        }
         By::Need => format!("{}: {kind:?}: {stack}", history.name),
     }
 }

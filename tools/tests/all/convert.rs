@@ -170,19 +170,19 @@ fn golden_images_come_out_as_their_birth_certificates_say() {
     let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata");
     let folder = tempdir().unwrap();
     let mut images = 0;
-    for format in ["raw", "qcow2", "vhdx", "vpc"] {
+    for format in ["raw", "qcow2", "vhdx", "vpc", "vmdk"] {
         fs::create_dir(folder.path().join(format)).unwrap();
         for entry in fs::read_dir(testdata.join(format)).unwrap() {
             let name = PathBuf::from(format).join(entry.unwrap().file_name());
             fs::copy(testdata.join(&name), folder.path().join(&name)).unwrap();
         }
     }
-    for format in ["raw", "qcow2", "vhdx", "vpc"] {
+    for format in ["raw", "qcow2", "vhdx", "vpc", "vmdk"] {
         for birth in fs::read_to_string(testdata.join(format).join("births.tsv")).unwrap().lines() {
             let fields: Vec<&str> = birth.split('\t').collect();
             let image = folder.path().join(format).join(fields[0]);
             let suffix = image.extension().and_then(|e| e.to_str());
-            let kind = suffix.filter(|e| ["qcow2", "vhdx", "vhd"].contains(e)).unwrap_or("raw");
+            let kind = suffix.filter(|e| ["qcow2", "vhdx", "vhd", "vmdk"].contains(e)).unwrap_or("raw");
             let view = folder.path().join("view");
             let arguments = ["convert", "-f", kind, "-O", "raw", "--allow-dir", "."];
             let places = [image.to_str().unwrap(), view.to_str().unwrap()];

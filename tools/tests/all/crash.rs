@@ -20,7 +20,7 @@ fn no_power_cut_loses_what_was_flushed() {
 
 #[test]
 fn no_failed_io_is_reported_as_done_or_spoils_what_follows() {
-    for name in ["raw", "qcow2-parent", "qcow2-resize", "vhdx-child"] {
+    for name in ["raw", "qcow2-parent", "qcow2-resize", "vhdx-child", "vmdk-zeroed"] {
         let failed = errors::search(History::find(name).unwrap(), 3, 1).unwrap();
         assert!(failed >= 100, "{name}: {failed}");
     }

@@ -66,6 +66,10 @@ fn show_what_the_index_says(format: &str) {
     let scratch = Scratch::new();
     let Some((folder, rows)) = rows(format, &scratch) else { return };
     for Row { name, file_sum, size, sum: view } in rows {
+        // Extents of another row's disk are no disks of their own.
+        if format == "vmdk" && size.is_none() {
+            continue;
+        }
         let image = folder.join(&name);
         let place = image.to_str().unwrap();
         let info = done(&folder, &["info", "--output", "json", place]).json();
@@ -102,4 +106,9 @@ fn vhds_show_what_the_index_says() {
 #[test]
 fn vhdx_ones_show_what_the_index_says() {
     show_what_the_index_says("vhdx");
+}
+
+#[test]
+fn vmdks_show_what_the_index_says() {
+    show_what_the_index_says("vmdk");
 }

@@ -1,0 +1,340 @@
+//! Where a descriptor stands, and how it is changed in place so that a power cut leaves the old one or the new one.
+//!
+//! A disk writes one sector whole or not at all. Identities (`CID`) keep their length and are written where they are.
+//! What the disk is linked to (`parentCID`, `parentFileNameHint`) stands in the first sector, and a change of it is one
+//! write of that sector: lines that must give way move to the text's end first, durably, where they say the same. What
+//! is ours (the record, with checksums of its own) is the last line.
+
+use super::{
+    descriptor::{Descriptor, NO_PARENT, SIGNATURE, lines, split},
+    space::FILES_MAX,
+};
+use crate::{
+    base::{
+        Error, HostOffset, HostRange, Result,
+        units::{SECTOR_BYTES, count, index},
+    },
+    format::StoredRecord,
+    io::File,
+};
+use std::{fmt::Write as _, ops::Range, sync::Arc};
+
+/// The key of a parent's format, where that is not VMDK.
+pub(super) const PARENT_FORMAT: &str = "ddb.dchain.parentFormat";
+/// The key of the project's record, in hexadecimal digits: two CIDs under which it counts (the one that it was stored
+/// under, and the one that our own next change brings), and the record.
+const RECORD: &str = "ddb.dchain.record";
+/// Digits of a CID.
+const CID_DIGITS: usize = 8;
+
+/// The longest descriptor that is read: room for every extent.
+const TEXT_BYTES_MAX: u64 = count(FILES_MAX) * 128;
+
+/// A descriptor in its file.
+#[derive(Debug)]
+pub(super) struct Desk {
+    file: Arc<dyn File>,
+    at: HostOffset,
+    /// How many bytes it may have.
+    room: u64,
+    /// Whether the file may say something else after a power cut.
+    pub(super) is_changed: bool,
+    /// What it says.
+    pub(super) descriptor: Descriptor,
+}
+
+/// Reads the descriptor that stands in `place` of a sparse file.
+pub(super) fn read_inside(file: &dyn File, place: HostRange) -> Result<Descriptor> {
+    let held = file.bytes()?;
+    if place.bytes > TEXT_BYTES_MAX || place.end().bytes() > held {
+        let (at, bytes) = (place.start, place.bytes);
+        let what = format!(
+            "its descriptor of 0x{bytes:x} bytes at 0x{at:x} does not lie in the file (0x{held:x} bytes)"
+        );
+        return Err(Error::corrupt(what));
+    }
+    let mut bytes = vec![0; index(place.bytes)];
+    file.read_at(place.start, &mut bytes)?;
+    Descriptor::parse(&bytes)
+}
+
+/// Reads the descriptor that the file is.
+pub(super) fn read_beside(file: &dyn File) -> Result<Descriptor> {
+    let held = file.bytes()?;
+    let mut start = vec![0; SIGNATURE.len()];
+    file.read_at(HostOffset::new(0), &mut start)?;
+    if start != SIGNATURE {
+        return Err(Error::corrupt("has neither a header nor a descriptor of VMDK at its start"));
+    }
+    if held > TEXT_BYTES_MAX {
+        return Err(Error::corrupt(format!("is a descriptor of {held} bytes, more than {TEXT_BYTES_MAX}")));
+    }
+    let mut bytes = vec![0; index(held)];
+    file.read_at(HostOffset::new(0), &mut bytes)?;
+    Descriptor::parse(&bytes)
+}
+
+impl Desk {
+    /// Takes the descriptor that stands in `place` of `file`; without a place it is all of it.
+    pub(super) fn new(file: &Arc<dyn File>, place: Option<HostRange>, descriptor: Descriptor) -> Self {
+        let (at, room) =
+            place.map_or((HostOffset::new(0), TEXT_BYTES_MAX), |place| (place.start, place.bytes));
+        Self { file: Arc::clone(file), at, room, is_changed: false, descriptor }
+    }
+
+    /// Writes bytes over those of the text from `from` on, which stay as long.
+    fn overwrite(&mut self, from: usize, bytes: &[u8]) -> Result<()> {
+        let mut text = self.descriptor.text().to_vec();
+        let missing = || Error::invalid("a change reaches past the descriptor's end");
+        text.get_mut(from..from + bytes.len()).ok_or_else(missing)?.copy_from_slice(bytes);
+        self.file.write_at(self.at.plus(count(from)), bytes)?;
+        self.descriptor = Descriptor::of(text);
+        Ok(())
+    }
+
+    /// Makes what it says durable.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        if self.is_changed {
+            self.file.flush()?;
+            self.is_changed = false;
+        }
+        Ok(())
+    }
+
+    /// Gives the disk another identity, durably: its bytes are about to change. What tracked changes (of which it is not
+    /// told) is given up, and a record that was true stays so.
+    pub(super) fn change_cid(&mut self, fresh: u128) -> Result<()> {
+        let short = format!("{:08x}", cid_of(fresh));
+        if let Some(line) = self.descriptor.place("changeTrackPath") {
+            let text = self.descriptor.text().get(..line.start).unwrap_or_default();
+            let start = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            self.overwrite(start, b"#")?;
+        }
+        if self.record().is_some_and(|record| record.is_untouched)
+            && let Some(place) = self.descriptor.place(RECORD)
+        {
+            let now = self.descriptor.value("CID").unwrap_or_default().to_ascii_lowercase();
+            self.overwrite(place.start, &[now.as_slice(), short.as_bytes()].concat())?;
+            self.file.flush()?;
+        }
+        // Whoever has this line takes its end for the CID.
+        if let Some(place) = self.descriptor.place("ddb.longContentID").filter(|place| place.len() == 32) {
+            let digits = format!("{fresh:032x}");
+            let (front, _) = digits.as_bytes().split_at(digits.len() - CID_DIGITS);
+            self.overwrite(place.start, &[front, short.as_bytes()].concat())?;
+        }
+        match self.descriptor.place("CID") {
+            Some(place) if place.len() == CID_DIGITS => {
+                self.overwrite(place.start, short.as_bytes())?;
+                self.file.flush()
+            }
+            _ => self.relink(&[("CID", Some(short))]),
+        }
+    }
+
+    /// Changes or removes lines of the first sector, in one write of that sector; durable.
+    ///
+    /// `Invalid` where they have no room, or the text has them behind its first sector.
+    pub(super) fn relink(&mut self, changes: &[(&str, Option<String>)]) -> Result<()> {
+        let text = self.descriptor.text().to_vec();
+        let sector = index(SECTOR_BYTES);
+        let is_short = text.len() <= sector;
+        let end = if is_short {
+            text.len()
+        } else {
+            let first = text.get(..sector).unwrap_or_default();
+            first.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)
+        };
+        // Lines that are added start on a line of their own.
+        let text = if is_short || text.ends_with(b"\n") { text } else { [text.as_slice(), b"\n"].concat() };
+        let (head, rest) = text.split_at(end);
+        let is_behind = |key: &str| Descriptor::of(rest.to_vec()).place(key).is_some();
+        if let Some((key, _)) = changes.iter().find(|(key, _)| is_behind(key)) {
+            return Err(Error::invalid(format!(
+                "its descriptor has the line '{key}' behind its first sector"
+            )));
+        }
+        let room = if is_short { sector.min(index(self.room)) } else { end };
+        let (mut new, moved) = make_room(edited(head, changes), room)?;
+        let mut rest = rest.to_vec();
+        if !moved.is_empty() {
+            self.add(if is_short { sector } else { text.len() }, &moved)?;
+            rest.extend_from_slice(&moved);
+        }
+        let full = if is_short && moved.is_empty() { new.len().max(text.len()) } else { room };
+        new.extend(filler(full - new.len()));
+        new.extend_from_slice(&rest);
+        let first = new.get(..sector.min(new.len())).unwrap_or_default();
+        self.file.write_at(self.at, first)?;
+        self.file.flush()?;
+        self.descriptor = Descriptor::of(new);
+        Ok(())
+    }
+
+    /// Writes lines behind the text, durably; a gap before them hides them.
+    fn add(&mut self, at: usize, lines: &[u8]) -> Result<()> {
+        self.check_room(at + lines.len())?;
+        self.file.write_at(self.at.plus(count(at)), lines)?;
+        self.file.flush()
+    }
+
+    fn check_room(&self, bytes: usize) -> Result<()> {
+        if count(bytes) < self.room {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("its descriptor has room for 0x{:x} bytes only", self.room)))
+    }
+
+    /// Returns whether a parent is named.
+    pub(super) fn has_parent(&self) -> bool {
+        self.descriptor.parent_cid().is_ok_and(|cid| cid != NO_PARENT)
+    }
+
+    /// Returns the project's record; untouched if the disk's identity is one that it counts under.
+    pub(super) fn record(&self) -> Option<StoredRecord> {
+        let value = self.descriptor.value(RECORD)?;
+        let (cids, digits) = value.split_at_checked(2 * CID_DIGITS)?;
+        let bytes = from_hex(digits)?;
+        let now = self.descriptor.value("CID").unwrap_or_default();
+        let is_untouched = cids.chunks(CID_DIGITS).any(|cid| cid.eq_ignore_ascii_case(now));
+        Some(StoredRecord { bytes, is_untouched })
+    }
+
+    /// Stores or removes the project's record, as the last line; durable once the file is flushed. False where there is
+    /// no room for it.
+    pub(super) fn set_record(&mut self, record: Option<&[u8]>) -> Result<bool> {
+        let text = self.descriptor.text().to_vec();
+        let line = record.map(|bytes| {
+            let cid = self.descriptor.value("CID").unwrap_or_default();
+            [RECORD.as_bytes(), b" = \"", cid, cid, to_hex(bytes).as_bytes(), b"\"\n"].concat()
+        });
+        let mut kept: Vec<u8> = Vec::with_capacity(text.len());
+        for place in lines(&text) {
+            let bytes = text.get(place).unwrap_or_default();
+            if split(bytes).is_none_or(|(key, _)| key != RECORD.as_bytes()) {
+                kept.extend_from_slice(bytes);
+                kept.push(b'\n');
+            }
+        }
+        let new = [kept, line.unwrap_or_default()].concat();
+        let has_cid = self.descriptor.value("CID").is_some_and(|cid| cid.len() == CID_DIGITS);
+        if self.check_room(new.len()).is_err() || (record.is_some() && !has_cid) {
+            return Ok(false);
+        }
+        // What was longer is covered: by NULs inside a sparse file, by empty lines where the text is all of the file.
+        let is_inside = self.at.bytes() != 0;
+        let mut shown = new.clone();
+        let pad = if is_inside { 0 } else { b'\n' };
+        shown.resize(new.len().max(text.len()), pad);
+        let same = shown.iter().zip(&text).take_while(|(a, b)| a == b).count();
+        let differs = shown.get(same..).unwrap_or_default();
+        if !differs.is_empty() {
+            self.is_changed = true;
+            self.file.write_at(self.at.plus(count(same)), differs)?;
+        }
+        self.descriptor = Descriptor::of(if is_inside { new } else { shown });
+        Ok(true)
+    }
+}
+
+/// Returns lines filled up to the end of the first sector, so that what is changed there later has room.
+pub(super) fn with_room(mut lines: Vec<u8>) -> Result<Vec<u8>> {
+    let sector = index(SECTOR_BYTES);
+    let Some(room) = sector.checked_sub(lines.len()) else {
+        return Err(Error::invalid("the parent's name is too long for a VMDK"));
+    };
+    lines.extend(filler(room));
+    Ok(lines)
+}
+
+/// Returns the identity that stands for fresh bits.
+pub(super) const fn cid_of(fresh: u128) -> u32 {
+    let [a, b, c, d, ..] = fresh.to_le_bytes();
+    // 0xfffffffe and 0xffffffff have meanings of their own.
+    u32::from_le_bytes([a, b, c, d]).saturating_sub(2)
+}
+
+/// Returns `head` with each key's line replaced, removed or, behind `createType`, added.
+fn edited(head: &[u8], changes: &[(&str, Option<String>)]) -> Vec<u8> {
+    let quoted = |key: &str, value: &str| match key {
+        "CID" | "parentCID" => format!("{key}={value}\n"),
+        _ if key.starts_with("ddb.") => format!("{key} = \"{value}\"\n"),
+        _ => format!("{key}=\"{value}\"\n"),
+    };
+    let added = |key: &str, value: &Option<String>| {
+        value.as_deref().map(|value| quoted(key, value)).unwrap_or_default()
+    };
+    let mut new = Vec::new();
+    let has = |key: &str| Descriptor::of(head.to_vec()).place(key).is_some();
+    let mut missing: String =
+        changes.iter().filter(|(key, _)| !has(key)).map(|(key, value)| added(key, value)).collect();
+    for place in lines(head) {
+        let line = head.get(place).unwrap_or_default();
+        let key = split(line).map(|(key, _)| key);
+        let is_meant = |name: &str| key.is_some_and(|key| key.eq_ignore_ascii_case(name.as_bytes()));
+        if let Some((key, value)) = changes.iter().find(|(name, _)| is_meant(name)) {
+            new.extend_from_slice(added(key, value).as_bytes());
+        } else {
+            new.extend_from_slice(line);
+            new.push(b'\n');
+        }
+        if key.is_some_and(|key| key.eq_ignore_ascii_case(b"createType")) {
+            new.extend_from_slice(std::mem::take(&mut missing).as_bytes());
+        }
+    }
+    new.extend_from_slice(missing.as_bytes());
+    new
+}
+
+/// Brings a text down to `room` bytes: empty lines and remarks go, then facts of the disk database move away; returns those, too.
+fn make_room(mut head: Vec<u8>, room: usize) -> Result<(Vec<u8>, Vec<u8>)> {
+    let mut moved = Vec::new();
+    let is_empty = |line: &[u8]| line.trim_ascii().is_empty();
+    let is_fact = |line: &[u8]| line.starts_with(b"ddb.") && !line.starts_with(PARENT_FORMAT.as_bytes());
+    let is_remark = |line: &[u8]| line.starts_with(b"#") && !line.starts_with(SIGNATURE);
+    let may_go =
+        |line: &[u8], kind| [is_empty(line), is_remark(line), is_fact(line)].get(kind) == Some(&true);
+    for (kind, is_moved) in [(0, false), (1, false), (2, true)] {
+        while head.len() > room {
+            let goes = |place: &Range<usize>| head.get(place.clone()).is_some_and(|line| may_go(line, kind));
+            let Some(place) = lines(&head).filter(goes).last() else { break };
+            let line: Vec<u8> = head.drain(place.start..(place.end + 1).min(head.len())).collect();
+            if is_moved {
+                moved.extend_from_slice(&line);
+            }
+        }
+    }
+    if head.len() > room {
+        let excess = head.len() - room;
+        return Err(Error::invalid(format!(
+            "its descriptor's first sector has no room: {excess} bytes too many"
+        )));
+    }
+    Ok((head, moved))
+}
+
+/// Returns so many bytes of a remark that says nothing.
+fn filler(bytes: usize) -> Vec<u8> {
+    let mut line = vec![b' '; bytes];
+    if let Some(first) = line.first_mut() {
+        *first = b'#';
+    }
+    if let Some(last) = line.last_mut() {
+        *last = b'\n';
+    }
+    line
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(digits).ok().filter(|text| text.is_ascii())?;
+    let pairs = text.len() / 2;
+    let byte = |nth: usize| u8::from_str_radix(text.get(nth * 2..nth * 2 + 2)?, 16).ok();
+    (text.len() % 2 == 0).then(|| (0..pairs).map(byte).collect::<Option<_>>())?
+}

@@ -1,0 +1,535 @@
+//! Disks against a naive one, of every kind; identities and links; what is refused.
+
+use super::super::{create, open, peek};
+use super::*;
+use crate::{
+    base::{
+        ErrorKind,
+        seed::Seeded,
+        units::{count, index},
+    },
+    format::{self, Checked, Creation, NoParts, Nothing, Parts, Repair},
+    io::{
+        Access, Host,
+        faulty::{SimHost, crash_states},
+        memory::MemoryFile,
+    },
+    map::State as Shown,
+};
+use proptest::prelude::*;
+use std::{collections::BTreeMap, path::Path};
+
+/// Bytes that lie below an image.
+struct Bytes(Vec<u8>);
+
+impl Below for Bytes {
+    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        let from = self.0.get(index(at.bytes())..).unwrap_or_default();
+        buf.fill(0);
+        buf.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        Ok(())
+    }
+
+    fn is_zero(&self, range: GuestRange) -> Result<bool> {
+        let mut bytes = self.0.iter().skip(index(range.start.bytes())).take(index(range.bytes));
+        Ok(bytes.all(|byte| *byte == 0))
+    }
+}
+
+/// Further files in memory, made when they are asked for.
+#[derive(Default)]
+struct Beside(Mutex<BTreeMap<Vec<u8>, Arc<MemoryFile>>>);
+
+impl Parts for Beside {
+    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
+        let shown = String::from_utf8_lossy(name).into_owned();
+        let mut files = self.0.lock();
+        Ok(files.entry(name.to_vec()).or_insert_with(|| Arc::new(MemoryFile::new(&shown))).clone())
+    }
+
+    fn budget(&self) -> Budget {
+        Budget::default()
+    }
+}
+
+fn noise(seed: u64, bytes: u64) -> Vec<u8> {
+    let mut buf = vec![0; index(bytes)];
+    Seeded::new(seed).fill(&mut buf);
+    buf
+}
+
+fn name(parent: &str, format: &str) -> ParentName {
+    let identity = (format == "vmdk").then_some(Identity::Cid(0x0abc_def0));
+    ParentName { identity, ..ParentName::new(parent.into(), Some(format.to_owned())) }
+}
+
+fn sized(size: u64, options: &[(&str, &str)]) -> Creation {
+    let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    Creation { size, parent: None, options }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write { at: u64, bytes: u64 },
+    WriteFrom { at: u64, bytes: u64 },
+    Zero { at: u64, bytes: u64, kept: Kept },
+    Read { at: u64, bytes: u64 },
+    Parent { nth: usize },
+    Flush,
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let kept = prop_oneof![Just(Kept::Space), Just(Kept::Nothing)];
+    prop_oneof![
+        5 => (0..50_000_u64, 0..9000_u64).prop_map(|(at, bytes)| Step::Write { at, bytes }),
+        1 => (0..50_000_u64, 0..20_000_u64).prop_map(|(at, bytes)| Step::WriteFrom { at, bytes }),
+        3 => (0..50_000_u64, 0..20_000_u64, kept).prop_map(|(at, bytes, kept)| Step::Zero { at, bytes, kept }),
+        2 => (0..50_000_u64, 0..20_000_u64).prop_map(|(at, bytes)| Step::Read { at, bytes }),
+        1 => (0..3_usize).prop_map(|nth| Step::Parent { nth }),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// An image, the disk that it should be, and what lies below.
+struct Pair {
+    file: Arc<MemoryFile>,
+    parts: Beside,
+    image: Arc<dyn Image>,
+    disk: Vec<u8>,
+    below: Bytes,
+    writes: u64,
+}
+
+impl Pair {
+    fn new(options: &[(&str, &str)], below: Vec<u8>) -> Self {
+        let (file, parts) = (Arc::new(MemoryFile::new("image.vmdk")), Beside::default());
+        let parent = (!below.is_empty()).then(|| name("base.vmdk", "vmdk"));
+        let creation = Creation { parent, ..sized(100 << 9, options) };
+        let image = create(file.clone(), &creation, &parts).unwrap();
+        let mut disk = below.clone();
+        disk.resize(100 << 9, 0);
+        Self { file, parts, image, disk, below: Bytes(below), writes: 0 }
+    }
+
+    fn range(&self, at: u64, bytes: u64) -> GuestRange {
+        let size = count(self.disk.len());
+        let start = at.min(size);
+        GuestOffset::new(start).range(bytes.min(size - start))
+    }
+
+    fn in_disk(&mut self, range: GuestRange) -> &mut [u8] {
+        &mut self.disk[index(range.start.bytes())..index(range.end().bytes())]
+    }
+
+    fn take(&mut self, step: &Step) {
+        self.writes += 1;
+        let image = self.image.clone();
+        match *step {
+            Step::Write { at, bytes } => {
+                let range = self.range(at, bytes);
+                let bytes = noise(self.writes, range.bytes);
+                image.write(range.start, &bytes, &self.below).unwrap();
+                self.in_disk(range).copy_from_slice(&bytes);
+            }
+            Step::WriteFrom { at, bytes } => {
+                let range = self.range(at, bytes);
+                let bytes = noise(self.writes, range.bytes);
+                let source = MemoryFile::new("source");
+                source.write_at(HostOffset::new(77), &bytes).unwrap();
+                let moved = image.write_from(range, &source, HostOffset::new(77), &self.below).unwrap();
+                assert_eq!(moved.copied_bytes + moved.shared_bytes, range.bytes);
+                self.in_disk(range).copy_from_slice(&bytes);
+            }
+            Step::Zero { at, bytes, kept } => {
+                let range = self.range(at, bytes);
+                image.zero(range, kept, &self.below).unwrap();
+                self.in_disk(range).fill(0);
+            }
+            Step::Read { at, bytes } => self.compare(self.range(at, bytes)),
+            // Of the same bytes; names need more room or less.
+            Step::Parent { nth } if !self.below.0.is_empty() => {
+                let long = "golden/".repeat(50) + "base.vmdk";
+                let names = [name("other.vmdk", "vmdk"), name(&long, "raw"), name("../base.vmdk", "qcow2")];
+                image.set_parent(Some(&names[nth])).unwrap();
+                assert_eq!(told(image.parent()), Some(names[nth].clone()));
+            }
+            Step::Parent { .. } => image.set_parent(None).unwrap(),
+            Step::Flush => image.flush().unwrap(),
+            Step::Reopen => self.reopen(),
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.image.flush().unwrap();
+        let parent = self.image.parent();
+        self.image = open(self.file.clone(), true, &self.parts).unwrap();
+        assert_eq!((self.image.parent(), self.image.size()), (parent, count(self.disk.len())));
+        let checked = check(&self.file, Repair::Nothing, &self.parts).unwrap();
+        assert_eq!(checked.corruptions, 0, "{:?}", checked.findings);
+    }
+
+    fn compare(&self, range: GuestRange) {
+        let mut found = vec![9; index(range.bytes)];
+        self.image.read(range.start, &mut found, &self.below).unwrap();
+        let expected = &self.disk[index(range.start.bytes())..index(range.end().bytes())];
+        let wrong = found.iter().zip(expected).position(|(a, b)| a != b);
+        assert_eq!(wrong, None, "of {range:x?}");
+    }
+
+    /// The map says of each byte what is read there.
+    fn compare_map(&self) {
+        let mut extents = Vec::new();
+        let whole = self.range(0, u64::MAX);
+        self.image.map(whole, &mut extents).unwrap();
+        let mut at = whole.start;
+        for extent in extents {
+            assert_eq!(extent.range.start, at);
+            at = extent.range.end();
+            let mut found = vec![0; index(extent.range.bytes)];
+            match extent.state {
+                Shown::Data { host } => self.image.data_file().read_at(host, &mut found).unwrap(),
+                Shown::Absent => self.below.read(extent.range.start, &mut found).unwrap(),
+                Shown::Zero { .. } => {}
+                Shown::Packed => panic!("nothing is compressed"),
+            }
+            let expected = &self.disk[index(extent.range.start.bytes())..index(at.bytes())];
+            assert!(found == expected, "of {extent:x?}");
+        }
+        assert_eq!(at, whole.end());
+    }
+}
+
+/// What a header says of a parent, without the names that it has besides.
+fn told(parent: Option<ParentName>) -> Option<ParentName> {
+    parent.map(|parent| ParentName { others: Vec::new(), ..parent })
+}
+
+fn check(file: &Arc<MemoryFile>, repair: Repair, parts: &dyn Parts) -> Result<Checked> {
+    {
+        let file: Arc<dyn File> = file.clone();
+        super::super::check(&file, repair, parts)
+    }
+}
+
+const SMALL: (&str, &str) = ("cluster_size", "4k");
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_disk_of_any_kind_shows_what_a_naive_one_does(
+        kind in 0..7_usize,
+        steps in prop::collection::vec(step(), 1..40),
+    ) {
+        let below = || noise(99, 70 << 9);
+        let mut pair = match kind {
+            0 => Pair::new(&[], Vec::new()),
+            1 => Pair::new(&[SMALL], Vec::new()),
+            2 => Pair::new(&[SMALL, ("zeroed_grain", "on")], below()),
+            3 => Pair::new(&[SMALL], below()),
+            4 => Pair::new(&[("cluster_size", "512"), ("subformat", "twoGbMaxExtentSparse")], below()),
+            5 => Pair::new(&[("subformat", "monolithicFlat")], Vec::new()),
+            _ => Pair::new(&[("subformat", "twoGbMaxExtentFlat")], Vec::new()),
+        };
+        for step in &steps {
+            pair.take(step);
+        }
+        for _ in 0..2 {
+            pair.compare(pair.range(0, u64::MAX));
+            pair.compare_map();
+            pair.reopen();
+        }
+    }
+}
+
+#[test]
+fn a_disk_in_pieces_is_one_disk() {
+    let parts = Beside::default();
+    let file = Arc::new(MemoryFile::new("disk.vmdk"));
+    let cut = 2047 << 20;
+    let creation = sized(cut + (1 << 20), &[("subformat", "twoGbMaxExtentSparse")]);
+    let image = create(file.clone(), &creation, &parts).unwrap();
+    let bytes = noise(1, 300_000);
+    image.write(GuestOffset::new(cut - 150_000), &bytes, &Nothing).unwrap();
+    image.flush().unwrap();
+    let names: Vec<_> = parts.0.lock().keys().cloned().collect();
+    assert_eq!(names, [b"disk-s001.vmdk".to_vec(), b"disk-s002.vmdk".to_vec()]);
+    let again = open(file.clone(), false, &parts).unwrap();
+    let mut found = vec![0; bytes.len()];
+    again.read(GuestOffset::new(cut - 150_000), &mut found, &Nothing).unwrap();
+    assert!(found == bytes && again.size() == creation.size);
+    let mut extents = Vec::new();
+    again.map(GuestOffset::new(0).range(creation.size), &mut extents).unwrap();
+    // Runs in different files never join.
+    let hosts = extents.iter().filter(|extent| matches!(extent.state, Shown::Data { .. }));
+    assert_eq!(hosts.count(), 2);
+    assert_eq!(check(&file, Repair::Nothing, &parts).unwrap().leaks, 0);
+    // A piece that is too short, and one that is not there.
+    parts.0.lock().remove(b"disk-s002.vmdk".as_slice());
+    let error = open(file, false, &parts).unwrap_err();
+    assert!(error.to_string().contains("disk-s002.vmdk: is named as a sparse extent"), "{error}");
+}
+
+#[test]
+fn an_identity_changes_once_and_a_record_counts_until_a_stranger_comes() {
+    let file = Arc::new(MemoryFile::new("disk.vmdk"));
+    let image = create(file.clone(), &sized(1 << 20, &[]), &NoParts).unwrap();
+    let first = image.identity().unwrap();
+    image.write(GuestOffset::new(0), &[1; 512], &Nothing).unwrap();
+    // Nobody has seen it: it stays.
+    assert_eq!(image.identity(), Some(first));
+    assert!(image.set_record(Some(&noise(3, 400))).unwrap());
+    image.flush().unwrap();
+    let image = open(file.clone(), true, &NoParts).unwrap();
+    let record = |image: &Arc<dyn Image>| image.record().unwrap().unwrap();
+    assert_eq!((record(&image).bytes, record(&image).is_untouched), (noise(3, 400), true));
+    image.write(GuestOffset::new(512), &[2; 512], &Nothing).unwrap();
+    let second = image.identity().unwrap();
+    image.write(GuestOffset::new(1024), &[2; 512], &Nothing).unwrap();
+    assert!(second != first && image.identity() == Some(second) && record(&image).is_untouched);
+    image.flush().unwrap();
+    // As qemu writes one: without leading zeros.
+    let mut text = vec![0; 512];
+    file.read_at(HostOffset::new(512), &mut text).unwrap();
+    let at = text.windows(5).position(|part| part == b"\nCID=").unwrap() + 5;
+    let stranger = [&text[..at], b"1234567\n", &text[at + 9..], b"\n"].concat();
+    let shorter: Vec<u8> = stranger.into_iter().take(512).collect();
+    file.write_at(HostOffset::new(512), &shorter).unwrap();
+    let image = open(file.clone(), true, &NoParts).unwrap();
+    assert_eq!(image.identity(), Some(Identity::Cid(0x0123_4567)));
+    assert!(!record(&image).is_untouched);
+    image.zero(GuestOffset::new(0).range(512), Kept::Space, &Nothing).unwrap();
+    assert_ne!(image.identity(), Some(Identity::Cid(0x0123_4567)));
+    assert!(!record(&image).is_untouched);
+    assert!(image.set_record(None).unwrap() && image.record().unwrap().is_none());
+    // What is not written says what it said.
+    let image = open(file, false, &NoParts).unwrap();
+    assert!(!image.set_record(Some(b"x")).unwrap());
+}
+
+#[test]
+fn a_cut_leaves_the_old_parent_or_the_new_one() {
+    let old = name("base.vmdk", "vmdk");
+    let long = "golden/".repeat(50) + "base.vmdk";
+    for new in [Some(name(&long, "raw")), Some(name("b.vmdk", "vmdk")), None] {
+        let host = SimHost::new();
+        let file = host.create(Path::new("/disk")).unwrap();
+        let creation = Creation { parent: Some(old.clone()), ..sized(1 << 20, &[]) };
+        let image = create(file, &creation, &NoParts).unwrap();
+        assert!(image.set_record(Some(&noise(4, 300))).unwrap());
+        image.flush().unwrap();
+        host.sync_folder(Path::new("/")).unwrap();
+        let before = host.events();
+        image.set_parent(new.as_ref()).unwrap();
+        let (mut olds, mut news) = (0, 0);
+        for state in crash_states(&host.trace(), 1, 4).filter(|state| state.after >= before) {
+            let file = state.host.open(Path::new("/disk"), Access::Read).unwrap();
+            let found = told(peek(file.as_ref()).unwrap().parent);
+            olds += u32::from(found == Some(old.clone()));
+            news += u32::from(found == new);
+            assert!(found == Some(old.clone()) || found == new, "{found:?}");
+            assert_eq!(open(file, false, &NoParts).unwrap().record().unwrap().unwrap().bytes, noise(4, 300));
+        }
+        assert!(olds > 0 && news > 0, "{olds} {news}");
+    }
+}
+
+#[test]
+fn what_a_disk_gives_up_is_used_again_or_punched() {
+    let file = Arc::new(MemoryFile::new("disk.vmdk"));
+    let image = create(file.clone(), &sized(1 << 20, &[]), &NoParts).unwrap();
+    let whole = GuestOffset::new(0).range(256 << 10);
+    image.write(whole.start, &noise(1, whole.bytes), &Nothing).unwrap();
+    image.flush().unwrap();
+    let full = file.bytes().unwrap();
+    image.zero(whole, Kept::Nothing, &Nothing).unwrap();
+    image.flush().unwrap();
+    let mut extents = Vec::new();
+    image.map(whole, &mut extents).unwrap();
+    assert_eq!(extents, [Extent::new(whole, Shown::Absent)]);
+    image.write(whole.start, &[7; 512], &Nothing).unwrap();
+    let mut found = vec![1; 65536];
+    image.read(whole.start, &mut found, &Nothing).unwrap();
+    assert!(found[..512] == [7; 512] && found[512..].iter().all(|byte| *byte == 0));
+    image.write(GuestOffset::new(300 << 10), &noise(2, 3000), &Nothing).unwrap();
+    image.flush().unwrap();
+    assert_eq!(file.bytes().unwrap(), full);
+    assert_eq!(check(&file, Repair::Nothing, &NoParts).unwrap().corruptions, 0);
+}
+
+#[test]
+fn a_redundant_table_that_fell_behind_is_a_leak_and_is_mended() {
+    let file = Arc::new(MemoryFile::new("disk.vmdk"));
+    let image = create(file.clone(), &sized(64 << 20, &[]), &NoParts).unwrap();
+    image.write(GuestOffset::new(40 << 20), &[5; 512], &Nothing).unwrap();
+    image.flush().unwrap();
+    assert_eq!(check(&file, Repair::Nothing, &NoParts).unwrap().leaks, 0);
+    // The first redundant table is right behind its directory, at sector 22.
+    file.write_at(HostOffset::new(22 << 9), &[9; 4]).unwrap();
+    // A grain that nothing leads to.
+    let end = file.bytes().unwrap();
+    file.write_at(HostOffset::new(end), &vec![1; 65536]).unwrap();
+    let found = check(&file, Repair::Nothing, &NoParts).unwrap();
+    assert_eq!((found.corruptions, found.leaks), (0, 2), "{:?}", found.findings);
+    let left = check(&file, Repair::Leaks, &NoParts).unwrap();
+    assert_eq!((left.leaks, left.leaks_fixed), (0, 2), "{:?}", left.findings);
+}
+
+/// Makes a sparse image and has `change` spoil it.
+fn spoiled(change: impl FnOnce(&MemoryFile)) -> Arc<MemoryFile> {
+    let file = Arc::new(MemoryFile::new("disk.vmdk"));
+    let image = create(file.clone(), &sized(64 << 20, &[]), &NoParts).unwrap();
+    image.write(GuestOffset::new(0), &vec![5; 65536], &Nothing).unwrap();
+    image.write(GuestOffset::new(1 << 20), &vec![6; 65536], &Nothing).unwrap();
+    image.flush().unwrap();
+    change(&file);
+    file
+}
+
+#[test]
+fn headers_that_make_no_sense_are_refused_by_field() {
+    let cases: [(u64, &[u8], &str); 14] = [
+        (4, &4_u32.to_le_bytes(), "version (0x4) is 4"),
+        (8, &(1_u32 << 16 | 1).to_le_bytes(), "compressAlgorithm (0x4d) is 0"),
+        (12, &0_u64.to_le_bytes(), "capacity (0xc) is 0"),
+        (12, &u64::MAX.to_le_bytes(), "capacity (0xc) of 18446744073709551615 sectors is absurd"),
+        (12, &(1_u64 << 41).to_le_bytes(), "need a directory of 33554432 entries"),
+        (20, &0_u64.to_le_bytes(), "grainSize (0x14) is 0 sectors"),
+        (20, &24_u64.to_le_bytes(), "grainSize (0x14) is 24 sectors"),
+        (
+            28,
+            &(1_u64 << 30).to_le_bytes(),
+            "descriptor of 0x2800 bytes at 0x8000000000 does not lie in the file",
+        ),
+        (36, &(1_u64 << 30).to_le_bytes(), "descriptor of 0x8000000000 bytes"),
+        (44, &0_u32.to_le_bytes(), "numGTEsPerGT (0x2c) is 0"),
+        (
+            48,
+            &(1_u64 << 30).to_le_bytes(),
+            "redundant directory of 2 entries at 0x8000000000 does not lie in the file",
+        ),
+        (
+            56,
+            &(1_u64 << 30).to_le_bytes(),
+            "grain directory of 2 entries at 0x8000000000 does not lie in the file",
+        ),
+        (56, &u64::MAX.to_le_bytes(), "is a stream without its footer"),
+        (73, b"\n\n\n\n", "line ends (0x49) were changed"),
+    ];
+    for (at, bytes, expected) in cases {
+        let file = spoiled(|file| file.write_at(HostOffset::new(at), bytes).unwrap());
+        let error = open(file.clone(), false, &NoParts).unwrap_err();
+        assert!(error.to_string().contains(expected) && error.to_string().contains("disk.vmdk"), "{error}");
+        assert!(format::peek(Format::Vmdk, file.as_ref()).is_err());
+    }
+}
+
+#[test]
+fn entries_that_lead_astray_are_errors_when_they_are_read_and_findings_of_a_check() {
+    // The first table behind the second directory: sectors 21 (redundant), +1+8, then the same again.
+    let table = 31 << 9;
+    for (nth, word, expected) in [(0, u32::MAX, "points past the file's end"), (1, 1 << 20, "points past")] {
+        let file =
+            spoiled(|file| file.write_at(HostOffset::new(table + nth * 4), &word.to_le_bytes()).unwrap());
+        let image = open(file.clone(), true, &NoParts).unwrap();
+        let error = image.read(GuestOffset::new(nth << 16), &mut [0; 512], &Nothing).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(image.write(GuestOffset::new(nth << 16), &[0; 512], &Nothing).is_err());
+        assert_eq!(check(&file, Repair::Nothing, &NoParts).unwrap().corruptions, 1);
+        assert_eq!(check(&file, Repair::All, &NoParts).map_or(1, |left| left.corruptions), 1);
+    }
+    // One place twice, and a place on the tables.
+    let file = spoiled(|file| {
+        let mut first = [0; 4];
+        file.read_at(HostOffset::new(table), &mut first).unwrap();
+        file.write_at(HostOffset::new(table + 4), &first).unwrap();
+        file.write_at(HostOffset::new(table + 8), &21_u32.to_le_bytes()).unwrap();
+    });
+    let found = check(&file, Repair::Nothing, &NoParts).unwrap();
+    assert!(found.corruptions >= 2, "{:?}", found.findings);
+    let image = open(file, true, &NoParts).unwrap();
+    let error = image.write(GuestOffset::new(2 << 16), &[0; 512], &Nothing).unwrap_err();
+    assert!(error.to_string().contains("points at metadata"), "{error}");
+    // Tables that share bytes are not written.
+    let file = spoiled(|file| file.write_at(HostOffset::new(30 << 9), &[22, 0, 0, 0]).unwrap());
+    open(file.clone(), false, &NoParts).unwrap();
+    assert_eq!(open(file, true, &NoParts).unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn descriptors_lead_to_no_file_twice_and_not_to_themselves() {
+    let lines =
+        |extents: &str| format!("# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\n{extents}\n");
+    let cases = [
+        ("RW 8 FLAT \"a\" 0\nRW 8 FLAT \"a\" 4", "share bytes of one file"),
+        ("RW 8 SPARSE \"a\"\nRW 8 SPARSE \"a\"", "is named as a sparse extent, and has no header"),
+        ("RW 80 FLAT \"a\" 0", "a: has 0x2000 bytes, and its extent line says 0xa000"),
+    ];
+    for (extents, expected) in cases {
+        let parts = Beside::default();
+        parts.open_part(b"a").unwrap().set_bytes(8192).unwrap();
+        let file = Arc::new(MemoryFile::new("disk.vmdk"));
+        file.write_at(HostOffset::new(0), lines(extents).as_bytes()).unwrap();
+        let error = open(file, false, &parts).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    // Flat extents in one file, zeros between, and one that is not to be written.
+    let parts = Beside::default();
+    parts.open_part(b"a").unwrap().write_at(HostOffset::new(0), &noise(5, 8192)).unwrap();
+    let file = Arc::new(MemoryFile::new("disk.vmdk"));
+    let text = lines("RW 8 FLAT \"a\" 8\nRW 8 ZERO\nRDONLY 8 VMFS \"a\"");
+    file.write_at(HostOffset::new(0), text.as_bytes()).unwrap();
+    let image = open(file, true, &parts).unwrap();
+    let mut found = vec![9; 12288];
+    image.read(GuestOffset::new(0), &mut found, &Nothing).unwrap();
+    let bytes = noise(5, 8192);
+    assert!(found == [&bytes[4096..], &[0; 4096], &bytes[..4096]].concat());
+    image.write(GuestOffset::new(512), &[1; 512], &Nothing).unwrap();
+    for at in [4096, 8192] {
+        assert_eq!(
+            image.write(GuestOffset::new(at), &[1; 512], &Nothing).unwrap_err().kind(),
+            ErrorKind::Policy
+        );
+    }
+}
+
+/// A disk whose directories lead to no tables, as some programs make them.
+fn without_tables(file: &dyn File) {
+    // Sectors 21 (redundant) and 30; each with two entries.
+    for sector in [21, 30] {
+        file.write_at(HostOffset::new(sector << 9), &[0; 8]).unwrap();
+    }
+}
+
+#[test]
+fn a_cut_while_tables_are_added_loses_nothing_that_was_flushed() {
+    let host = SimHost::new();
+    let file = host.create(Path::new("/disk")).unwrap();
+    drop(create(file.clone(), &sized(64 << 20, &[]), &NoParts).unwrap());
+    without_tables(file.as_ref());
+    file.flush().unwrap();
+    host.sync_folder(Path::new("/")).unwrap();
+    let image = open(file, true, &NoParts).unwrap();
+    let places = [1 << 20, 40 << 20, (40 << 20) + 4096, 63 << 20];
+    let mut flushed = vec![host.events()];
+    for (nth, at) in (1_u8..).zip(places) {
+        image.write(GuestOffset::new(at), &[nth; 512], &Nothing).unwrap();
+        image.flush().unwrap();
+        flushed.push(host.events());
+    }
+    for state in crash_states(&host.trace(), 1, 3).filter(|state| state.after >= flushed[0]) {
+        let file = state.host.open(Path::new("/disk"), Access::Read).unwrap();
+        let image = open(file.clone(), false, &NoParts).unwrap();
+        for (nth, at) in (1_u8..).zip(places) {
+            let mut found = [0xee; 512];
+            image.read(GuestOffset::new(at), &mut found, &Nothing).unwrap();
+            let written = [nth; 512];
+            let must = state.after >= flushed[usize::from(nth)];
+            assert!(found == written || !must && found == [0; 512], "{at:x} after {}", state.after);
+        }
+        let checked = super::super::check(&file, Repair::Nothing, &NoParts).unwrap();
+        assert_eq!(checked.corruptions, 0, "{:?} after {}", checked.findings, state.after);
+    }
+}

@@ -1,0 +1,196 @@
+//! VMDK beside other programs: what VMware and qemu made is read right, and qemu reads right what is made here, and goes
+//! on where we ended.
+
+use super::{
+    dchain::{dchain, done},
+    foreign::{Scratch, assert_same},
+};
+use deltachain::{
+    base::{GuestOffset, seed::Seeded},
+    chain::{Chain, Opening},
+    disk::Disk,
+    io::{Host, real::RealHost},
+};
+use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
+
+/// Bytes of the disks here.
+const SIZE: usize = 5 << 20;
+
+/// What `dchain convert` makes of an image.
+fn by_us(folder: &Scratch, image: &str) -> Vec<u8> {
+    let out = folder.file("by-us");
+    let _ = fs::remove_file(&out);
+    done(&folder.path(), &["convert", "-q", "-O", "raw", image, out.to_str().unwrap()]);
+    fs::read(&out).unwrap()
+}
+
+/// Makes a raw disk of `SIZE` bytes and what it is to show.
+fn disk(folder: &Scratch, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; SIZE];
+    let mut random = Seeded::new(seed);
+    for _ in 0..12 {
+        let at = usize::try_from(random.below(SIZE as u64 / 512 - 400)).unwrap() * 512;
+        let length = usize::try_from(1 + random.below(200_000)).unwrap();
+        random.fill(&mut bytes[at..at + length]);
+    }
+    fs::write(folder.file("disk"), &bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn images_go_to_qemu_and_back() {
+    let folder = Scratch::new();
+    let bytes = disk(&folder, 1);
+    let kinds = [
+        "subformat=monolithicSparse",
+        "subformat=monolithicFlat",
+        "subformat=twoGbMaxExtentSparse",
+        "subformat=twoGbMaxExtentFlat",
+        "zeroed_grain=on,adapter_type=lsilogic",
+        "cluster_size=8k",
+    ];
+    for (nth, options) in kinds.iter().enumerate() {
+        let ours = format!("ours{nth}.vmdk");
+        done(&folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", options, "disk", &ours]);
+        assert_same(&folder.flat("vmdk", &ours), &bytes, options);
+        assert_same(&by_us(&folder, &ours), &bytes, options);
+        folder.qemu_img(&format!("check -q -f vmdk {ours}"));
+        // qemu goes on where we ended, and we where it did.
+        folder.qemu_io("vmdk", &ours, &["write -P 7 100k 3M", "write -P 8 4M 1k"]);
+        let written = folder.flat("vmdk", &ours);
+        assert_same(&by_us(&folder, &ours), &written, options);
+        done(&folder.path(), &["check", &ours]);
+        let host: Arc<dyn Host> = Arc::new(RealHost::new());
+        let chain = Chain::open(&host, &folder.file(&ours), &Opening::writing()).unwrap();
+        chain.write(GuestOffset::new(SIZE as u64 - 700), &[9; 700]).unwrap();
+        chain.flush().unwrap();
+        drop(chain);
+        let expected = [&written[..SIZE - 700], &[9; 700]].concat();
+        assert_same(&folder.flat("vmdk", &ours), &expected, options);
+    }
+}
+
+#[test]
+fn what_qemu_makes_is_read() {
+    let folder = Scratch::new();
+    let bytes = disk(&folder, 2);
+    for kind in [
+        "monolithicSparse",
+        "monolithicFlat",
+        "twoGbMaxExtentSparse",
+        "twoGbMaxExtentFlat",
+        "streamOptimized",
+    ] {
+        folder.qemu_img(&format!("convert -f raw -O vmdk -o subformat={kind} disk theirs-{kind}.vmdk"));
+        let name = format!("theirs-{kind}.vmdk");
+        assert_same(&by_us(&folder, &name), &bytes, kind);
+        done(&folder.path(), &["check", &name]);
+        let info = done(&folder.path(), &["info", "--output", "json", &name]).json();
+        assert_eq!((&info["format"], info["virtual-size"].as_u64()), (&"vmdk".into(), Some(SIZE as u64)));
+        assert_eq!(info["format-specific"]["data"]["create-type"], kind);
+    }
+    let refused = dchain(&folder.path(), &["resize", "theirs-streamOptimized.vmdk", "9M"]);
+    assert!(refused.err.contains("is a stream (compressed grains)"), "{}", refused.err);
+}
+
+#[test]
+fn qemu_reads_our_children_and_a_parent_that_changed_is_refused() {
+    let folder = Scratch::new();
+    let mut bytes = disk(&folder, 3);
+    let at = folder.path();
+    done(&at, &["convert", "-f", "raw", "-O", "vmdk", "disk", "base.vmdk"]);
+    for (parent, image, zeroed) in [("base.vmdk", "mid.vmdk", "off"), ("mid.vmdk", "top.vmdk", "on")] {
+        let option = format!("zeroed_grain={zeroed}");
+        done(&at, &["create", "-f", "vmdk", "-b", parent, "-F", "vmdk", "-o", &option, image]);
+        let mut random = Seeded::new(bytes[0].into());
+        let host: Arc<dyn Host> = Arc::new(RealHost::new());
+        let chain = Chain::open(&host, &folder.file(image), &Opening::writing()).unwrap();
+        for _ in 0..20 {
+            let place = usize::try_from(random.below(SIZE as u64 - 70_000)).unwrap();
+            let mut new = vec![0; 1 + usize::try_from(random.below(70_000)).unwrap()];
+            if random.chance(3, 4) {
+                random.fill(&mut new);
+            }
+            chain.write(GuestOffset::new(place as u64), &new).unwrap();
+            bytes[place..place + new.len()].copy_from_slice(&new);
+        }
+        chain.flush().unwrap();
+    }
+    assert_same(&by_us(&folder, "top.vmdk"), &bytes, "ours");
+    assert_same(&folder.flat("vmdk", "top.vmdk"), &bytes, "qemu");
+    // A child that qemu made, on ours.
+    folder.qemu_img("create -q -f vmdk -b top.vmdk -F vmdk theirs.vmdk");
+    folder.qemu_io("vmdk", "theirs.vmdk", &["write -P 3 1M 70k"]);
+    assert_same(&by_us(&folder, "theirs.vmdk"), &folder.flat("vmdk", "theirs.vmdk"), "a child of qemu's");
+    // Written since: its CID is another one.
+    folder.qemu_io("vmdk", "top.vmdk", &["write -P 3 2M 512"]);
+    let refused = dchain(&at, &["convert", "-O", "raw", "theirs.vmdk", "out"]);
+    assert_eq!(refused.code, Some(77), "{}", refused.err);
+    let shown = folder.flat("vmdk", "top.vmdk");
+    done(&at, &["consolidate", "top.vmdk", "--yes"]);
+    assert_same(&folder.flat("vmdk", "top.vmdk"), &shown, "folded");
+}
+
+#[test]
+fn a_parent_of_another_format_is_read_here_and_refused_by_qemu() {
+    let folder = Scratch::new();
+    let bytes = disk(&folder, 4);
+    let at = folder.path();
+    done(&at, &["convert", "-f", "raw", "-O", "qcow2", "disk", "base.qcow2"]);
+    done(&at, &["create", "-f", "vmdk", "-b", "base.qcow2", "-F", "qcow2", "top.vmdk"]);
+    let info = done(&at, &["info", "--output", "json", "top.vmdk"]).json();
+    assert_eq!(info["backing-filename-format"], "qcow2");
+    assert_same(&by_us(&folder, "top.vmdk"), &bytes, "ours");
+    let refused = folder.try_run("qemu-img", ["convert", "-f", "vmdk", "-O", "raw", "top.vmdk", "out"]);
+    assert!(!refused.status.success());
+}
+
+#[test]
+fn extents_outside_the_folder_are_not_opened() {
+    let folder = Scratch::new();
+    let at = folder.path();
+    fs::create_dir(at.join("vm")).unwrap();
+    fs::write(at.join("secret"), [7; 4096]).unwrap();
+    for name in ["../secret", "/etc/passwd", "vm.vmdk"] {
+        let text = format!("# Disk DescriptorFile\nversion=1\nCID=1\nRW 1 FLAT \"{name}\" 0\n");
+        fs::write(at.join("vm/vm.vmdk"), text).unwrap();
+        let refused = dchain(&at, &["convert", "-O", "raw", "vm/vm.vmdk", "out"]);
+        let code = if name == "vm.vmdk" { Some(65) } else { Some(77) };
+        assert_eq!(refused.code, code, "{name}: {}", refused.err);
+        assert!(refused.err.contains("vm.vmdk") && !at.join("out").exists(), "{}", refused.err);
+    }
+}
+
+#[test]
+fn a_raw_disk_that_is_known_as_raw_stays_so_whatever_its_guest_writes_at_its_start() {
+    let folder = Scratch::new();
+    let at = folder.path();
+    done(&at, &["create", "-f", "raw", "vm", "1M"]);
+    done(&at, &["create", "-f", "vmdk", "other.vmdk", "1M"]);
+    let start = fs::read(folder.file("other.vmdk")).unwrap();
+    let known = fs::OpenOptions::new().write(true).open(folder.file("vm")).unwrap();
+    known.write_all_at(&start[..10 << 10], 0).unwrap();
+    fs::copy(folder.file("vm"), folder.file("unknown")).unwrap();
+    let format = |name: &str| done(&at, &["info", "--output", "json", name]).json()["format"].clone();
+    assert_eq!((format("vm"), format("unknown")), ("raw".into(), "vmdk".into()));
+}
+
+#[test]
+fn the_stream_in_an_ova_becomes_an_image() {
+    let folder = Scratch::new();
+    let bytes = disk(&folder, 5);
+    folder.qemu_img("convert -f raw -O vmdk -o subformat=streamOptimized disk disk.vmdk");
+    let text = format!(
+        "<Envelope xmlns:ovf=\"http://schemas.dmtf.org/ovf/envelope/1\" \
+         xmlns=\"http://schemas.dmtf.org/ovf/envelope/1\"><References><File ovf:href=\"disk.vmdk\" ovf:id=\"f\"/>\
+         </References><DiskSection><Info/><Disk ovf:capacity=\"{SIZE}\" ovf:diskId=\"d\" ovf:fileRef=\"f\" ovf:format=\
+         \"http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized\"/></DiskSection>\
+         <VirtualSystem ovf:id=\"vm\"><Info/></VirtualSystem></Envelope>"
+    );
+    fs::write(folder.file("vm.ovf"), text).unwrap();
+    folder.run("tar", "--format=ustar -cf vm.ova vm.ovf disk.vmdk");
+    assert_same(&by_us(&folder, "vm.ova"), &bytes, "the disk of the OVA");
+    done(&folder.path(), &["convert", "-q", "-O", "qcow2", "vm.ova", "out.qcow2"]);
+    assert_same(&folder.flat("qcow2", "out.qcow2"), &bytes, "as qcow2");
+    assert!(Path::new(&folder.file("disk.vmdk")).exists());
+}
