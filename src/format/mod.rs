@@ -61,6 +61,18 @@ impl Format {
         }
     }
 
+    /// Returns how names of such images end, the usual ending first.
+    pub const fn suffixes(self) -> &'static [&'static str] {
+        match self {
+            Self::Raw => &["raw"],
+            Self::Qcow2 => &["qcow2"],
+            // Those of Hyper-V's checkpoints begin with an a.
+            Self::Vhdx => &["vhdx", "avhdx"],
+            Self::Vpc => &["vhd", "avhd", "vpc"],
+            Self::Vmdk => &["vmdk"],
+        }
+    }
+
     /// Returns the format of that name (as qemu spells it).
     pub fn parse(name: &str) -> Result<Self> {
         let name = if name == "vhd" { Self::Vpc.name() } else { name };

@@ -29,6 +29,7 @@ mod record;
 mod transfer;
 mod trust;
 mod turn;
+pub mod vmware;
 
 pub use arrival::Arrival;
 pub use draft::{Draft, Publish};

@@ -5,7 +5,7 @@
 //! It names files that go at the end of a move, so that nobody else's note is believed.
 
 use super::{
-    Draft, FOLDER,
+    Draft, FOLDER, is_as_before,
     place::{self, Lasting, is_plain},
 };
 use crate::{
@@ -26,6 +26,9 @@ const VERSION: u32 = 1;
 pub struct Part {
     /// What the source looked like when it was begun: if it looks otherwise now, it is begun again.
     pub source: Witness,
+    /// The same of the further files of an image that one file is made of.
+    #[serde(default)]
+    pub further: Vec<Witness>,
     /// The name that the file has until it is whole, in the target folder.
     pub temporary: FileName,
     /// Bytes before this place are durable at the target.
@@ -35,6 +38,13 @@ pub struct Part {
     /// What is made of the source: see [`Transfer::made_as`].
     #[serde(default)]
     pub form: String,
+}
+
+impl Part {
+    /// Returns what all that it is made of looked like when it was begun.
+    pub fn sources(&self) -> Vec<Witness> {
+        std::iter::once(self.source).chain(self.further.iter().copied()).collect()
+    }
 }
 
 /// A source of a whole copy that is to be removed: a layer.
@@ -150,16 +160,16 @@ impl Transfer {
         self
     }
 
-    /// Returns how far the file of that name is, if it was begun in this form from a source that looks as it does now.
-    pub fn part(&self, name: &Path, source: &Witness) -> Option<&Part> {
+    /// Returns how far the file of that name is, if it was begun in this form from sources that look as they do now.
+    pub fn part(&self, name: &Path, sources: &[Witness]) -> Option<&Part> {
         let part =
             self.content.parts.get(&FileName(name.to_path_buf())).filter(|part| part.form == self.form);
-        part.filter(|part| !Guard::ResumedSource.trips(!part.source.is_unchanged(source)))
+        part.filter(|part| !Guard::ResumedSource.trips(!is_as_before(&part.sources(), sources)))
     }
 
-    /// Returns what another copy's note tells of the file of that name, if that is a whole copy of the same source, and neither
-    /// can have been written since.
-    pub fn twin(&self, name: &Path, source: &Witness) -> Result<Option<Part>> {
+    /// Returns what another copy's note tells of the file of that name, if that is a whole copy of the same sources, and neither
+    /// can have been written since; nor was, by all signs, where it `is_proved` before anything stands on it.
+    pub fn twin(&self, name: &Path, sources: &[Witness], is_proved: bool) -> Result<Option<Part>> {
         let now = self.host.witness(&self.target().join(name))?;
         for note in self.host.list(&self.folder)? {
             if !Self::is_name(&note.path) || note.path.ends_with(&self.name) {
@@ -169,9 +179,10 @@ impl Transfer {
             let sound = found.filter(|content| content.version == VERSION && content.check().is_ok());
             let part = sound.and_then(|mut content| content.parts.remove(&FileName(name.to_path_buf())));
             let is_whole = |part: &Part| {
-                part.form == self.form
-                    && part.source == *source
-                    && part.whole.is_some_and(|whole| whole == now)
+                let Some(whole) = part.whole.filter(|_| part.form == self.form) else { return false };
+                let is_sure = part.sources() == sources && whole == now;
+                let is_alike = is_as_before(&part.sources(), sources) && whole.is_unchanged(&now);
+                is_sure || (is_proved && is_alike)
             };
             if let Some(part) = part.filter(is_whole) {
                 return Ok(Some(part));

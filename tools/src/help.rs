@@ -44,6 +44,7 @@ const EXAMPLES: [(&str, &[&str]); 29] = [
         &[
             "dchain convert -O qcow2 -c vm.raw vm.qcow2",
             "dchain convert --chain -O qcow2 vm.qcow2 /srv/new",
+            "dchain convert --chain -O vhdx vm/vm.vmx /srv/new",
             "dchain convert -O qcow2 --disk vmdisk2 vm.ova data.qcow2",
         ],
     ),

@@ -116,7 +116,7 @@ fn placed(
             continue;
         }
         let to = folder.join(names.take(name_of(layer, own), &layer.path));
-        let is_done = is_done(host, file.as_ref(), &to, transfer)?;
+        let is_done = is_done(host, &[file.witness()?], &to, transfer)?;
         if !is_done && host.kind(&to)?.is_some() {
             return Err(Error::new(ErrorKind::Exists, "is there already").path(to));
         }

@@ -2,10 +2,10 @@
 
 use super::Report;
 use crate::{
-    base::{ErrorKind, HostOffset, HostRange, Result, name::FileName},
-    io::{self, File, Host, Likeness, Moved},
+    base::{Error, ErrorKind, HostOffset, HostRange, Result, name::FileName},
+    io::{self, File, Host, Likeness, Moved, Witness},
     job::Progress,
-    store::{Draft, Part, Publish, Transfer},
+    store::{Draft, Part, Publish, Transfer, is_as_before},
 };
 use std::{
     path::{Path, PathBuf},
@@ -37,14 +37,15 @@ impl Copied {
         Self { host: Arc::clone(host), draft, part, moved: Moved::default(), likeness }
     }
 
-    /// Begins a file that is made from `source` in some other way than byte by byte, and always from its start.
+    /// Begins a file that is made from `sources` in some other way than byte by byte, and always from its start.
     pub(super) fn begin_anew(
         host: &Arc<dyn Host>,
-        source: &dyn File,
+        sources: &[Arc<dyn File>],
         to: &Path,
         transfer: &mut Transfer,
     ) -> Result<Self> {
-        Ok(Self::new(host, source, begin_fresh(host, source, to, transfer)?))
+        let first = sources.first().ok_or_else(|| Error::invalid("an image without a file"))?;
+        Ok(Self::new(host, first.as_ref(), begin_fresh(host, &witnesses(sources)?, to, transfer)?))
     }
 
     /// Counts bytes that were written.
@@ -79,9 +80,14 @@ impl Copied {
     }
 }
 
-/// Returns whether an earlier run has given the copy of `source` its name, and neither was changed since.
-pub(super) fn is_done(host: &dyn Host, source: &dyn File, to: &Path, transfer: &Transfer) -> Result<bool> {
-    let whole = transfer.part(&name(to), &source.witness()?).and_then(|part| part.whole);
+/// Returns what the files of an image look like.
+pub(super) fn witnesses(files: &[Arc<dyn File>]) -> Result<Vec<Witness>> {
+    files.iter().map(|file| file.witness()).collect()
+}
+
+/// Returns whether an earlier run has given what is made of `sources` its name, and neither was changed since.
+pub(super) fn is_done(host: &dyn Host, sources: &[Witness], to: &Path, transfer: &Transfer) -> Result<bool> {
+    let whole = transfer.part(&name(to), sources).and_then(|part| part.whole);
     let Some(then) = whole.filter(|_| matches!(host.kind(to), Ok(Some(_)))) else { return Ok(false) };
     Ok(then.is_unchanged(&host.witness(to)?))
 }
@@ -125,8 +131,8 @@ fn begin(
     to: &Path,
     transfer: &mut Transfer,
 ) -> Result<(Draft, Part)> {
-    let (name, witness) = (name(to), source.witness()?);
-    if let Some(part) = transfer.part(&name, &witness) {
+    let (name, sources) = (name(to), [source.witness()?]);
+    if let Some(part) = transfer.part(&name, &sources) {
         match Draft::resume(host, &to.with_file_name(&part.temporary.0)) {
             // Whole or not: it was not given its name, so that what it stands on may have changed.
             Ok(draft) => return Ok((draft, Part { whole: None, ..part.clone() })),
@@ -134,16 +140,16 @@ fn begin(
             Err(e) => return Err(e),
         }
     }
-    begin_fresh(host, source, to, transfer)
+    begin_fresh(host, &sources, to, transfer)
 }
 
 fn begin_fresh(
     host: &Arc<dyn Host>,
-    source: &dyn File,
+    sources: &[Witness],
     to: &Path,
     transfer: &mut Transfer,
 ) -> Result<(Draft, Part)> {
-    let (name, witness) = (name(to), source.witness()?);
+    let name = name(to);
     if let Some(stale) = transfer.temporary(&name) {
         // It was begun from a source that has changed since, or in another way.
         remove_if_there(host.as_ref(), &to.with_file_name(stale))?;
@@ -153,7 +159,9 @@ fn begin_fresh(
     let path = Draft::temporary_name(to);
     let temporary = FileName(PathBuf::from(path.file_name().unwrap_or_default()));
     let form = transfer.form().to_owned();
-    let part = Part { source: witness, temporary, done_bytes: 0, whole: None, form };
+    let (source, further) = sources.split_first().ok_or_else(|| Error::invalid("an image without a file"))?;
+    let (source, further) = (*source, further.to_vec());
+    let part = Part { source, further, temporary, done_bytes: 0, whole: None, form };
     // Noted first: nothing is left behind that nobody knows of.
     transfer.note(&name, part.clone())?;
     Ok((Draft::noted(host, &path)?, part))
@@ -192,7 +200,7 @@ impl Copied {
             at = run.end();
         }
         target.set_bytes(end.bytes())?;
-        self.refuse_changed(source)
+        self.refuse_changed(source.path(), &[source.witness()?])
     }
 
     /// Bytes before `at` are made durable, and only then promised.
@@ -204,10 +212,11 @@ impl Copied {
         transfer.note(&name(to), self.part.clone())
     }
 
-    pub(super) fn refuse_changed(&self, source: &dyn File) -> Result<()> {
-        if self.part.source.same_state(&source.witness()?) {
+    /// Fails with `Busy` unless the sources, which the file called `path` stands for, look as they did when this was begun.
+    pub(super) fn refuse_changed(&self, path: &Path, now: &[Witness]) -> Result<()> {
+        if is_as_before(&self.part.sources(), now) {
             return Ok(());
         }
-        Err(crate::base::Error::busy("was written while it was copied").path(source.path()))
+        Err(Error::busy("was written while it was copied").path(path))
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn copied_depth(
     let mut copied = depth;
     for (layer, places) in chain.layers().iter().zip(places(chain.layers(), folder)).skip(depth) {
         for (file, place) in layer.image.files().iter().zip(&places) {
-            if !is_done(host, file.as_ref(), place, transfer)? {
+            if !is_done(host, &[file.witness()?], place, transfer)? {
                 return Ok(copied);
             }
         }

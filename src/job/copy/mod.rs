@@ -11,6 +11,7 @@ mod below;
 mod beside;
 mod file;
 mod ground;
+mod hierarchies;
 mod known;
 mod leave;
 mod places;
@@ -20,6 +21,7 @@ mod turns;
 mod twins;
 
 pub use below::{CopyBelow, forget};
+pub use hierarchies::Hierarchies;
 pub use leave::Removal;
 pub use reformat::{Conversion, Proved};
 
@@ -276,9 +278,9 @@ impl Copy {
             Some(depth) => (depth, None),
             None => find_match(host, ledger, &chain, (&folder, &opening), request.share)?,
         };
-        if there.is_none() && request.conversion.is_none() {
-            let layers = (chain.layers(), depth);
-            twins::adopt(host.as_ref(), layers, found.as_ref(), (&folder, &mut transfer))?;
+        if there.is_none() {
+            let (layers, to) = ((chain.layers(), depth), (folder.as_path(), request.conversion.as_ref()));
+            twins::adopt(host.as_ref(), layers, found.as_ref(), to, &mut transfer)?;
         }
         let verify = request.verify || (there.is_some() && !transfer.is_vouched_for());
         let request = Request { verify, ..request };
@@ -407,12 +409,12 @@ impl Copy {
             files.split_first().ok_or_else(|| Error::invalid("an image without a file"))?;
         for file in further {
             let target = to.with_file_name(file.path().file_name().unwrap_or_default());
-            if !file::is_done(self.host.as_ref(), file.as_ref(), &target, &self.transfer)? {
+            if !file::is_done(self.host.as_ref(), &[file.witness()?], &target, &self.transfer)? {
                 let draft = file::copy(&self.host, file.as_ref(), &target, &mut self.transfer, progress)?;
                 draft.finish(&target, &mut self.transfer, report)?;
             }
         }
-        if !file::is_done(self.host.as_ref(), header.as_ref(), to, &self.transfer)? {
+        if !file::is_done(self.host.as_ref(), &[header.witness()?], to, &self.transfer)? {
             let draft = file::copy(&self.host, header.as_ref(), to, &mut self.transfer, progress)?;
             let image = self.join(&layer, (draft.file(), to), below, depth > 0)?;
             let (copied, shared) = (report.copied_bytes - before.0, report.shared_bytes - before.1);
@@ -524,6 +526,12 @@ impl Placed {
         match self {
             Self::Copy { bytes, is_done: false, .. } | Self::Convert { bytes, is_done: false, .. } => *bytes,
             _ => 0,
+        }
+    }
+
+    fn source(&self) -> &Path {
+        match self {
+            Self::Copy { from, .. } | Self::Convert { from, .. } | Self::Link { from, .. } => from,
         }
     }
 

@@ -94,7 +94,7 @@ pub(super) fn placed(
         let mut is_done = false;
         for (file, place) in files.iter().zip(&places).rev() {
             // The header's file comes last, here and in time.
-            is_done = file::is_done(host, file.as_ref(), place, transfer)?;
+            is_done = file::is_done(host, &[file.witness()?], place, transfer)?;
             if taken.contains(place) {
                 let what = "is what files of two layers are called that lie in different folders, and whose headers name them: \
                             together they can only be copied into another format, or as one image";

@@ -3,7 +3,8 @@
 //! What a layer holds, data and zeros, is brought to the new image at the same place; what it is silent about stays
 //! silent, but for the rest of the new image's units, which comes from below. Before the new layer gets its name
 //! its content ID is computed and held against the old one's: each over that of the layer below, so that every
-//! layer is read once on either side.
+//! layer is read once on either side. So it is again with one that an earlier run has made, unless this boot vouches for it
+//! and for its source.
 
 use super::{Below, Copy, Placed, Report, file, places::Names, stand};
 use crate::{
@@ -13,13 +14,14 @@ use crate::{
     },
     chain::{Chain, Layer, View},
     content::{ContentId, Tree},
-    format::{self, BitmapEdit, Creation, Format, Image, NoParts},
-    io::{Host, Kept, Moved},
+    format::{self, BitmapEdit, Creation, Format, Image, NoParts, ParentName},
+    io::{Host, Kept, Moved, Witness},
     job::{Progress, seal},
     map::{Extent, State},
     store::{Transfer, Trust},
 };
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -39,6 +41,9 @@ pub struct Conversion {
     pub options: Vec<(String, String)>,
     /// Whether clusters are compressed.
     pub is_packed: bool,
+    /// What new layers are called, by the places of the old ones. One that is not in it keeps its name, but for a suffix that
+    /// tells the old format.
+    pub names: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// A layer whose view is the same in the new format.
@@ -54,11 +59,12 @@ pub struct Proved {
 impl Conversion {
     /// Returns it in words: layers that were made in another way are not gone on with.
     pub(super) fn form(&self) -> String {
-        let Self { format, options, is_packed } = self;
+        let Self { format, options, is_packed, names: _ } = self;
         format!("{} {options:?} {is_packed}", format.name())
     }
 
-    /// Says where the layers go; `Unsupported`, with the layer, where the format has no way to name a parent.
+    /// Says where the layers go; `Unsupported`, with the layer, where the format has no way to name a parent, `Invalid` where
+    /// it has no way to say the layer's size: nothing is rounded.
     pub(super) fn placed(
         &self,
         host: &dyn Host,
@@ -70,24 +76,45 @@ impl Conversion {
             let what = "lies on another image, and a raw one cannot: only a whole disk can become raw";
             return Err(Error::unsupported(what).path(&child.path));
         }
-        let (mut names, mut out) = (Names::default(), Vec::new());
-        for layer in chain.layers() {
-            let to = folder.join(names.take(self.name_of(layer), &layer.path));
-            let is_done = file::is_done(host, layer.image.data_file().as_ref(), &to, transfer)?;
+        let mut out = Vec::new();
+        for (nth, (layer, to)) in chain.layers().iter().zip(self.places(chain.layers(), folder)).enumerate() {
+            self.check_size(layer, nth + 1 < chain.layers().len())?;
+            let files = layer.image.files();
+            let is_done = file::is_done(host, &file::witnesses(&files)?, &to, transfer)?;
             if !is_done && host.kind(&to)?.is_some() {
                 return Err(Error::new(ErrorKind::Exists, "is there already").path(&to));
             }
-            let bytes = layer.image.files().iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
+            let bytes = files.iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
             out.push(Placed::Convert { from: layer.path.clone(), to, format: self.format, bytes, is_done });
         }
         Ok(out)
     }
 
+    fn check_size(&self, layer: &Layer, is_child: bool) -> Result<()> {
+        let parent =
+            is_child.then(|| ParentName::new(b"parent".to_vec(), Some(self.format.name().to_owned())));
+        let creation = Creation { parent, ..self.creation(layer.size().next_multiple_of(SECTOR_BYTES)) };
+        format::measure(self.format, &creation).map(drop).map_err(|e| e.path(&layer.path))
+    }
+
+    /// Returns where the new layers go.
+    pub(super) fn places(&self, layers: &[Layer], folder: &Path) -> Vec<PathBuf> {
+        let mut names = Names::default();
+        let mut name = |layer: &Layer| match self.names.get(&layer.path) {
+            Some(name) => name.clone(),
+            None => names.take(self.name_of((&layer.path, layer.format())), &layer.path),
+        };
+        layers.iter().map(|layer| folder.join(name(layer))).collect()
+    }
+
     /// Returns the name of the new layer: that of the old one, but for a suffix that tells the old format.
-    fn name_of(&self, layer: &Layer) -> PathBuf {
-        let name = PathBuf::from(layer.path.file_name().unwrap_or_default());
-        let tells = name.extension().is_some_and(|suffix| suffix == layer.format().name());
-        if tells { name.with_extension(self.format.name()) } else { name }
+    pub(super) fn name_of(&self, (path, format): (&Path, Format)) -> PathBuf {
+        let name = PathBuf::from(path.file_name().unwrap_or_default());
+        let is_it = |suffix: &&&str| name.extension().is_some_and(|own| own.eq_ignore_ascii_case(suffix));
+        match (format.suffixes().iter().find(is_it), self.format.suffixes().first()) {
+            (Some(_), Some(new)) => name.with_extension(new),
+            _ => name,
+        }
     }
 
     /// Returns what the new layers do not have.
@@ -121,12 +148,22 @@ impl Copy {
         (report, progress): (&mut Report, &Progress),
     ) -> Result<Chain> {
         let layer = self.chain.layers().get(depth).ok_or_else(|| Error::invalid("no such layer"))?.clone();
-        let (source, data_file) = (self.chain.view(depth), layer.image.data_file());
-        let under = tree.take();
-        let shown = hashed(&source, under.clone(), progress)?;
-        if !file::is_done(self.host.as_ref(), data_file.as_ref(), to, &self.transfer)? {
+        let (source, files) = (self.chain.view(depth), layer.image.files());
+        let (under, seen) = (tree.take(), file::witnesses(&files)?);
+        let open = || Chain::open(&self.host, to, &self.opening.clone().with_format(Some(new.format)));
+        let (chain, shown) = if file::is_done(self.host.as_ref(), &seen, to, &self.transfer)? {
+            let chain = open()?;
+            if let Some(kept) = self.kept((&chain, to), &seen)? {
+                (chain, kept)
+            } else {
+                let shown = hashed(&source, under.clone(), progress)?;
+                prove((&chain.view(0), to), (under, &shown), progress)?;
+                (chain, shown)
+            }
+        } else {
+            let shown = hashed(&source, under.clone(), progress)?;
             progress.begin("copy", source.size());
-            let mut draft = file::Copied::begin_anew(&self.host, data_file.as_ref(), to, &mut self.transfer)?;
+            let mut draft = file::Copied::begin_anew(&self.host, &files, to, &mut self.transfer)?;
             let parent = match below {
                 Some(below) => Some(below.chain.head()?.name_in(to.parent().unwrap_or(Path::new("/")))),
                 None => None,
@@ -137,10 +174,10 @@ impl Copy {
             let lower = below.map_or_else(|| View::new(&[]), |below| below.chain.view(0));
             let filling = Filling { source: &source, target: image.as_ref(), lower: &lower, progress };
             draft.wrote(filling.fill(new.is_packed, below.is_some())?);
-            draft.refuse_changed(data_file.as_ref())?;
+            draft.refuse_changed(&layer.path, &file::witnesses(&files)?)?;
             bring_bitmaps(layer.image.as_ref(), image.as_ref())?;
             image.flush()?;
-            prove((&image, to), below, (under, &shown), progress)?;
+            prove((&standing(&image, to, below), to), (under, &shown), progress)?;
             stand(&self.ledger, (&image, to), below, depth > 0)?;
             self.seal(&image, depth, &shown)?;
             if let Some(below) = below {
@@ -148,10 +185,21 @@ impl Copy {
             }
             drop(image);
             draft.finish(to, &mut self.transfer, report)?;
-        }
+            (open()?, shown)
+        };
         report.proved.push(Proved { image: to.to_path_buf(), id: shown.id() });
         *tree = Some(shown);
-        Chain::open(&self.host, to, &self.opening.clone().with_format(Some(new.format)))
+        Ok(chain)
+    }
+
+    /// Returns the tree of what a layer shows that was made before, where this boot vouches for it and for its sources.
+    fn kept(&self, (made, to): (&Chain, &Path), sources: &[Witness]) -> Result<Option<Tree>> {
+        let name = Path::new(to.file_name().unwrap_or_default());
+        let is_vouched = self.transfer.part(name, sources).is_some_and(|part| part.sources() == sources);
+        match made.standings().first().and_then(|standing| standing.known.proven()).filter(|_| is_vouched) {
+            Some(id) => self.ledger.tree(made.head()?.image.as_ref(), &id),
+            None => Ok(None),
+        }
     }
 
     /// A layer that something lies on keeps the ID that was just computed.
@@ -164,16 +212,20 @@ impl Copy {
     }
 }
 
+/// Returns what an image shows that lies on what is below.
+fn standing(image: &Arc<dyn Image>, to: &Path, below: Option<&Below>) -> View {
+    let mut layers = vec![Layer { path: to.to_path_buf(), is_stated: true, image: Arc::clone(image) }];
+    layers.extend(below.iter().flat_map(|below| below.chain.layers().iter().cloned()));
+    View::new(&layers)
+}
+
 /// Fails with `Corrupt` if the new layer does not show what the old one shows.
 fn prove(
-    (image, to): (&Arc<dyn Image>, &Path),
-    below: Option<&Below>,
+    (new, to): (&View, &Path),
     (under, shown): (Option<Tree>, &Tree),
     progress: &Progress,
 ) -> Result<()> {
-    let mut layers = vec![Layer { path: to.to_path_buf(), is_stated: true, image: Arc::clone(image) }];
-    layers.extend(below.iter().flat_map(|below| below.chain.layers().iter().cloned()));
-    let found = hashed(&View::new(&layers), under, progress)?.id();
+    let found = hashed(new, under, progress)?.id();
     if found == shown.id() {
         return Ok(());
     }

@@ -10,6 +10,7 @@ use crate::{
     job::{cuts, seal, snapshot::snapshot},
 };
 
+mod hierarchies;
 mod races;
 mod reformat;
 

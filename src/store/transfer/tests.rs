@@ -23,7 +23,8 @@ impl Story {
         let witness = host.witness(&source).unwrap();
         let whole = Some(host.witness(&folder.path().join("there/disk")).unwrap());
         let temporary = FileName(".disk.dchain-draft-0".into());
-        let part = Part { source: witness, temporary, done_bytes: 0, whole, form: String::new() };
+        let further = Vec::new();
+        let part = Part { source: witness, further, temporary, done_bytes: 0, whole, form: String::new() };
         Self {
             folder,
             host,

@@ -18,12 +18,15 @@ use deltachain::{
     job::{
         Progress,
         convert::{Converted, convert},
-        copy::{self, Conversion, Proved, Share},
+        copy::{self, Conversion, Hierarchies, Share},
         ova::{Outcome, Taken, convert_disk, verify},
         overwrite::{self, Overwrite},
     },
 };
+use serde_json::json;
 use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -31,7 +34,8 @@ use std::{
 /// Write the disk of SRC, with all its layers, into one new image; with --chain, each layer into one of its own
 ///
 /// With --chain DST is a folder, each layer shows there what it showed (proved by its content ID), and a job that was
-/// cut off goes on when the same command is given again. qemu-img's -t, -T, -m, -W and -C are taken: what they set does
+/// cut off goes on when the same command is given again. SRC may then be a folder, whose heads are all taken with what
+/// lies below them, or a .vmx or .vmsd file: the disks that it names with all their snapshots. qemu-img's -t, -T, -m, -W and -C are taken: what they set does
 /// not change the result, which is durable at the end in any case.
 #[derive(Args, Debug)]
 #[command(override_usage = "dchain convert [OPTIONS] -O FMT SRC DST")]
@@ -182,20 +186,26 @@ impl Arguments {
     ) -> Result<Exit, Failure> {
         let opening = self.reading.opening(host)?;
         let (format, options, is_packed) = (self.target_format, self.options.pairs(), self.compress);
-        let conversion = Some(Conversion { format, options, is_packed });
-        let request = copy::Request { share: Share::Deny, conversion, ..copy::Request::default() };
-        let job = copy::Copy::prepare(host, &options::ledger(host), paths, &opening, request)
-            .map_err(|error| Failure::into_folder(&error, paths.1))?;
-        let lines = super::copy::lines(job.plan());
+        let conversion = Conversion { format, options, is_packed, names: BTreeMap::new() };
+        let (ledger, explain) = (options::ledger(host), |error: Error| Failure::into_folder(&error, paths.1));
         let planned = Planned { dry_run: self.layers.dry_run, yes: true };
+        if Hierarchies::are_meant(host.as_ref(), paths.0, &opening)? {
+            let job = Hierarchies::prepare(host, &ledger, paths, &opening, conversion).map_err(explain)?;
+            let lines: Vec<_> = job.plans().iter().flat_map(super::copy::lines).collect();
+            let plans = json!({ "chains": job.plans() });
+            if planned.agree(answer, &plans, &lines, Grade::Harmless)? {
+                let reports = self.watching.run(|progress| job.run(progress))?;
+                answer.print(&json!({ "chains": reports }), |out| write_proofs(out, &reports))?;
+            }
+            return Ok(Exit::Done);
+        }
+        let request =
+            copy::Request { share: Share::Deny, conversion: Some(conversion), ..copy::Request::default() };
+        let job = copy::Copy::prepare(host, &ledger, paths, &opening, request).map_err(explain)?;
+        let lines = super::copy::lines(job.plan());
         if planned.agree(answer, job.plan(), &lines, Grade::Harmless)? {
             let report = self.watching.run(|progress| job.run(progress))?;
-            answer.print(&report, |out| {
-                let line =
-                    |proved: &Proved| format!("{}: shows {}", proved.image.display(), proved.id.short());
-                let lines = report.proved.iter().map(line);
-                lines.into_iter().try_for_each(|line| writeln!(out, "{line}, as before"))
-            })?;
+            answer.print(&report, |out| write_proofs(out, std::slice::from_ref(&report)))?;
         }
         Ok(Exit::Done)
     }
@@ -224,6 +234,15 @@ impl Arguments {
         }
         self.watching.run(|progress| overwrite.run(chain, self.compress, progress)).map(Some)
     }
+}
+
+/// Says what each new layer shows, each once: chains may share some.
+fn write_proofs(out: &mut dyn Write, reports: &[copy::Report]) -> std::io::Result<()> {
+    let mut told = BTreeSet::new();
+    let new = reports.iter().flat_map(|report| &report.proved).filter(|proved| told.insert(&proved.image));
+    new.into_iter().try_for_each(|proved| {
+        writeln!(out, "{}: shows {}, as before", proved.image.display(), proved.id.short())
+    })
 }
 
 /// What was made.

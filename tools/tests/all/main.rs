@@ -23,6 +23,7 @@ mod foreign;
 mod fuzz;
 mod guest;
 mod help;
+mod hierarchies;
 mod hosts;
 mod kill;
 mod lineage;

@@ -6,10 +6,11 @@ use crate::{
     job::copy::{Conversion, Report},
     store::Known,
 };
+use std::collections::BTreeMap;
 
 fn conversion(cluster: &str, is_packed: bool) -> Conversion {
     let options = vec![("cluster_size".to_owned(), cluster.to_owned())];
-    Conversion { format: Format::Qcow2, options, is_packed }
+    Conversion { format: Format::Qcow2, options, is_packed, names: BTreeMap::new() }
 }
 
 /// A raw base and its layers, with data, zeros and a bitmap.
@@ -156,7 +157,8 @@ fn a_failing_io_ends_a_conversion_and_the_next_life_ends_it() {
 #[test]
 fn only_a_whole_disk_becomes_raw() {
     let (host, _) = build();
-    let new = Conversion { format: Format::Raw, options: Vec::new(), is_packed: false };
+    let new =
+        Conversion { format: Format::Raw, options: Vec::new(), is_packed: false, names: BTreeMap::new() };
     let refused = convert(&host, &new).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
     assert!(refused.to_string().starts_with("/vm/middle: "), "{refused}");

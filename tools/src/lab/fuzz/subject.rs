@@ -182,6 +182,7 @@ fn note() -> Answer<(Vec<u8>, PathBuf)> {
     let mut note = Transfer::open(&host, Path::new(TARGET), Path::new(HEAD))?;
     let part = Part {
         source: WITNESS,
+        further: Vec::new(),
         temporary: FileName(".disk.dchain-draft-0".into()),
         done_bytes: 77,
         whole: Some(WITNESS),

@@ -14,7 +14,10 @@ use deltachain::{
         copy::{Conversion, Copy, Request, Share},
     },
 };
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 const TARGET: &str = "/there";
 
@@ -63,7 +66,8 @@ impl Scene for Carrying {
 
     fn perform(&self, host: &SimHost) -> base::Result<()> {
         let options = vec![("cluster_size".into(), "1024".into())];
-        let conversion = Conversion { format: Format::Qcow2, options, is_packed: false };
+        let conversion =
+            Conversion { format: Format::Qcow2, options, is_packed: false, names: BTreeMap::new() };
         let conversion = self.is_converted.then_some(conversion);
         let request = Request { share: self.share, conversion, ..Request::default() };
         let (top, folder) = (path("top"), Path::new(TARGET));
