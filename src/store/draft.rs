@@ -92,6 +92,14 @@ impl Draft {
         name.starts_with('.') && name.contains(MARK)
     }
 
+    /// Names `target` in an error that is about its draft: a person knows no drafts.
+    pub fn name_target(error: Error, target: &Path) -> Error {
+        match error.file().filter(|file| Self::is_left_over(file)).map(Path::to_path_buf) {
+            Some(draft) => error.renamed(&draft, target),
+            None => error,
+        }
+    }
+
     /// Removes the files of [`Draft::new`] for `target` that an interrupted program left behind: nobody has them open.
     /// What was noted stays: a job may go on with it.
     pub fn sweep(host: &dyn Host, target: &Path) -> Result<()> {

@@ -171,7 +171,11 @@ impl Transfer {
     /// can have been written since; nor was, by all signs, where it `is_proved` before anything stands on it.
     pub fn twin(&self, name: &Path, sources: &[Witness], is_proved: bool) -> Result<Option<Part>> {
         let now = self.host.witness(&self.target().join(name))?;
-        for note in self.host.list(&self.folder)? {
+        let notes = match self.host.list(&self.folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            notes => notes?,
+        };
+        for note in notes {
             if !Self::is_name(&note.path) || note.path.ends_with(&self.name) {
                 continue;
             }

@@ -221,6 +221,9 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Busy, None) => Some(whom_to_stop(error).to_owned()),
         (ErrorKind::Interrupted, _) => Some("the same command again goes on from there".to_owned()),
         (ErrorKind::NoSpace, _) => Some("free some space, then run the same command again".to_owned()),
+        (ErrorKind::Invalid, _) if error.what() == "is not a folder" => {
+            Some("a store is a folder: images keep their names there".to_owned())
+        }
         (ErrorKind::Exists, _) => Some("choose another name: that one may be needed".to_owned()),
         _ => None,
     }

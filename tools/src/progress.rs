@@ -7,7 +7,7 @@ use crate::{failure::Failure, output::note, size};
 use clap::{Args, ValueEnum};
 use deltachain::{
     base::Result,
-    job::{Progress, State},
+    job::{Progress, State, copy::WAIT},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -17,6 +17,7 @@ use signal_hook::{
 };
 use std::{
     io::{self, IsTerminal},
+    mem,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -108,7 +109,7 @@ impl Watching {
 
     fn watch(&self, progress: &Progress, asked: &Asked, has_ended: &AtomicBool) {
         let bar = (self.progress == Some(Shown::Bar) && io::stderr().is_terminal()).then(new_bar);
-        let mut glances = 0;
+        let (mut glances, mut is_told) = (0, self.progress.is_some() || !io::stderr().is_terminal());
         while !has_ended.load(Relaxed) {
             thread::park_timeout(GLANCE);
             let state = progress.state();
@@ -120,6 +121,10 @@ impl Watching {
             }
             if let Some(bar) = &bar {
                 draw(bar, &state);
+            }
+            // Who sees no progress is told why there is none.
+            if state.phase == WAIT && !mem::replace(&mut is_told, true) {
+                note("waits for another copy, which brings the same; ^C ends the waiting");
             }
             if self.progress == Some(Shown::Json)
                 && (glances % GLANCES_A_LINE == 0 || has_ended.load(Relaxed))

@@ -86,7 +86,20 @@ impl Remote<'_> {
         let prepared = self
             .watching
             .run(|progress| Push::prepare((&host, &ledger), peer, (top, self.share), &opening, progress));
-        match prepared.and_then(|push| self.agreed(push, &|head| shown(store, head), answer)) {
+        let push = match prepared {
+            Ok(push) => push,
+            Err(failure) => {
+                let failure = child.explain_start(failure);
+                let is_missing = failure.what.ends_with("resolve: No such file or directory");
+                let is_there = failure.what.starts_with("the other side says");
+                return Err(if is_missing && is_there {
+                    failure.hint("make the folder there first")
+                } else {
+                    failure
+                });
+            }
+        };
+        match self.agreed(push, &|head| shown(store, head), answer) {
             Ok(true) => child.wait().map(|()| Exit::Done),
             // The other side was hung up on.
             Ok(false) => Ok(Exit::Done),
@@ -106,7 +119,11 @@ impl Remote<'_> {
             let asked = (name.as_path(), self.source.format, folder);
             Pull::prepare((&host, &ledger), peer, asked, (&opening, self.share), progress)
         });
-        match prepared.and_then(|pull| self.agreed(pull, &|head| shown(top, head), answer)) {
+        let pull = match prepared {
+            Ok(pull) => pull,
+            Err(failure) => return Err(child.explain_start(failure)),
+        };
+        match self.agreed(pull, &|head| shown(top, head), answer) {
             Ok(true) => child.wait().map(|()| Exit::Done),
             // The other side was hung up on.
             Ok(false) => Ok(Exit::Done),

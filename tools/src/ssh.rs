@@ -3,7 +3,7 @@
 //! What stays true: no word from outside reaches a shell unquoted, here or there, and none is taken for an option.
 
 use crate::failure::{Exit, Failure, quoted};
-use deltachain::job::stream::Peer;
+use deltachain::job::stream::{NO_STREAM, Peer};
 use std::{
     env,
     ffi::OsStr,
@@ -25,6 +25,8 @@ const NOT_FOUND: i32 = 127;
 /// How often it is looked whether ssh has ended, and how often at most: half a minute.
 const GLANCE: Duration = Duration::from_millis(50);
 const GLANCES: u32 = 600;
+/// What is said of a connection that is no more.
+const LOST: &str = "the connection failed or was lost";
 /// What ssh ends with where it has no connection.
 const NO_CONNECTION: i32 = 255;
 
@@ -89,7 +91,9 @@ impl Place {
         // Where the system has no room for that, the usual size does.
         let _ = rustix::pipe::fcntl_setpipe_size(&from, PIPE_BYTES);
         let _ = rustix::pipe::fcntl_setpipe_size(&to, PIPE_BYTES);
-        Ok(Session { peer: Peer::new(Box::new(from), Box::new(to)), child: Ended(child) })
+        let port = self.port.map(|port| format!(" -p {port}")).unwrap_or_default();
+        let probe = format!("{ssh}{port} {} true", self.host);
+        Ok(Session { peer: Peer::new(Box::new(from), Box::new(to)), child: Ended { child, probe } })
     }
 }
 
@@ -128,7 +132,11 @@ fn remote_command(folder: &Path, is_writable: bool) -> Result<std::ffi::OsString
 
 /// The program that carries a session.
 #[derive(Debug)]
-pub struct Ended(Child);
+pub struct Ended {
+    child: Child,
+    /// A command that shows whether there is a way to the other machine.
+    probe: String,
+}
 
 /// A session that was begun.
 #[derive(Debug)]
@@ -140,6 +148,25 @@ pub struct Session {
 }
 
 impl Ended {
+    /// The same of a session of which nothing was heard yet: there is nothing to go on from.
+    pub fn explain_start(self, failure: Failure) -> Failure {
+        let probe = self.probe.clone();
+        if failure.what.contains(NO_STREAM) {
+            return failure
+                .hint(format!("the shell there says something of its own: `{probe}` must print nothing"));
+        }
+        let failure = self.explain(failure);
+        if failure.what != LOST {
+            return failure;
+        }
+        let hint = format!(
+            "ssh says why; `{probe}` shows whether it gets there, and asks about an unknown host key"
+        );
+        Failure { what: "no connection to the other machine".to_owned(), ..failure }
+            .exit(Exit::Failed)
+            .hint(hint)
+    }
+
     /// Adds to a failure what the end of the carrying program says about it.
     pub fn explain(mut self, failure: Failure) -> Failure {
         if failure.exit != Exit::Resumable {
@@ -147,7 +174,7 @@ impl Ended {
         }
         // Its end of the wire is closed: it ends soon, if it has not.
         for _ in 0..20 {
-            match self.0.try_wait() {
+            match self.child.try_wait() {
                 Ok(Some(status)) if status.code() == Some(NOT_FOUND) => {
                     return Failure {
                         what: "dchain is not found on the other machine".to_owned(),
@@ -159,8 +186,7 @@ impl Ended {
                     );
                 }
                 Ok(Some(status)) if status.code() == Some(NO_CONNECTION) => {
-                    let what = "the connection failed or was lost".to_owned();
-                    return Failure { what, ..failure }
+                    return Failure { what: LOST.to_owned(), ..failure }
                         .hint("ssh says why; the same command again goes on from there");
                 }
                 Ok(Some(_)) | Err(_) => return failure,
@@ -174,7 +200,7 @@ impl Ended {
     /// Waits for the end of the carrying program, which has nothing left to do.
     pub fn wait(mut self) -> Result<(), Failure> {
         for _ in 0..GLANCES {
-            match self.0.try_wait()? {
+            match self.child.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => return Err(io::Error::other(format!("ssh: {status}")).into()),
                 None => thread::sleep(GLANCE),
@@ -188,8 +214,8 @@ impl Ended {
     /// Ends a program that holds on to a connection which is lost: it would for hours.
     fn end(&mut self) {
         // It may end by itself meanwhile.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
     content::ContentId,
     format::{self, Format, Image, Parts},
     io::{Access, EntryKind, File, Host},
-    store::{Ledger, Purpose, Transfer, is_as_before},
+    store::{Draft, Ledger, Purpose, Transfer, is_as_before},
 };
 pub(super) use beside::CopyBeside;
 pub(super) use ground::Below;
@@ -48,7 +48,8 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-pub(super) use turns::{Making, Seen, Turns, WAIT, Wanted};
+pub use turns::WAIT;
+pub(super) use turns::{Making, Seen, Turns, Wanted};
 
 /// What may be linked instead of copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -347,7 +348,9 @@ impl Copy {
         let mut tree = None;
         for (depth, to) in copied.iter().enumerate().rev() {
             let chain = match &conversion {
-                None => self.copy_layer((depth, to), below.as_ref(), &mut report, progress)?,
+                None => self
+                    .copy_layer((depth, to), below.as_ref(), &mut report, progress)
+                    .map_err(|error| Draft::name_target(error, to))?,
                 Some(new) => {
                     let below = (below.as_ref(), &mut tree);
                     self.convert_layer((depth, to), new, below, (&mut report, progress))?

@@ -19,8 +19,8 @@ use std::{
     time::Duration,
 };
 
-/// What is done while another copy has a turn, in words.
-pub(in crate::job) const WAIT: &str = "wait for another copy";
+/// What a job does while another copy makes the same, in the words of its progress.
+pub const WAIT: &str = "wait for another copy";
 /// How often it is looked whether it is our turn.
 const GLANCE: Duration = Duration::from_millis(20);
 

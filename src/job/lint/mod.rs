@@ -413,10 +413,7 @@ impl Look<'_> {
             let what = format!("is not what the images on it were made on: {doubt}");
             self.find(Kind::ChangedParent, path, children.clone(), what);
         } else if !children.is_empty() && record.is_none_or(|record| record.sealed.is_none()) {
-            let what = format!(
-                "others lie on it, and it has no content ID: `dchain id seal {}` gives it one",
-                path.display()
-            );
+            let what = "others lie on it, and it has no content ID: `dchain id seal` gives it one";
             self.find(Kind::Unsealed, path, children, what);
         } else if children.is_empty()
             && record.is_some_and(|r| r.sealed.is_none())

@@ -52,6 +52,8 @@ pub(super) const LEAVES_MAX: usize = 16_384;
 
 const JSON_BYTES_MAX: u64 = 64 << 10;
 const LONG_JSON_BYTES_MAX: u64 = 1 << 20;
+/// What is said of bytes that are no stream.
+pub const NO_STREAM: &str = "does not start like a stream of layers";
 const MAGIC: [u8; 8] = *b"dchnstrm";
 const VERSION: u32 = 1;
 /// Bytes of a leaf's number and its hash.
@@ -108,7 +110,7 @@ impl Preamble {
 
     pub(super) fn check(self) -> Result<()> {
         if self.magic != MAGIC {
-            return Err(Error::corrupt("does not start like a stream of layers"));
+            return Err(Error::corrupt(NO_STREAM));
         }
         if self.version != VERSION {
             let what = format!("is a stream of version {}, this program knows {VERSION}", self.version);

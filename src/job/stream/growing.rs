@@ -365,7 +365,10 @@ impl<'a> Growing<'a> {
             // Somebody else has made it meanwhile: his note stands, or nobody needs one.
             Err(e) if e.kind() == ErrorKind::Exists => {
                 remove_if_there(host.as_ref(), &temporary)?;
-                Err(e)
+                let leads = host.kind(&self.spot.to)?.is_some();
+                let what =
+                    if leads { "is there already" } else { "is there already: a link that leads nowhere" };
+                Err(Error::new(ErrorKind::Exists, what).path(&self.spot.to))
             }
             published => published.and_then(|()| self.arrival.close(host.as_ref(), folder)).map(|()| None),
         }

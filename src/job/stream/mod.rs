@@ -25,6 +25,7 @@ mod wire;
 
 pub use agent::serve;
 pub use client::{Pull, Push, Pushed, RemotePlan, RemoteReport};
+pub use frame::NO_STREAM;
 pub use receive::{Arriving, Incoming, ReceivePlan, Received, WhatArrives, arriving};
 pub use send::{Outgoing, SendPlan, SendRequest, Sent, SentLayer};
 pub use session::Peer;

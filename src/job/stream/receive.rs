@@ -18,7 +18,7 @@ use crate::{
         copy::{Below, Making, Match, Seen, Share, Shelf, Turns, Wanted},
         seal,
     },
-    store::{Arrival, Ledger, Purpose},
+    store::{Arrival, Draft, Ledger, Purpose},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -326,20 +326,20 @@ impl Incoming {
                     return Err(error);
                 }
             };
-            match frame {
+            let taken = match frame {
                 Frame::Data(data) => {
-                    growing.write(data.at(), data.bytes())?;
                     progress.moved(data.bytes().len() as u64);
+                    growing.write(data.at(), data.bytes())
                 }
-                Frame::Zero(range) => growing.zero(range, progress)?,
-                Frame::Take(range) => growing.take(range, progress)?,
+                Frame::Zero(range) => growing.zero(range, progress),
+                Frame::Take(range) => growing.take(range, progress),
                 Frame::LayerEnd { nth: told } if u32::try_from(nth) == Ok(told) => break,
                 other => return Err(other.misplaced("an extent")),
-            }
-            growing.rest()?;
+            };
+            taken.and_then(|()| growing.rest()).map_err(|error| Draft::name_target(error, &to))?;
         }
         let taken_bytes = growing.taken_bytes;
-        if let Some(error) = growing.finish()? {
+        if let Some(error) = growing.finish().map_err(|error| Draft::name_target(error, &to))? {
             return Ok(Came::Dropped(error));
         }
         let opening = target.opening.clone().with_format(Some(head.format));

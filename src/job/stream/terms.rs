@@ -189,7 +189,10 @@ impl Failed {
     pub(super) fn of(error: &Error) -> Self {
         // The words of the operating system come after what was done.
         let what = match error.os() {
-            Some(os) => format!("{}: {os}", error.what()),
+            Some(os) => {
+                let said = os.to_string();
+                format!("{}: {}", error.what(), said.split(" (os error ").next().unwrap_or_default())
+            }
             None => error.what().to_owned(),
         };
         let what = what.chars().take(4096).collect();

@@ -1,7 +1,7 @@
 //! `dchain receive`: the layers of a stream on stdin become images of a store.
 
 use crate::{
-    failure::{Exit, Failure},
+    failure::{Exit, Failure, quoted},
     options::{self, References},
     output::{Answer, wires},
     plan::{Grade, Planned},
@@ -11,7 +11,7 @@ use crate::{
 use clap::Args;
 use deltachain::{
     io::Access,
-    job::stream::{Incoming, ReceivePlan, arriving},
+    job::stream::{Incoming, NO_STREAM, ReceivePlan, arriving},
 };
 use std::{
     io::{self, IsTerminal},
@@ -65,30 +65,42 @@ impl Arguments {
             let from = (self.store.as_path(), Box::new(stdin) as Box<dyn io::Read + Send>);
             Incoming::begin(&host, &ledger, from, &opening, progress)
         });
-        let incoming = incoming.map_err(explain)?;
+        let incoming = incoming.map_err(|failure| self.explain(failure))?;
         let plan = incoming.plan().clone();
         if self.planned.agree(answer, &plan, &lines(&plan), Grade::Harmless)? {
-            let received = self.watching.run(|progress| incoming.run(progress)).map_err(explain)?;
+            let received = self.watching.run(|progress| incoming.run(progress));
+            let received = received.map_err(|failure| self.explain(failure))?;
             answer.print(&received, |out| {
                 let (head, came) = (received.head.display(), size::show(received.received_bytes));
+                if received.plan.layers.iter().all(|layer| layer.is_there) {
+                    return writeln!(out, "{head}: there already, nothing was made; verified: content ID");
+                }
                 writeln!(out, "{head}: received {came}; verified: content ID")
             })?;
         }
         Ok(Exit::Done)
     }
-}
 
-/// What helps where a stream did not come whole.
-fn explain(failure: Failure) -> Failure {
-    match failure.exit {
-        Exit::Resumable => failure.hint(
-            "what came stays: the same stream again goes on there, or one from `dchain send --resume` with what \
-             `dchain receive --state` shows",
-        ),
-        Exit::BadInput if failure.hint.is_none() => failure.hint(
-            "layers that came whole stay: the same stream again, if it was damaged on its way, or a new one, made              without --resume",
-        ),
-        _ => failure,
+    /// What helps where a stream did not come whole, or cannot.
+    fn explain(&self, failure: Failure) -> Failure {
+        match failure.exit {
+            Exit::Resumable => failure.hint(
+                "what came stays: the same stream again goes on there, or one from `dchain send --resume` with what \
+                 `dchain receive --state` shows",
+            ),
+            Exit::BadInput if failure.what.contains(NO_STREAM) => {
+                failure.hint("a stream is what `dchain send TOP` writes")
+            }
+            Exit::BadInput if failure.hint.is_none() => failure.hint(
+                "layers that came whole stay: the same stream again, if it was damaged on its way, or a new one, \
+                 made without --resume",
+            ),
+            Exit::Failed if !self.store.exists() => {
+                failure.hint(format!("make the folder first: mkdir {}", quoted(&self.store)))
+            }
+            Exit::Failed if failure.what.contains("is there already") => failure.hint("choose another folder"),
+            _ => failure,
+        }
     }
 }
 

@@ -56,10 +56,11 @@ impl Arguments {
         let request = SendRequest { have: self.have.clone(), resume: self.resume };
         let sent = self
             .watching
-            .run(|progress| Outgoing::open(&host, &ledger, &self.top, &opening, progress)?.plan(&request))?;
+            .run(|progress| Outgoing::open(&host, &ledger, &self.top, &opening, progress)?.plan(&request))
+            .map_err(Failure::begins_again)?;
         let plan = sent.plan().clone();
         if self.planned.agree(answer, &plan, &lines(&plan), Grade::Harmless)? {
-            let bytes = self.watching.run(|progress| sent.run(Box::new(to), progress))?;
+            let bytes = self.watching.run(|progress| sent.run(Box::new(to), progress)).map_err(explain)?;
             let report = versioned(&json!({ "plan": plan, "sent_bytes": bytes }))?;
             if answer.is_json() {
                 note(&report.to_string());
@@ -68,6 +69,17 @@ impl Arguments {
             }
         }
         Ok(Exit::Done)
+    }
+}
+
+/// A stream that was begun is not gone on with by itself.
+fn explain(failure: Failure) -> Failure {
+    match failure.exit {
+        Exit::Resumable => failure.hint(
+            "the same command begins again from the start; who received a part keeps it: `dchain receive --state STORE` \
+             shows what --resume needs to go on from there",
+        ),
+        _ => failure,
     }
 }
 
