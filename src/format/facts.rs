@@ -102,6 +102,8 @@ pub struct Details {
     pub cluster_bytes: Option<u64>,
     /// Whether a unit can be marked as zero over a parent that holds something else there.
     pub marks_zeros: bool,
+    /// Whether it is made in one go: whole units, compressed, in the disk's order, each once.
+    pub is_stream: bool,
     /// Whether it can hold persistent bitmaps.
     pub holds_bitmaps: bool,
     /// Whether the image was not closed cleanly.

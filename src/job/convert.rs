@@ -16,6 +16,7 @@ use crate::{
     map::State,
     store::Ledger,
 };
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -30,6 +31,8 @@ const STRIDE_BYTES: u64 = 256 << 20;
 const MOVED_BYTES: u64 = 8 << 20;
 /// How much is put together in memory in one go.
 const JOINED_BYTES: u64 = 1 << 20;
+/// Units that are compressed before the first of them is stored, where they are stored in order.
+const ORDERED_UNITS: usize = 64;
 /// How much is written before the device is asked to begin with it.
 const EARLY_BYTES: u64 = 32 << 20;
 /// Runs shorter than this are cheaper to put together in memory than to move, unless the host can share them.
@@ -135,9 +138,11 @@ pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Prog
         let what = format!("a disk of {} bytes has no room for {} bytes", target.size(), source.size());
         return Err(Error::invalid(what));
     }
+    let details = target.details()?;
+    let filling = Filling { is_packed: filling.is_packed || details.is_stream, ..filling };
     let unit = if filling.is_packed {
         let refusal = || Error::unsupported("this format cannot compress");
-        target.details()?.cluster_bytes.ok_or_else(refusal)?
+        details.cluster_bytes.ok_or_else(refusal)?
     } else {
         target.unit().max(4096)
     };
@@ -149,7 +154,8 @@ pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Prog
     for stride in GuestOffset::new(0).range(target.size()).pieces(STRIDE_BYTES) {
         let steps = job.plan(stride)?;
         written += steps.iter().map(Step::written_bytes).sum::<u64>();
-        job.perform(&steps)?;
+        let done = if details.is_stream { job.perform_in_order(&steps) } else { job.perform(&steps) };
+        done?;
         progress.passed(stride.bytes - steps.iter().map(|s| s.range().bytes).sum::<u64>());
     }
     Ok(written)
@@ -292,6 +298,32 @@ impl Fill<'_> {
             (at, host) = (at.plus(bytes), host.plus(bytes));
         }
         Ok(())
+    }
+
+    /// Does the steps one behind the other: all cores compress what comes next, one stores it.
+    fn perform_in_order(&self, steps: &[Step]) -> Result<()> {
+        let units: Vec<GuestRange> = steps.iter().flat_map(|step| step.range().pieces(self.unit)).collect();
+        for some in units.chunks(ORDERED_UNITS) {
+            self.progress.checkpoint()?;
+            let packed: Vec<_> = some.par_iter().map(|unit| self.packed(*unit)).collect::<Result<_>>()?;
+            for (unit, packed) in some.iter().zip(&packed) {
+                packed.iter().try_for_each(|packed| self.target.write_packed(unit.start, packed))?;
+                self.progress.moved(unit.bytes);
+                self.wrote(unit.bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns a unit compressed; `None` for zeros, which the image shows anyway.
+    fn packed(&self, unit: GuestRange) -> Result<Option<Vec<u8>>> {
+        let mut bytes = vec![0; index(unit.bytes)];
+        self.source.read(unit.start, &mut bytes)?;
+        if self.filling.is_blank && bytes.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let refusal = || Error::unsupported(format!("cannot compress the unit at 0x{:x}", unit.start));
+        self.target.pack(&bytes).map(Some).ok_or_else(refusal)
     }
 
     /// Writes clusters compressed, where that saves something.

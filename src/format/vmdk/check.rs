@@ -162,6 +162,9 @@ impl Look<'_> {
                 let gap = HostOffset::new(at).range(start - at);
                 let taken = taken(self.file, gap)?;
                 self.checked.leaks += taken.div_ceil(layout.grain);
+                if taken > 0 {
+                    self.say(&format!("{taken} bytes behind 0x{at:x} are leaked: nothing leads there"));
+                }
                 if taken > 0 && self.repair != Repair::Nothing {
                     self.file.zero(gap, Kept::Nothing)?;
                 }

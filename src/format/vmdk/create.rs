@@ -11,22 +11,26 @@ use super::{
     descriptor::NO_PARENT,
     desk::{self, PARENT_FORMAT},
     layout::{FLAG_NEWLINES, FLAG_TWIN, FLAG_ZEROS, HOSTED_MAGIC, Hosted},
+    open,
     options::{Options, Subformat},
+    stream::StreamImage,
 };
 use crate::{
     base::{
-        Error, HostOffset, Result, seed,
+        Error, HostOffset, Result,
+        error::InFile,
+        seed,
         units::{SECTOR_BYTES, count},
     },
-    format::{Creation, Format, Identity, ParentName, Parts},
+    format::{Creation, Format, Identity, Image, ParentName, Parts},
     io::File,
 };
-use std::{ffi::OsStr, fmt::Write as _, os::unix::ffi::OsStrExt, path::Path};
+use std::{ffi::OsStr, fmt::Write as _, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 
 /// Where the descriptor is in a sparse file (qemu looks there, whatever the header says), and how long it is, in sectors.
-const DESCRIPTOR: (u64, u64) = (1, 20);
+pub(super) const DESCRIPTOR: (u64, u64) = (1, 20);
 /// Entries in a table.
-const PER_TABLE: u32 = 512;
+pub(super) const PER_TABLE: u32 = 512;
 /// Sectors in a table.
 const TABLE_SECTORS: u64 = PER_TABLE as u64 * 4 / SECTOR_BYTES;
 /// The most that an extent of a disk in pieces holds: as VMware cuts them.
@@ -63,25 +67,44 @@ impl Plan {
     }
 }
 
-/// Makes a new disk in an empty file, and further ones that `parts` makes; durable once they are flushed.
-pub(super) fn create(file: &dyn File, creation: &Creation, parts: &dyn Parts) -> Result<()> {
-    let options = Options::parse(creation)?;
+/// Makes a new disk in an empty file, and further ones that `parts` makes, and opens it for writing; durable once it is
+/// flushed.
+pub(super) fn create(file: Arc<dyn File>, creation: &Creation, parts: &dyn Parts) -> Result<Arc<dyn Image>> {
+    let options = Options::parse(creation).in_file(file.path())?;
+    if options.subformat == Subformat::StreamOptimized {
+        let (path, name) = (file.path().to_path_buf(), plain_name(&own_name(file.as_ref(), parts)));
+        let stream = StreamImage::create(file, (&options, creation), name, parts).in_file(&path)?;
+        return Ok(Arc::new(stream));
+    }
+    write(file.as_ref(), (&options, creation), parts).in_file(file.path())?;
+    Ok(Arc::new(open::open(file, true, parts)?.into_new()))
+}
+
+/// Returns what the image is going to be called.
+fn own_name(file: &dyn File, parts: &dyn Parts) -> Vec<u8> {
+    let own = || file.path().file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
+    parts.image_name().unwrap_or_else(own)
+}
+
+/// Returns a name that nobody looks for, since what follows is in the very file: as a descriptor can hold it.
+fn plain_name(own: &[u8]) -> Vec<u8> {
+    own.iter().map(|byte| if is_plain(*byte) { *byte } else { b'_' }).collect()
+}
+
+fn write(file: &dyn File, (options, creation): (&Options, &Creation), parts: &dyn Parts) -> Result<()> {
     if file.is_device() {
         return Err(Error::unsupported("a VMDK grows with what is written, and a device does not"));
     }
     file.set_bytes(0)?;
-    let own = file.path().file_name().map(OsStrExt::as_bytes).unwrap_or_default();
-    let own = parts.image_name().unwrap_or_else(|| own.to_vec());
+    let own = own_name(file, parts);
     let size = creation.size;
     if options.subformat == Subformat::MonolithicSparse {
-        // Nobody looks for it: what follows is in this very file.
-        let name: Vec<u8> = own.iter().map(|byte| if is_plain(*byte) { *byte } else { b'_' }).collect();
-        let text = descriptor(&options, creation, &[(size, name)])?;
-        return sparse(file, size, &options, Some(&text));
+        let text = descriptor(options, creation, &[(size, plain_name(&own))])?;
+        return sparse(file, size, options, Some(&text));
     }
     let mut lines = Vec::new();
     let piece = if options.subformat.is_in_pieces() { PIECE_BYTES } else { u64::MAX };
-    for (nth, part) in HostOffset::new(0).range(size.max(SECTOR_BYTES)).pieces(piece).enumerate() {
+    for (nth, part) in HostOffset::new(0).range(size).pieces(piece).enumerate() {
         let name = part_name(&own, options.subformat, nth + 1);
         if !name.iter().copied().all(is_plain) {
             return Err(Error::invalid(
@@ -89,14 +112,14 @@ pub(super) fn create(file: &dyn File, creation: &Creation, parts: &dyn Parts) ->
             ));
         }
         let extent = parts.open_part(&name)?;
-        if options.subformat.is_sparse() {
-            sparse(extent.as_ref(), part.bytes, &options, None)?;
-        } else {
+        if options.subformat.is_flat() {
             extent.set_bytes(part.bytes)?;
+        } else {
+            sparse(extent.as_ref(), part.bytes, options, None)?;
         }
         lines.push((part.bytes, name));
     }
-    file.write_at(HostOffset::new(0), &descriptor(&options, creation, &lines)?)
+    file.write_at(HostOffset::new(0), &descriptor(options, creation, &lines)?)
 }
 
 const fn is_plain(byte: u8) -> bool {
@@ -197,7 +220,7 @@ pub(super) fn descriptor(
     let mut text = desk::with_room(text.into_bytes())?;
     text.extend_from_slice(b"# Extent description\n");
     for (bytes, name) in extents {
-        let (sectors, is_flat) = (bytes / SECTOR_BYTES, !options.subformat.is_sparse());
+        let (sectors, is_flat) = (bytes / SECTOR_BYTES, options.subformat.is_flat());
         text.extend(format!("RW {sectors} {} \"", if is_flat { "FLAT" } else { "SPARSE" }).bytes());
         text.extend_from_slice(name);
         text.extend_from_slice(if is_flat { b"\" 0\n" } else { b"\"\n" });

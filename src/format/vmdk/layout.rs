@@ -29,7 +29,7 @@ pub(super) fn is_magic(start: &[u8]) -> bool {
 }
 
 /// A directory's place when it stands in the footer.
-const AT_END: u64 = u64::MAX;
+pub(super) const AT_END: u64 = u64::MAX;
 /// The largest grain that is believed.
 pub(super) const GRAIN_BYTES_MAX: u64 = 8 << 20;
 /// The longest directory that is taken in: of 64 TiB and more in any usual shape.
@@ -44,9 +44,9 @@ pub(super) const FLAG_TWIN: u32 = 1 << 1;
 /// An entry of 1 says that the grain is zeros.
 pub(super) const FLAG_ZEROS: u32 = 1 << 2;
 /// Grains are compressed.
-const FLAG_PACKED: u32 = 1 << 16;
+pub(super) const FLAG_PACKED: u32 = 1 << 16;
 /// Grains and tables have markers in front.
-const FLAG_MARKERS: u32 = 1 << 17;
+pub(super) const FLAG_MARKERS: u32 = 1 << 17;
 
 record! {
     /// The header of a hosted sparse extent, and the footer of a stream.

@@ -18,6 +18,7 @@ mod options;
 mod packing;
 mod read;
 mod space;
+mod stream;
 mod tables;
 mod write;
 mod zero;
@@ -46,8 +47,7 @@ pub fn open(file: Arc<dyn File>, is_writable: bool, parts: &dyn Parts) -> Result
 
 /// Makes a VMDK, and opens it for writing.
 pub fn create(file: Arc<dyn File>, creation: &Creation, parts: &dyn Parts) -> Result<Arc<dyn Image>> {
-    create::create(&*file, creation, parts).in_file(file.path())?;
-    Ok(Arc::new(open::open(file, true, parts)?.into_new()))
+    create::create(file, creation, parts)
 }
 
 /// Sums up what a new image needs.

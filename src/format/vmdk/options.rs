@@ -16,7 +16,8 @@ pub const OPTIONS: &[(&str, &str)] = &[
     ("hwversion", "VMware's virtual hardware version (default 4)"),
     (
         "subformat",
-        "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat; one with a parent is sparse",
+        "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat; streamOptimized: \
+         compressed, only written by `convert`; one with a parent is sparse",
     ),
     (
         "zeroed_grain",
@@ -34,11 +35,17 @@ pub(super) enum Subformat {
     MonolithicFlat,
     TwoGbMaxExtentSparse,
     TwoGbMaxExtentFlat,
+    StreamOptimized,
 }
 
 impl Subformat {
-    const ALL: [Self; 4] =
-        [Self::MonolithicSparse, Self::MonolithicFlat, Self::TwoGbMaxExtentSparse, Self::TwoGbMaxExtentFlat];
+    const ALL: [Self; 5] = [
+        Self::MonolithicSparse,
+        Self::MonolithicFlat,
+        Self::TwoGbMaxExtentSparse,
+        Self::TwoGbMaxExtentFlat,
+        Self::StreamOptimized,
+    ];
 
     /// Returns the word for it (`createType`).
     pub(super) const fn name(self) -> &'static str {
@@ -47,12 +54,13 @@ impl Subformat {
             Self::MonolithicFlat => "monolithicFlat",
             Self::TwoGbMaxExtentSparse => "twoGbMaxExtentSparse",
             Self::TwoGbMaxExtentFlat => "twoGbMaxExtentFlat",
+            Self::StreamOptimized => "streamOptimized",
         }
     }
 
-    /// Returns whether extents hold only what was written.
-    pub(super) const fn is_sparse(self) -> bool {
-        matches!(self, Self::MonolithicSparse | Self::TwoGbMaxExtentSparse)
+    /// Returns whether extents hold every byte of the disk.
+    pub(super) const fn is_flat(self) -> bool {
+        matches!(self, Self::MonolithicFlat | Self::TwoGbMaxExtentFlat)
     }
 
     /// Returns whether there may be many extents.
@@ -85,9 +93,10 @@ impl Options {
         for (name, value) in &creation.options {
             options.set(name, value)?;
         }
-        if creation.parent.is_some() && !options.subformat.is_sparse() {
+        let is_whole = options.subformat.is_flat() || options.subformat == Subformat::StreamOptimized;
+        if creation.parent.is_some() && is_whole {
             let kind = options.subformat.name();
-            return Err(Error::invalid(format!("subformat={kind}: a flat disk cannot have a parent")));
+            return Err(Error::invalid(format!("subformat={kind}: such a disk cannot have a parent")));
         }
         if creation.size > DISK_BYTES_MAX || !creation.size.is_multiple_of(SECTOR_BYTES) || creation.size == 0
         {
@@ -143,7 +152,7 @@ impl Options {
 /// Sums up what a disk made with these options needs; `Invalid` for options that do not fit.
 pub(super) fn measure(creation: &Creation) -> Result<Measure> {
     let options = Options::parse(creation)?;
-    if !options.subformat.is_sparse() {
+    if options.subformat.is_flat() {
         return Ok(Measure {
             unit: SECTOR_BYTES,
             fixed_bytes: SECTOR_BYTES,

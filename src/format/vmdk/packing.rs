@@ -9,9 +9,7 @@ use crate::{
     },
     io::File,
 };
-#[cfg(test)]
-use flate2::{Compress, FlushCompress};
-use flate2::{Decompress, FlushDecompress, Status};
+use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 
 /// Bytes of a grain's marker: the grain's first sector, and how many bytes follow.
 pub(super) const MARKER_BYTES: u64 = 12;
@@ -84,10 +82,18 @@ pub(super) fn length(
     Ok(Some(MARKER_BYTES + length))
 }
 
-#[cfg(test)]
-/// Returns `bytes`, a whole grain, as a zlib stream: always, since a stream holds nothing else.
-pub(super) fn pack(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut packed = vec![0; index(packed_max(bytes.len() as u64))];
+/// Returns `bytes`, of a grain, as a zlib stream of `grain` bytes: always, since a stream holds nothing else. Fewer bytes
+/// stand for the disk's end.
+pub(super) fn pack(bytes: &[u8], grain: u64) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    let bytes = if bytes.len() < index(grain) {
+        whole.extend_from_slice(bytes);
+        whole.resize(index(grain), 0);
+        &whole
+    } else {
+        bytes
+    };
+    let mut packed = vec![0; index(packed_max(grain))];
     let mut stream = Compress::new(flate2::Compression::default(), true);
     match stream.compress(bytes, &mut packed, FlushCompress::Finish) {
         Ok(Status::StreamEnd) => {
@@ -128,7 +134,7 @@ mod tests {
     fn a_grain_survives_packing_and_a_bomb_does_not_unpack() {
         let mut bytes = vec![7; 65536];
         Seeded::new(1).fill(&mut bytes[..20000]);
-        let packed = pack(&bytes).unwrap();
+        let packed = pack(&bytes, 65536).unwrap();
         let mut out = vec![1; 65536];
         unpack(&packed, &mut out).unwrap();
         assert_eq!(out, bytes);
@@ -140,7 +146,7 @@ mod tests {
         assert_eq!(longer[65536], 0);
         let mut noise = vec![0; 65536];
         Seeded::new(2).fill(&mut noise);
-        unpack(&pack(&noise).unwrap(), &mut out).unwrap();
+        unpack(&pack(&noise, 65536).unwrap(), &mut out).unwrap();
         assert_eq!(out, noise);
     }
 }

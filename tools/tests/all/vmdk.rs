@@ -93,6 +93,41 @@ fn what_qemu_makes_is_read() {
     assert!(refused.err.contains("is a stream (compressed grains)"), "{}", refused.err);
 }
 
+/// Returns the sectors that the markers of a stream's grains name, in the file's order.
+fn markers(stream: &[u8]) -> Vec<u64> {
+    let (mut at, mut found) = (128 * 512, Vec::new());
+    loop {
+        let sector = u64::from_le_bytes(stream[at..at + 8].try_into().unwrap());
+        let bytes = u32::from_le_bytes(stream[at + 8..at + 12].try_into().unwrap());
+        let bytes = usize::try_from(bytes).unwrap();
+        if bytes == 0 {
+            return found;
+        }
+        found.push(sector);
+        at += (12 + bytes).next_multiple_of(512);
+    }
+}
+
+#[test]
+fn a_stream_goes_to_qemu_with_its_grains_in_order() {
+    let folder = Scratch::new();
+    let bytes = disk(&folder, 6);
+    let options = "subformat=streamOptimized";
+    done(&folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", options, "disk", "s.vmdk"]);
+    assert_same(&folder.flat("vmdk", "s.vmdk"), &bytes, "qemu");
+    assert_same(&by_us(&folder, "s.vmdk"), &bytes, "ours");
+    folder.qemu_img("check -q -f vmdk s.vmdk");
+    done(&folder.path(), &["check", "s.vmdk"]);
+    let order = markers(&fs::read(folder.file("s.vmdk")).unwrap());
+    assert!(order.len() > 5 && order.is_sorted(), "{order:?}");
+    // One without anything in it is a disk, too.
+    done(&folder.path(), &["create", "-f", "vmdk", "-o", options, "empty.vmdk", "5M"]);
+    assert_same(&folder.flat("vmdk", "empty.vmdk"), &vec![0; SIZE], "empty");
+    let refused =
+        dchain(&folder.path(), &["create", "-f", "vmdk", "-o", options, "-b", "s.vmdk", "-F", "vmdk", "c"]);
+    assert!(refused.err.contains("cannot have a parent"), "{}", refused.err);
+}
+
 #[test]
 fn qemu_reads_our_children_and_a_parent_that_changed_is_refused() {
     let folder = Scratch::new();

@@ -91,6 +91,11 @@ pub(super) fn vhdx(input: &[u8]) -> Result<Fed, Wrong> {
     image(Format::Vhdx, (input, &[]), |file| Ok(sane("peek", format::peek(Format::Vhdx, file))?.is_some()))
 }
 
+/// Reads, checks, repairs and writes a VMDK disk; `data` is what its further file holds.
+pub(super) fn vmdk(input: &[u8], data: &[u8]) -> Result<Fed, Wrong> {
+    image(Format::Vmdk, (input, data), |file| Ok(sane("peek", format::peek(Format::Vmdk, file))?.is_some()))
+}
+
 fn image(
     format: Format,
     (input, data): (&[u8], &[u8]),

@@ -13,6 +13,7 @@ mod recipe;
 mod streams;
 mod subject;
 mod vhdx;
+mod vmdk;
 mod wire;
 
 pub use feed::{Fed, Wrong};

@@ -4,7 +4,7 @@ use super::{
     feed::{self, Fed, Wrong},
     package,
     streams::{self, Side},
-    vhdx, wire,
+    vhdx, vmdk, wire,
 };
 use deltachain::{
     base::{GuestOffset, HostOffset, Result as Answer, name::FileName, units::index},
@@ -32,6 +32,8 @@ pub enum Parser {
     Qcow2(Vec<u8>),
     /// The VHDX format.
     Vhdx,
+    /// The VMDK format; what the further file holds, if there is one.
+    Vmdk(Vec<u8>),
     /// The raw format.
     Raw,
     /// A layer's record.
@@ -65,7 +67,7 @@ impl Subject {
     /// Returns all of them: the golden images below `testdata`, and one of each further thing that is parsed.
     pub fn all(testdata: &Path) -> Result<Vec<Self>, String> {
         let mut all = Vec::new();
-        for (folder, ending) in [("qcow2", "qcow2"), ("vhdx", "vhdx"), ("raw", "raw")] {
+        for (folder, ending) in [("qcow2", "qcow2"), ("vhdx", "vhdx"), ("vmdk", "vmdk"), ("raw", "raw")] {
             let folder = testdata.join(folder);
             let wrong = |e: std::io::Error| format!("{}: {e}", folder.display());
             for entry in std::fs::read_dir(&folder).map_err(wrong)? {
@@ -85,6 +87,7 @@ impl Subject {
         match &self.parser {
             Parser::Qcow2(data) => feed::qcow2(input, data),
             Parser::Vhdx => feed::vhdx(input),
+            Parser::Vmdk(data) => feed::vmdk(input, data),
             Parser::Raw => feed::raw(input),
             Parser::Record => Ok(feed::record(input)),
             Parser::Tree(id) => feed::tree(input, id),
@@ -103,6 +106,7 @@ fn golden(path: &Path, folder: &str) -> std::io::Result<Subject> {
     let parser = match folder {
         "raw" => Parser::Raw,
         "vhdx" => Parser::Vhdx,
+        "vmdk" => Parser::Vmdk(Vec::new()),
         _ => Parser::Qcow2(if data.exists() { std::fs::read(data)? } else { Vec::new() }),
     };
     Ok(Subject { name, bytes: std::fs::read(path)?, parser })
@@ -116,7 +120,11 @@ fn others() -> Answer<Vec<Subject>> {
     whole.write_to(&mut tree)?;
     let (journal, journal_at) = journal()?;
     let (note, note_at) = note()?;
+    let (flat, data) = vmdk::flat();
     let mut all = vec![
+        subject("vmdk child", vmdk::child()?, Parser::Vmdk(Vec::new())),
+        subject("vmdk cowd", vmdk::cowd(), Parser::Vmdk(Vec::new())),
+        subject("vmdk flat", flat, Parser::Vmdk(data)),
         subject("vhdx child", vhdx::dirty_child()?, Parser::Vhdx),
         subject("record", layer().encode(), Parser::Record),
         subject("tree", tree, Parser::Tree(whole.id())),
