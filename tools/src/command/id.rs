@@ -242,7 +242,8 @@ impl Find {
         let host = options::host();
         let opening = self.references.opening(host.as_ref(), Access::ReadShared)?;
         let folder = options::folder(host.as_ref(), &self.folder)?;
-        let found = find(&host, &options::ledger(&host), &folder, &self.id, &opening)?;
+        let found = find(&host, &options::ledger(&host), &folder, &self.id, &opening);
+        let found = found.map_err(|error| Failure::inside(&error))?;
         answer.print_list(&found, |found, out| {
             found.iter().try_for_each(|image| {
                 let trust = match image.trust {

@@ -1,7 +1,7 @@
 //! `dchain relink`: finds lost parents and mends the links.
 
 use crate::{
-    failure::{Exit, Failure},
+    failure::{Exit, Failure, quoted},
     options::{self, Source},
     output::Answer,
     plan::{Grade, Planned},
@@ -50,9 +50,13 @@ impl Arguments {
 
     fn relink(&self, answer: &Answer) -> Result<Exit, Failure> {
         let host = options::host();
-        let opening = self.source.opening(&host, Access::Read)?;
-        let folders =
+        let mut opening = self.source.opening(&host, Access::Read)?;
+        let folders: Vec<PathBuf> =
             self.paths.iter().map(|p| options::folder(host.as_ref(), p)).collect::<Result<_, _>>()?;
+        // Who names them wants links between them.
+        for folder in &folders {
+            opening.policy.allowed.push(host.canonical(folder)?);
+        }
         let request = Request { folders, map: self.map.clone() };
         let ledger = options::ledger(&host);
         let how = (&opening, self.planned.dry_run);
@@ -97,6 +101,13 @@ fn lines(report: &Report) -> Vec<String> {
             Why::Word => "you say so",
         };
         format!("{}: parent '{}' -> '{}': {why}", mended.child.display(), mended.was, mended.name)
+    }));
+    let folder = |image: &Path| image.parent().map(Path::to_path_buf).unwrap_or_default();
+    let far =
+        report.mended.iter().filter(|mended| !folder(&mended.parent).starts_with(folder(&mended.child)));
+    lines.extend(far.map(|mended| {
+        let (child, place) = (mended.child.display(), quoted(&folder(&mended.parent)));
+        format!("{child}: lies on an image outside its folder: it is opened with --allow-dir {place}")
     }));
     lines.extend(report.lost.iter().map(|(child, why)| format!("{}: not found: {why}", child.display())));
     if lines.is_empty() {

@@ -1,5 +1,6 @@
 //! Chains that were moved and renamed become chains again, where that is proven.
 
+use super::dchain::{dchain, done};
 use crate::foreign::{Scratch, assert_same};
 use deltachain::{
     base::ErrorKind,
@@ -142,4 +143,18 @@ fn a_changed_parent_is_accepted_on_demand_and_what_changed_is_listed() {
     assert_eq!(opens(&folder, "head"), Err(ErrorKind::Policy), "a dry run writes nothing");
     take(false);
     assert_eq!(opens(&folder, "head"), Ok(3));
+}
+
+#[test]
+fn a_parent_in_a_folder_that_is_named_as_well_is_linked_and_how_it_is_opened_is_said() {
+    let source = chain();
+    let (parents, target) =
+        (moved(&source, &[("base", "base"), ("middle", "m")]), moved(&source, &[("top", "top")]));
+    let folder = parents.path().canonicalize().unwrap();
+    let mended = done(&target.path(), &["relink", ".", folder.to_str().unwrap()]);
+    assert!(mended.out.contains(&format!("--allow-dir {}", folder.display())), "{}", mended.out);
+    let allowed = ["info", "-f", "qcow2", "--allow-dir", folder.to_str().unwrap(), "--backing-chain", "top"];
+    assert!(done(&target.path(), &allowed).out.contains("base"));
+    let refused = dchain(&target.path(), &["info", "--backing-chain", "top"]);
+    assert_eq!(refused.code, Some(77), "{}", refused.err);
 }

@@ -221,3 +221,36 @@ fn cid_4_a_folder_gives_what_it_has_of_a_newer_base() {
         missing.err
     );
 }
+
+#[test]
+fn what_is_in_the_way_of_a_copy_is_said_with_what_helps() {
+    let (source, store) = (chain(), Scratch::new());
+    let there = format!("ssh://host{}", store.path().display());
+    let script = |name: &str, text: &str| {
+        fs::write(source.file(name), text).unwrap();
+        format!("sh {}", source.file(name).display())
+    };
+    let bin = Path::new(env!("CARGO_BIN_EXE_dchain")).parent().unwrap().display();
+    let no_way = script("no-way", "exit 255");
+    let greets = script("greets", &format!("echo Welcome\nPATH={bin}:$PATH\neval \"exec $3\"\n"));
+    let stream = source.file("c3");
+    let cases: [(&[&str], i32, &str); 4] = [
+        // Nothing was begun that could be gone on with.
+        (&["copy", "--ssh", &no_way, "c3", &there], 1, " host true` shows whether it gets there"),
+        (&["copy", "--ssh", &greets, "c3", &there], 65, " host true` must print nothing"),
+        (&["receive", "."], 65, "a stream is what `dchain send TOP` writes"),
+        (&["receive", "none"], 1, "mkdir none"),
+    ];
+    for (arguments, code, word) in cases {
+        let output = command(&source.path(), arguments).stdin(File::open(&stream).unwrap()).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && error.contains(word), "{arguments:?}: {error}");
+    }
+    // Where nothing was ever noted.
+    let names: Vec<_> = fs::read_dir(source.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    for name in names.iter().filter(|name| !name.to_string_lossy().starts_with('.')) {
+        fs::write(store.file(name.to_str().unwrap()), "another").unwrap();
+    }
+    let taken = dchain(&source.path(), &["copy", "c3", store.path().to_str().unwrap()]);
+    assert!(taken.code == Some(1) && taken.err.contains("is there already"), "{}", taken.err);
+}
