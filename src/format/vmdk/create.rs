@@ -10,7 +10,10 @@
 use super::{
     descriptor::NO_PARENT,
     desk::{self, PARENT_FORMAT},
-    layout::{FLAG_NEWLINES, FLAG_TWIN, FLAG_ZEROS, HOSTED_MAGIC, Hosted},
+    layout::{
+        COWD_BYTES, COWD_MAGIC, COWD_PER_TABLE, Cowd, FLAG_NEWLINES, FLAG_TWIN, FLAG_ZEROS, HOSTED_MAGIC,
+        Hosted,
+    },
     open,
     options::{Options, Subformat},
     stream::StreamImage,
@@ -112,10 +115,10 @@ fn write(file: &dyn File, (options, creation): (&Options, &Creation), parts: &dy
             ));
         }
         let extent = parts.open_part(&name)?;
-        if options.subformat.is_flat() {
-            extent.set_bytes(part.bytes)?;
-        } else {
-            sparse(extent.as_ref(), part.bytes, options, None)?;
+        match options.subformat {
+            Subformat::VmfsSparse => cowd(extent.as_ref(), part.bytes, options.grain)?,
+            kind if kind.is_flat() => extent.set_bytes(part.bytes)?,
+            _ => sparse(extent.as_ref(), part.bytes, options, None)?,
         }
         lines.push((part.bytes, name));
     }
@@ -135,6 +138,7 @@ fn part_name(own: &[u8], subformat: Subformat, nth: usize) -> Vec<u8> {
     };
     let ending = match subformat {
         Subformat::MonolithicFlat => "-flat.vmdk".to_owned(),
+        Subformat::VmfsSparse => "-delta.vmdk".to_owned(),
         Subformat::TwoGbMaxExtentFlat => format!("-f{nth:03}.vmdk"),
         _ => format!("-s{nth:03}.vmdk"),
     };
@@ -173,6 +177,27 @@ fn sparse(file: &dyn File, bytes: u64, options: &Options, text: Option<&[u8]>) -
         }
         file.write_at(HostOffset::new(DESCRIPTOR.0 * SECTOR_BYTES), text)?;
     }
+    file.write_at(HostOffset::new(0), &header.to_bytes())
+}
+
+/// Makes a sparse file of ESX: tables come with what is written.
+fn cowd(file: &dyn File, bytes: u64, grain: u64) -> Result<()> {
+    let full = |_| Error::invalid("the disk is too large for a sparse file of ESX");
+    let word = |number: u64| u32::try_from(number).map_err(full);
+    let directory = COWD_BYTES / SECTOR_BYTES;
+    let entries = bytes.div_ceil(grain * COWD_PER_TABLE);
+    let free = directory + (entries * 4).div_ceil(SECTOR_BYTES);
+    let header = Cowd {
+        magic: COWD_MAGIC,
+        version: 1,
+        flags: 3,
+        capacity: word(bytes / SECTOR_BYTES)?,
+        grain: word(grain / SECTOR_BYTES)?,
+        directory: word(directory)?,
+        entries: word(entries)?,
+        free: word(free)?,
+    };
+    file.set_bytes(free * SECTOR_BYTES)?;
     file.write_at(HostOffset::new(0), &header.to_bytes())
 }
 
@@ -219,11 +244,15 @@ pub(super) fn descriptor(
     }
     let mut text = desk::with_room(text.into_bytes())?;
     text.extend_from_slice(b"# Extent description\n");
+    let (word, end) = match options.subformat {
+        Subformat::VmfsSparse => ("VMFSSPARSE", "\"\n"),
+        kind if kind.is_flat() => ("FLAT", "\" 0\n"),
+        _ => ("SPARSE", "\"\n"),
+    };
     for (bytes, name) in extents {
-        let (sectors, is_flat) = (bytes / SECTOR_BYTES, options.subformat.is_flat());
-        text.extend(format!("RW {sectors} {} \"", if is_flat { "FLAT" } else { "SPARSE" }).bytes());
+        text.extend(format!("RW {} {word} \"", bytes / SECTOR_BYTES).bytes());
         text.extend_from_slice(name);
-        text.extend_from_slice(if is_flat { b"\" 0\n" } else { b"\"\n" });
+        text.extend_from_slice(end.as_bytes());
     }
     let (heads, adapter) = (options.heads(), options.adapter);
     let cylinders = creation.size / (63 * heads * SECTOR_BYTES);

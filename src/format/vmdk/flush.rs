@@ -2,7 +2,7 @@
 //!
 //! | step | written | what a cut leaves of it |
 //! |---|---|---|
-//! | 1 | *data and the descriptor are durable* | grains and tables that nothing leads to |
+//! | 1 | where files end, in the headers of ESX; *with data and the descriptor durable* | grains and tables that nothing leads to |
 //! | 2 | entries of tables, and of their redundant copies | entries of either kind, each right |
 //! | | *durable* | |
 //! | 3 | directories, where there are new tables | tables that nothing leads to |
@@ -50,6 +50,9 @@ impl VmdkImage {
     }
 
     fn write_batch(&self, changes: &Changes) -> Result<()> {
+        for end in &changes.ends {
+            self.space.write_at(end.at, &end.bytes)?;
+        }
         self.space.flush()?;
         self.write_sectors(&changes.entries)?;
         self.write_sectors(&changes.directories)

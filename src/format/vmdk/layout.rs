@@ -100,7 +100,7 @@ record! {
         20 => directory: u32,
         /// How many entries it has.
         24 => entries: u32,
-        /// The first sector that is in no use.
+        /// The first sector that is in no use: where other programs put the next grain.
         28 => free: u32,
     }
 }
@@ -380,11 +380,12 @@ fn cowd(file: &dyn File, header: Cowd) -> Result<Layout> {
         directory: HostOffset::new(u64::from(header.directory) * SECTOR_BYTES),
         twin: None,
         entries: 0,
-        overhead: u64::from(header.free) * SECTOR_BYTES,
+        overhead: 0,
         descriptor: None,
         is_unclean: false,
     };
-    let layout = layout.checked(file)?;
+    let mut layout = layout.checked(file)?;
+    layout.overhead = layout.directory.plus(layout.directory_bytes()).bytes();
     if u64::from(header.entries) < layout.entries {
         let (entries, needed) = (header.entries, layout.entries);
         return Err(wrong(format!("numGDEntries (0x18) is {entries}, and the disk needs {needed}")));
@@ -392,6 +393,10 @@ fn cowd(file: &dyn File, header: Cowd) -> Result<Layout> {
     Ok(layout)
 }
 
+/// Where an ESX server sparse extent says which sector is free.
+pub(super) const COWD_FREE: HostOffset = HostOffset::new(28);
+/// Bytes in its header, with what is for people.
+pub(super) const COWD_BYTES: u64 = 2048;
 /// Entries in a table of an ESX server sparse extent.
 pub(super) const COWD_PER_TABLE: u64 = 4096;
 

@@ -70,8 +70,11 @@ pub fn peek(file: &dyn File) -> Result<Peek> {
             Head::Text(text) => {
                 let extents = text.extents()?;
                 let size = extents.iter().map(|extent| extent.bytes).sum();
-                let name = extents.into_iter().map(|extent| extent.name).find(|name| !name.is_empty());
-                Peek { size, parent: open::parent(&text), data_name: name }
+                let mut names = extents.into_iter().map(|extent| extent.name).filter(|name| !name.is_empty());
+                let first = names.next();
+                // One that leads elsewhere, if there is any: that is what it is asked for.
+                let far = names.find(|name| name.starts_with(b"/"));
+                Peek { size, parent: open::parent(&text), data_name: far.or(first) }
             }
         })
     };

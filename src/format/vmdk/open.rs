@@ -91,8 +91,7 @@ fn check_writable(space: &Space, extents: &[Extent]) -> Result<()> {
                 "is a stream (compressed grains), which is written once: convert it to write to the disk"
             }
             Coding::Se { .. } => "is space-efficient sparse (seSparse), which is only read here",
-            Coding::Cowd => "is of ESX's sparse kind (vmfsSparse), which is only read here",
-            Coding::Hosted { .. } => {
+            Coding::Hosted { .. } | Coding::Cowd => {
                 let (target, _) = space.part(grains.base)?;
                 check_metadata(grains, target.file.bytes()?).in_file(target.file.path())?;
                 continue;

@@ -1,6 +1,9 @@
 //! The options of `-o` for new disks: qemu's names, and how large they will be.
 
-use super::{create::Plan, layout::GRAIN_BYTES_MAX};
+use super::{
+    create::Plan,
+    layout::{COWD_BYTES, COWD_PER_TABLE, GRAIN_BYTES_MAX},
+};
 use crate::{
     base::{Error, Result, units::SECTOR_BYTES},
     format::{Creation, Measure},
@@ -17,7 +20,7 @@ pub const OPTIONS: &[(&str, &str)] = &[
     (
         "subformat",
         "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat; streamOptimized: \
-         compressed, only written by `convert`; one with a parent is sparse",
+         compressed, only written by `convert`; vmfsSparse: a delta of ESX; one with a parent is sparse",
     ),
     (
         "zeroed_grain",
@@ -36,15 +39,17 @@ pub(super) enum Subformat {
     TwoGbMaxExtentSparse,
     TwoGbMaxExtentFlat,
     StreamOptimized,
+    VmfsSparse,
 }
 
 impl Subformat {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::MonolithicSparse,
         Self::MonolithicFlat,
         Self::TwoGbMaxExtentSparse,
         Self::TwoGbMaxExtentFlat,
         Self::StreamOptimized,
+        Self::VmfsSparse,
     ];
 
     /// Returns the word for it (`createType`).
@@ -55,6 +60,7 @@ impl Subformat {
             Self::TwoGbMaxExtentSparse => "twoGbMaxExtentSparse",
             Self::TwoGbMaxExtentFlat => "twoGbMaxExtentFlat",
             Self::StreamOptimized => "streamOptimized",
+            Self::VmfsSparse => "vmfsSparse",
         }
     }
 
@@ -92,6 +98,14 @@ impl Options {
         };
         for (name, value) in &creation.options {
             options.set(name, value)?;
+        }
+        let is_esx = options.subformat == Subformat::VmfsSparse;
+        if is_esx && !creation.options.iter().any(|(name, _)| name == "cluster_size") {
+            // As ESX makes them.
+            options.grain = SECTOR_BYTES;
+        }
+        if is_esx && (options.marks_zeros || creation.size > u64::from(u32::MAX) * SECTOR_BYTES) {
+            return Err(Error::invalid("subformat=vmfsSparse: at most 2 TiB, and no zeroed_grain"));
         }
         let is_whole = options.subformat.is_flat() || options.subformat == Subformat::StreamOptimized;
         if creation.parent.is_some() && is_whole {
@@ -158,6 +172,16 @@ pub(super) fn measure(creation: &Creation) -> Result<Measure> {
             fixed_bytes: SECTOR_BYTES,
             disk_bytes: creation.size,
             is_whole: true,
+            has_bitmaps: false,
+        });
+    }
+    if options.subformat == Subformat::VmfsSparse {
+        let tables = creation.size.div_ceil(options.grain * COWD_PER_TABLE);
+        return Ok(Measure {
+            unit: options.grain,
+            fixed_bytes: COWD_BYTES + SECTOR_BYTES + tables * (4 + COWD_PER_TABLE * 4),
+            disk_bytes: creation.size.next_multiple_of(options.grain),
+            is_whole: false,
             has_bitmaps: false,
         });
     }

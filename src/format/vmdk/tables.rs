@@ -4,7 +4,7 @@
 //! that names the guest byte and the host offset, never a read of zeros.
 
 use super::{
-    layout::{Coding, Layout},
+    layout::{COWD_FREE, Coding, Layout},
     space::Space,
 };
 use crate::{
@@ -152,6 +152,13 @@ impl Grains {
         sector.ok_or_else(|| Error::invalid(format!("its tables cannot say {grain:x?}")))
     }
 
+    /// Returns the word that says where the file ends, if its kind has one.
+    fn end_word(&self) -> Option<Sector> {
+        let sector = u32::try_from(self.end.since(self.base) / SECTOR_BYTES).unwrap_or(u32::MAX);
+        let at = self.base.plus(COWD_FREE.bytes());
+        (self.layout.coding == Coding::Cowd).then(|| Sector { at, bytes: sector.to_le_bytes().into() })
+    }
+
     /// Takes copies of the sectors of the directories that wait to be written.
     fn take_directory(&mut self) -> Vec<Sector> {
         let per_sector = SECTOR_BYTES / self.layout.entry_bytes();
@@ -184,6 +191,8 @@ pub(super) struct Tables {
 /// What a flush has to write.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
+    /// Where files end, for programs that go by that: before entries lead to what lies before.
+    pub(super) ends: Vec<Sector>,
     /// Sectors of tables, and of their redundant copies.
     pub(super) entries: Vec<Sector>,
     /// Sectors of directories.
@@ -336,9 +345,12 @@ impl Tables {
             }
             changes.entries.push(sector);
         }
-        for extent in &mut self.extents {
+        // Without entries there is nothing new that an end could be before.
+        let has_entries = !changes.entries.is_empty();
+        for extent in self.extents.iter_mut().filter(|_| has_entries) {
             if let Body::Grains(grains) = &mut extent.body {
                 changes.directories.extend(grains.take_directory());
+                changes.ends.extend(grains.end_word());
             }
         }
         changes.entries.sort_unstable_by_key(|sector| sector.at);

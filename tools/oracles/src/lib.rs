@@ -6,7 +6,8 @@
 
 use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, file::File, qcow2::Qcow2};
 use qcow2_rs::{dev::Qcow2DevParams, helpers::Qcow2IoBuf, utils::qcow2_setup_dev_sync};
-use std::path::Path;
+use std::{io::Read, path::Path};
+use vmdk::VmdkChainReader;
 
 /// How much is read in one go.
 const PIECE_BYTES: usize = 64 << 10;
@@ -21,6 +22,15 @@ pub fn imago(image: &Path) -> Result<Vec<u8>, String> {
     for (n, piece) in bytes.chunks_mut(PIECE_BYTES).enumerate() {
         disk.read(piece, (n * PIECE_BYTES) as u64).map_err(|e| format!("imago: {e}"))?;
     }
+    Ok(bytes)
+}
+
+/// Returns the whole view of a VMDK, parents included, as vmdk-core reads it.
+pub fn vmdk_core(image: &Path) -> Result<Vec<u8>, String> {
+    let mut disk = VmdkChainReader::open(image).map_err(|e| format!("vmdk-core: {e}"))?;
+    let mut bytes =
+        vec![0; usize::try_from(disk.virtual_disk_size()).map_err(|e| format!("vmdk-core: {e}"))?];
+    disk.read_exact(&mut bytes).map_err(|e| format!("vmdk-core: {e}"))?;
     Ok(bytes)
 }
 

@@ -144,7 +144,7 @@ const SMALL: &[(&str, &str)] = &[("cluster_size", "1k")];
 const SMALL_SECTORS: u64 = 2;
 
 /// Every history. Sizes are small: a crash anywhere is then seen by reading the whole disk.
-pub const HISTORIES: [History; 29] = [
+pub const HISTORIES: [History; 30] = [
     History { format: Format::Raw, is_resized: true, ..qcow2("raw", &[], 256) },
     // Small clusters: many tables, refcount blocks and table clusters in a small disk.
     qcow2("qcow2-512", &[("cluster_size", "512")], 600),
@@ -230,6 +230,12 @@ pub const HISTORIES: [History; 29] = [
         format: Format::Vmdk,
         parent: 300,
         ..qcow2("vmdk-pieces", &[("cluster_size", "1k"), ("subformat", "twoGbMaxExtentSparse")], 500)
+    },
+    History {
+        format: Format::Vmdk,
+        parent: 300,
+        deeds: &[Deed::Move],
+        ..qcow2("vmdk-esx", &[("subformat", "vmfsSparse")], 500)
     },
     History { format: Format::Vmdk, ..qcow2("vmdk-flat", &[("subformat", "monolithicFlat")], 256) },
 ];

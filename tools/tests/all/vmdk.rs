@@ -48,12 +48,14 @@ fn images_go_to_qemu_and_back() {
         "subformat=twoGbMaxExtentFlat",
         "zeroed_grain=on,adapter_type=lsilogic",
         "cluster_size=8k",
+        "subformat=vmfsSparse",
     ];
     for (nth, options) in kinds.iter().enumerate() {
         let ours = format!("ours{nth}.vmdk");
         done(&folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", options, "disk", &ours]);
         assert_same(&folder.flat("vmdk", &ours), &bytes, options);
         assert_same(&by_us(&folder, &ours), &bytes, options);
+        assert_same(&dchain_oracles::vmdk_core(&folder.file(&ours)).unwrap(), &bytes, options);
         folder.qemu_img(&format!("check -q -f vmdk {ours}"));
         // qemu goes on where we ended, and we where it did.
         folder.qemu_io("vmdk", &ours, &["write -P 7 100k 3M", "write -P 8 4M 1k"]);
@@ -116,6 +118,7 @@ fn a_stream_goes_to_qemu_with_its_grains_in_order() {
     done(&folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", options, "disk", "s.vmdk"]);
     assert_same(&folder.flat("vmdk", "s.vmdk"), &bytes, "qemu");
     assert_same(&by_us(&folder, "s.vmdk"), &bytes, "ours");
+    assert_same(&dchain_oracles::vmdk_core(&folder.file("s.vmdk")).unwrap(), &bytes, "vmdk-core");
     folder.qemu_img("check -q -f vmdk s.vmdk");
     done(&folder.path(), &["check", "s.vmdk"]);
     let order = markers(&fs::read(folder.file("s.vmdk")).unwrap());
@@ -153,6 +156,7 @@ fn qemu_reads_our_children_and_a_parent_that_changed_is_refused() {
     }
     assert_same(&by_us(&folder, "top.vmdk"), &bytes, "ours");
     assert_same(&folder.flat("vmdk", "top.vmdk"), &bytes, "qemu");
+    assert_same(&dchain_oracles::vmdk_core(&folder.file("top.vmdk")).unwrap(), &bytes, "vmdk-core");
     // A child that qemu made, on ours.
     folder.qemu_img("create -q -f vmdk -b top.vmdk -F vmdk theirs.vmdk");
     folder.qemu_io("vmdk", "theirs.vmdk", &["write -P 3 1M 70k"]);

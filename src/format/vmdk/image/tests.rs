@@ -220,7 +220,7 @@ proptest! {
 
     #[test]
     fn a_disk_of_any_kind_shows_what_a_naive_one_does(
-        kind in 0..7_usize,
+        kind in 0..8_usize,
         steps in prop::collection::vec(step(), 1..40),
     ) {
         let below = || noise(99, 70 << 9);
@@ -231,6 +231,7 @@ proptest! {
             3 => Pair::new(&[SMALL], below()),
             4 => Pair::new(&[("cluster_size", "512"), ("subformat", "twoGbMaxExtentSparse")], below()),
             5 => Pair::new(&[("subformat", "monolithicFlat")], Vec::new()),
+            6 => Pair::new(&[("subformat", "vmfsSparse")], below()),
             _ => Pair::new(&[("subformat", "twoGbMaxExtentFlat")], Vec::new()),
         };
         for step in &steps {
@@ -531,5 +532,24 @@ fn a_cut_while_tables_are_added_loses_nothing_that_was_flushed() {
         }
         let checked = super::super::check(&file, Repair::Nothing, &NoParts).unwrap();
         assert_eq!(checked.corruptions, 0, "{:?} after {}", checked.findings, state.after);
+    }
+}
+
+#[test]
+fn a_delta_of_esx_says_where_other_programs_may_go_on() {
+    let (file, parts) = (Arc::new(MemoryFile::new("vm-000001.vmdk")), Beside::default());
+    let image = create(file, &sized(8 << 20, &[("subformat", "vmfsSparse")]), &parts).unwrap();
+    let delta = parts.open_part(b"vm-000001-delta.vmdk").unwrap();
+    let free = || {
+        let mut word = [0; 4];
+        delta.read_at(HostOffset::new(28), &mut word).unwrap();
+        u64::from(u32::from_le_bytes(word)) * 512
+    };
+    assert_eq!(free(), delta.bytes().unwrap());
+    for at in [0, 5 << 20] {
+        image.write(GuestOffset::new(at), &[1; 1000], &Nothing).unwrap();
+        let before = free();
+        image.flush().unwrap();
+        assert!(free() == delta.bytes().unwrap() && free() >= before + (16 << 10) + 1024);
     }
 }
