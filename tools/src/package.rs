@@ -1,8 +1,10 @@
-//! What commands share that read a disk out of an OVA.
+//! What commands share that read a disk out of an OVA, and how one is made.
 
 mod contents;
+mod pack;
 
 pub use contents::Contents;
+pub use pack::pack;
 
 use crate::failure::{Failure, quoted};
 use clap::Args;

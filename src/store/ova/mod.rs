@@ -13,9 +13,11 @@
 mod archive;
 mod descriptor;
 mod manifest;
+mod new;
 
 pub use archive::Member;
 pub use manifest::{Algorithm, Hasher, Manifest, Promise, ShownDigest};
+pub use new::{NewDisk, NewNames, promise_line, tar_header};
 
 use crate::{
     base::{Error, ErrorKind, HostOffset, Result, error::InFile, name, units::index},

@@ -1,4 +1,4 @@
-//! `dchain convert`: a disk in another image, flat; or its layers in another format.
+//! `dchain convert`: a disk in another image, flat; its layers in another format; or disks in an OVA.
 
 use crate::{
     failure::{Exit, Failure},
@@ -40,9 +40,9 @@ use std::{
 #[derive(Args, Debug)]
 #[command(override_usage = "dchain convert [OPTIONS] -O FMT SRC DST")]
 pub struct Arguments {
-    /// Format of DST
-    #[arg(short = 'O', long, value_name = "FMT", value_parser = options::format)]
-    target_format: Format,
+    /// Format of DST; with ova the disks of all SRC are packed into one OVA, compressed
+    #[arg(short = 'O', long, value_name = "FMT", value_parser = Target::parse)]
+    target_format: Target,
     #[command(flatten)]
     options: FormatOptions,
     /// Compress the new image
@@ -62,12 +62,30 @@ pub struct Arguments {
     reading: Reading,
     #[command(flatten)]
     watching: Watching,
-    /// The image to read
-    #[arg(value_name = "SRC", required_unless_present = "options")]
-    source: Option<PathBuf>,
-    /// The image to make
-    #[arg(value_name = "DST", required_unless_present = "options")]
-    target: Option<PathBuf>,
+    /// SRC, the image to read, and DST, the one to make; with -O ova, several SRC and the archive
+    #[arg(value_name = "PATH", num_args = 2.., required_unless_present = "options")]
+    paths: Vec<PathBuf>,
+}
+
+/// What is made.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Image(Format),
+    Ova,
+}
+
+impl Target {
+    /// Returns the format of what is made; of an OVA, that of its disks.
+    const fn format(self) -> Format {
+        match self {
+            Self::Image(format) => format,
+            Self::Ova => Format::Vmdk,
+        }
+    }
+
+    fn parse(name: &str) -> Result<Self, String> {
+        if name == "ova" { Ok(Self::Ova) } else { options::format(name).map(Self::Image) }
+    }
 }
 
 /// What becomes of the layers.
@@ -87,13 +105,16 @@ struct Layers {
 impl Arguments {
     /// Converts.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
+        if matches!(self.target_format, Target::Ova) {
+            return self.pack(answer);
+        }
         if self.options.wants_help() {
             let is_taken = |name: &str| !self.layers.chain || FormatOptions::is_of_one_file(name);
-            options::list_format_options(answer, self.target_format, is_taken)?;
+            options::list_format_options(answer, self.target_format.format(), is_taken)?;
             return Ok(Exit::Done);
         }
-        let (Some(source), Some(target)) = (&self.source, &self.target) else {
-            return Err(Failure::usage("SRC and DST are wanted").hint("dchain convert --help"));
+        let [source, target] = self.paths.as_slice() else {
+            return Err(Failure::usage("one SRC and DST are wanted").hint("dchain convert --help"));
         };
         if self.layers.dry_run && !self.layers.chain && !self.no_create {
             let what = "-n is --dry-run in every command, and goes with --chain and --no-create here: nothing was done";
@@ -124,6 +145,29 @@ impl Arguments {
         Ok(Exit::Done)
     }
 
+    /// Makes an OVA of the disks.
+    fn pack(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let Some((target, sources)) = self.paths.split_last().filter(|(_, sources)| !sources.is_empty())
+        else {
+            return Err(Failure::usage("SRC and DST are wanted").hint("dchain convert -O ova DISK... VM.ova"));
+        };
+        let is_asked = [
+            (!self.options.pairs().is_empty() || self.options.wants_help(), "-o"),
+            (self.no_create, "--no-create"),
+            (self.layers.chain, "--chain"),
+            (self.layers.dry_run, "--dry-run"),
+            (self.packaged.is_named(), "--disk"),
+        ];
+        if let Some((_, option)) = is_asked.into_iter().find(|(is_asked, _)| *is_asked) {
+            let what = format!("{option} does not go with -O ova: its disks are compressed VMDKs");
+            return Err(Failure::usage(what));
+        }
+        let host = options::host();
+        let opening = self.reading.opening(&host)?;
+        package::pack(&host, (sources, target), &opening, &self.watching, answer)?;
+        Ok(Exit::Done)
+    }
+
     /// Takes a disk out of an OVA.
     fn take(
         &self,
@@ -149,7 +193,7 @@ impl Arguments {
             return done.map_or(Ok(()), |done| answer.print(&done, |out| writeln!(out, "{}", line(&done))));
         }
         let (options, is_verified) = (self.options.pairs(), !self.skip_manifest);
-        let new = (self.target_format, options.as_slice(), self.compress);
+        let new = (self.target_format.format(), options.as_slice(), self.compress);
         let from = (package, &disk, is_verified);
         let taken = self.watching.run(|progress| Ok(convert_disk(host, from, target, new, progress)))?;
         let taken = taken.map_err(|e| inside(&e))?;
@@ -161,7 +205,7 @@ impl Arguments {
         if !self.compress {
             return Ok(());
         }
-        if self.target_format == Format::Raw {
+        if self.target_format.format() == Format::Raw {
             return Err(Failure::usage("a raw image cannot be compressed").hint("-O qcow2"));
         }
         let of_own = |(key, value): &(String, String)| match key.as_str() {
@@ -185,7 +229,7 @@ impl Arguments {
         answer: &Answer,
     ) -> Result<Exit, Failure> {
         let opening = self.reading.opening(host)?;
-        let (format, options, is_packed) = (self.target_format, self.options.pairs(), self.compress);
+        let (format, options, is_packed) = (self.target_format.format(), self.options.pairs(), self.compress);
         let conversion = Conversion { format, options, is_packed, names: BTreeMap::new() };
         let (ledger, explain) = (options::ledger(host), |error: Error| Failure::into_folder(&error, paths.1));
         let planned = Planned { dry_run: self.layers.dry_run, yes: true };
@@ -212,7 +256,7 @@ impl Arguments {
 
     fn make(&self, host: &Arc<dyn Host>, chain: &Chain, target: &Path) -> Result<Converted, Failure> {
         let options = self.options.pairs();
-        let new = (self.target_format, options.as_slice(), self.compress);
+        let new = (self.target_format.format(), options.as_slice(), self.compress);
         self.watching.run(|progress| convert(host, &chain.view(0), target, new, progress))
     }
 
@@ -224,7 +268,7 @@ impl Arguments {
         answer: &Answer,
     ) -> Result<Option<Converted>, Failure> {
         let opening = self.reading.source.references.opening(host.as_ref(), Access::Write)?;
-        let overwrite = Overwrite::prepare(host, chain, (target, self.target_format), &opening)?;
+        let overwrite = Overwrite::prepare(host, chain, (target, self.target_format.format()), &opening)?;
         let plan = overwrite.plan();
         let is_lost = plan.given_up_bytes > 0 || plan.is_frozen;
         let grade = if is_lost { Grade::Destructive } else { Grade::Harmless };

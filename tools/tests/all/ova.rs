@@ -327,3 +327,36 @@ fn other_commands_do_not_take_an_ova_for_a_disk() {
     let raw = done(at, &["info", "-f", "raw", "--output", "json", "vm.ova"]).json();
     assert_eq!(raw["format"], "raw");
 }
+
+#[test]
+fn disks_that_are_packed_come_out_again_with_tar_and_qemu_and_here() {
+    let folder = disks(&["a.raw", "b.raw"]);
+    let at = folder.path();
+    convert(at, "qcow2", "", "a.raw", "a.qcow2");
+    let run = done(at, &["convert", "-O", "ova", "a.qcow2", "b.raw", "two disks.ova"]);
+    assert!(run.out.contains("two_disks-disk2.vmdk") && run.out.contains("1 CPU"), "{}", run.out);
+    // The manifest lies second, and holds.
+    shell(
+        at,
+        "mkdir out && tar -C out -xf 'two disks.ova' && test \"$(tar -tf 'two disks.ova' | head -2 | tail -1)\" = two_disks.mf && \
+         cd out && sed 's/^SHA256(\\(.*\\))= \\(.*\\)/\\2  \\1/' two_disks.mf | sha256sum -c --quiet --strict && \
+         python3 -c 'import xml.dom.minidom as m; m.parse(\"two_disks.ovf\")'",
+    );
+    for (nth, raw) in [(1, "a.raw"), (2, "b.raw")] {
+        let name = format!("two_disks-disk{nth}.vmdk");
+        let taken = format!("out/{name}");
+        qemu(at, "qemu-img", &["compare", "-f", "raw", "-F", "vmdk", raw, &taken]);
+        assert!(qemu(at, "qemu-img", &["info", "-f", "vmdk", &taken]).contains("streamOptimized"));
+        let run = done(at, &["convert", "-O", "raw", "--disk", &name, "two disks.ova", "back.raw"]);
+        assert!(run.out.contains("verified (SHA256)"), "{}", run.out);
+        shell(at, &format!("cmp {raw} back.raw && rm back.raw"));
+    }
+    let run = dchain(at, &["convert", "-O", "ova", "a.qcow2", "two disks.ova"]);
+    assert_eq!(run.code, Some(1), "there is one already: {}", run.err);
+    let run = dchain(at, &["convert", "-O", "ova", "two disks.ova", "more.ova"]);
+    assert!(run.code == Some(64) && run.err.contains("is an OVA already"), "{}", run.err);
+    let run = dchain(at, &["convert", "-O", "qcow2", "a.qcow2", "b.raw", "x.qcow2"]);
+    assert_eq!(run.code, Some(64), "images are not joined: {}", run.err);
+    let left = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.contains("draft") || name.contains("more")).count(), 0);
+}
