@@ -47,6 +47,10 @@ pub struct Recently {
     pub rate: u64,
 }
 
+/// How often in a second a job with a limit moves something, and how much of it at least.
+const STEPS_A_SECOND: u64 = 8;
+const STEP_BYTES_MIN: u64 = 64 << 10;
+
 /// How long a job that waits sleeps at a time: so soon it notices that it is asked for something.
 const NAP: Duration = Duration::from_millis(50);
 
@@ -205,6 +209,14 @@ impl Progress {
         to_do > left.saturating_mul(u128::from(moved_bytes))
     }
 
+    /// Returns how many bytes to move at once: `most_bytes`, or less where a limit would make rare bursts of that.
+    pub fn step_bytes(&self, most_bytes: u64) -> u64 {
+        match self.rate() {
+            0 => most_bytes,
+            rate => (rate / STEPS_A_SECOND).max(1).next_multiple_of(STEP_BYTES_MIN).min(most_bytes),
+        }
+    }
+
     /// Returns the limit in bytes a second; 0 is none.
     pub fn rate(&self) -> u64 {
         self.rate.load(Ordering::Relaxed)
@@ -285,6 +297,17 @@ mod tests {
         progress.begin("copy", 20_000);
         progress.moved(20_000);
         assert!(progress.state().elapsed >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_slow_job_moves_little_at_a_time() {
+        let progress = Progress::default();
+        assert_eq!(progress.step_bytes(16 << 20), 16 << 20);
+        for (rate, step) in [(1, 64 << 10), (4 << 20, 512 << 10), (1 << 40, 16 << 20), (u64::MAX, 16 << 20)] {
+            progress.set_rate(rate);
+            assert_eq!(progress.step_bytes(16 << 20), step, "{rate}");
+        }
+        assert_eq!(progress.step_bytes(4096), 4096);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{
     chain::{Chain, Layer, Opening, lease},
     io::{Access, EntryKind, Host},
     job::Progress,
-    store::{Ledger, Transfer},
+    store::{Draft, Ledger, Transfer},
 };
 use std::{
     path::{Path, PathBuf},
@@ -107,7 +107,8 @@ impl Copy {
         let places: Vec<PathBuf> =
             self.plan.layers.iter().filter_map(Placed::target).map(Path::to_path_buf).collect();
         for (depth, to) in places.iter().enumerate().skip(1).rev() {
-            let chain = self.copy_layer((depth, to), below.as_ref(), &mut report, progress)?;
+            let copied = self.copy_layer((depth, to), below.as_ref(), &mut report, progress);
+            let chain = copied.map_err(|error| Draft::name_target(error, to))?;
             below = Some(Below::leased(&self.host, chain, &purpose)?);
             turns.end(to);
         }

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-/// How much is copied between two moments at which a stop is noticed.
+/// How much is copied between two moments at which a stop is noticed, at most.
 const PIECE_BYTES: u64 = if cfg!(test) { 4096 } else { 16 << 20 };
 
 /// How much is copied again at most when a copy that was cut off goes on; small disks see it in tests, too.
@@ -184,12 +184,19 @@ impl Copied {
             if run.is_empty() {
                 break;
             }
-            for piece in run.pieces(PIECE_BYTES).filter(|_| found.is_data) {
+            let mut rest = if found.is_data { run } else { HostRange::between(run.end(), run.end()) };
+            while let Some(piece) = rest.pieces(progress.step_bytes(PIECE_BYTES)).next() {
+                rest = HostRange::between(piece.end(), rest.end());
                 if progress.is_cancelled() {
                     self.mark(piece.start, to, transfer)?;
                 }
                 progress.checkpoint()?;
-                let moved = io::copy(source, piece.start, target.as_ref(), piece.start, piece.bytes)?;
+                let moved = io::copy(source, piece.start, target.as_ref(), piece.start, piece.bytes);
+                if moved.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace) {
+                    // What went before is gone on from once there is space: the failure is what the caller hears of.
+                    let _ = self.mark(piece.start, to, transfer);
+                }
+                let moved = moved?;
                 self.moved.copied_bytes += moved.copied_bytes;
                 self.moved.shared_bytes += moved.shared_bytes;
                 progress.moved(piece.bytes);
