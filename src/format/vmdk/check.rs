@@ -4,7 +4,7 @@
 //! for one place, or one that leads nowhere, stay as they are: what is right there nobody knows.
 
 use super::{
-    layout::Coding,
+    layout::{Coding, Layout},
     open, packing,
     tables::{Body, Grain, Grains},
 };
@@ -17,7 +17,7 @@ use crate::{
     format::{Checked, Parts, Repair},
     io::{File, Kept},
 };
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 /// Looks at the disk, mends what `repair` allows, and looks again.
 pub(super) fn check(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<Checked> {
@@ -67,15 +67,18 @@ impl Look<'_> {
         let layout = self.grains.layout;
         let per_table = layout.per_table;
         self.checked.total_units += layout.bytes.div_ceil(layout.grain);
-        self.used.extend(metadata(self.grains).into_iter().map(|range| (range.start.bytes(), range.bytes)));
-        let mut last = None;
+        self.used.extend(fixed_parts(&layout).map(|range| (range.start.bytes(), range.bytes)));
+        let (mut last, mut seen) = (None, BTreeSet::new());
         for (nth, sector) in (0..).zip(&self.grains.tables) {
-            let twin = self.grains.twins.get(index(nth)).copied().filter(|twin| *twin != 0);
-            let Some(table) = self.table(*sector)? else { continue };
-            if let Some(twin) = twin
-                && self.table(twin)?.as_ref() != Some(&table)
-            {
+            let twin = self.grains.twins.get(index(nth)).copied().unwrap_or_default();
+            let table = self.table(nth, *sector, &mut seen)?;
+            let twin_table = self.table(nth, twin, &mut seen)?;
+            let Some(table) = table else { continue };
+            if twin_table.is_some_and(|twin_table| twin_table != table) {
                 self.mend_twin(nth, twin, &table)?;
+            }
+            if table.iter().all(|byte| *byte == 0) {
+                continue;
             }
             let left = layout.bytes.div_ceil(layout.grain) - nth * per_table;
             let entries = table.chunks_exact(index(layout.entry_bytes())).take(index(left.min(per_table)));
@@ -87,17 +90,24 @@ impl Look<'_> {
         self.leaks()
     }
 
-    /// Reads a table; `None` if there is none.
-    fn table(&mut self, sector: u32) -> Result<Option<Vec<u8>>> {
-        let at = u64::from(sector) * SECTOR_BYTES;
+    /// Reads a table, each but once; `None` if there is none.
+    fn table(&mut self, nth: u64, sector: u32, seen: &mut BTreeSet<u32>) -> Result<Option<Vec<u8>>> {
+        let (at, bytes) = (u64::from(sector) * SECTOR_BYTES, self.grains.layout.table_bytes());
         if sector == 0 {
             return Ok(None);
         }
-        let bytes = self.grains.layout.table_bytes();
         if at + bytes > self.bytes {
-            self.wrong(&format!("the grain table at 0x{at:x} passes the file's end (0x{:x})", self.bytes));
+            let end = self.bytes;
+            self.wrong(&format!(
+                "grain directory entry {nth} points past the file's end (0x{at:x} of 0x{end:x})"
+            ));
             return Ok(None);
         }
+        if !seen.insert(sector) {
+            self.wrong(&format!("grain directory entry {nth} points to 0x{at:x}, as another one does"));
+            return Ok(None);
+        }
+        self.used.push((at, bytes));
         let mut table = vec![0; index(bytes)];
         self.file.read_at(HostOffset::new(at), &mut table)?;
         Ok(Some(table))
@@ -197,15 +207,12 @@ impl Look<'_> {
     }
 }
 
-/// Returns where header, descriptor, directories and tables are.
-fn metadata(grains: &Grains) -> Vec<HostRange> {
-    let layout = grains.layout;
+/// Returns where header, descriptor and directories are.
+fn fixed_parts(layout: &Layout) -> impl Iterator<Item = HostRange> + use<> {
+    let bytes = layout.directory_bytes();
     let directories = [Some(layout.directory), layout.twin].into_iter().flatten();
-    let directories = directories.map(|at| at.range(layout.directory_bytes()));
-    let tables = grains.tables.iter().chain(&grains.twins).filter(|sector| **sector != 0);
-    let tables = tables.map(|at| HostOffset::new(u64::from(*at) * SECTOR_BYTES).range(layout.table_bytes()));
     let header = HostOffset::new(0).range(SECTOR_BYTES);
-    [header].into_iter().chain(layout.descriptor).chain(directories).chain(tables).collect()
+    [header].into_iter().chain(layout.descriptor).chain(directories.map(move |at| at.range(bytes)))
 }
 
 /// Returns how many bytes of a gap are not holes.
@@ -225,19 +232,33 @@ fn taken(file: &dyn File, gap: HostRange) -> Result<u64> {
 /// Refuses to write to a file whose directories and tables share bytes, or lie outside of it: a write to one would change
 /// another.
 pub(super) fn check_metadata(grains: &Grains, bytes: u64) -> Result<()> {
-    let mut ranges = metadata(grains);
-    ranges.sort_unstable_by_key(|range| range.start);
-    if let Some(range) = ranges.iter().find(|range| range.end().bytes() > bytes) {
+    let layout = grains.layout;
+    let table = |sector: u32| HostOffset::new(u64::from(sector) * SECTOR_BYTES).range(layout.table_bytes());
+    let mut tables: Vec<u32> =
+        grains.tables.iter().chain(&grains.twins).copied().filter(|sector| *sector != 0).collect();
+    tables.sort_unstable();
+    let shares = |one: HostRange, next: HostRange| {
+        let (at, next) = (one.start, next.start);
+        Err(Error::corrupt(format!("its metadata at 0x{at:x} and at 0x{next:x} share bytes")))
+    };
+    if let Some([one, next]) =
+        tables.array_windows::<2>().find(|[one, next]| table(*one).end() > table(*next).start)
+    {
+        return shares(table(*one), table(*next));
+    }
+    let fixed: Vec<HostRange> = fixed_parts(&layout).collect();
+    let last = tables.last().map(|sector| table(*sector));
+    if let Some(range) = fixed.iter().chain(&last).find(|range| range.end().bytes() > bytes) {
         let (at, end) = (range.start, range.end());
-        return Err(Error::corrupt(format!(
-            "its metadata at 0x{at:x} to 0x{end:x} passes its end (0x{bytes:x})"
-        )));
+        let what = format!("its metadata at 0x{at:x} to 0x{end:x} passes its end (0x{bytes:x})");
+        return Err(Error::corrupt(what));
     }
-    match ranges.windows(2).find(|pair| matches!(pair, [one, next] if one.end() > next.start)) {
-        Some([one, next]) => {
-            let (at, next) = (one.start, next.start);
-            Err(Error::corrupt(format!("its metadata at 0x{at:x} reaches into that at 0x{next:x}")))
+    for (nth, one) in fixed.iter().enumerate() {
+        let first = tables.partition_point(|sector| table(*sector).end() <= one.start);
+        let reached = tables.get(first).map(|sector| table(*sector));
+        if let Some(other) = fixed.iter().skip(nth + 1).chain(&reached).find(|other| other.overlaps(*one)) {
+            return shares(*one, *other);
         }
-        _ => Ok(()),
     }
+    Ok(())
 }

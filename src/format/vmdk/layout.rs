@@ -32,8 +32,8 @@ pub(super) fn is_magic(start: &[u8]) -> bool {
 pub(super) const AT_END: u64 = u64::MAX;
 /// The largest grain that is believed.
 pub(super) const GRAIN_BYTES_MAX: u64 = 8 << 20;
-/// The longest directory that is taken in: of 64 TiB and more in any usual shape.
-const DIRECTORY_BYTES_MAX: u64 = 32 << 20;
+/// The most entries that the directories of a disk may have together: those of 64 TiB in any usual shape.
+pub(super) const ENTRIES_MAX: u64 = 4 << 20;
 /// The footer is the last sector but one; the last one marks the end of the stream.
 const FOOTER_BYTES: u64 = 2 * SECTOR_BYTES;
 
@@ -241,10 +241,15 @@ impl Layout {
         self.entries * self.entry_bytes()
     }
 
+    /// Entries of both directories.
+    pub(super) const fn all_entries(&self) -> u64 {
+        self.entries * if self.twin.is_some() { 2 } else { 1 }
+    }
+
     /// Counts the directory's entries, and refuses what does not fit the file.
     fn checked(mut self, file: &dyn File) -> Result<Self> {
         self.entries = self.bytes.div_ceil(self.table_span());
-        if self.directory_bytes() > DIRECTORY_BYTES_MAX {
+        if self.all_entries() > ENTRIES_MAX {
             let (entries, grain) = (self.entries, self.grain);
             return Err(wrong(format!(
                 "{} bytes in grains of {grain} need a directory of {entries} entries",

@@ -5,7 +5,7 @@ use super::{
     descriptor::{self, Descriptor, NO_PARENT, Use},
     desk::{self, Desk, PARENT_FORMAT},
     image::{State, VmdkImage},
-    layout::{Coding, Layout, read_directory},
+    layout::{Coding, ENTRIES_MAX, Layout, read_directory},
     space::{Space, start},
     tables::{Body, Extent, Grains, PAGE_BYTES, Tables},
 };
@@ -143,7 +143,7 @@ type Described = (Vec<Arc<dyn File>>, Vec<Extent>);
 fn described(file: &Arc<dyn File>, descriptor: &Descriptor, parts: &dyn Parts) -> Result<Described> {
     let budget = parts.budget();
     let mut files = Files { parts, own: file, opened: Vec::new(), names: BTreeMap::new() };
-    let (mut extents, mut at) = (Vec::new(), GuestOffset::new(0));
+    let (mut extents, mut at, mut entries) = (Vec::new(), GuestOffset::new(0), 0);
     for line in descriptor.extents()? {
         let guest = at.range(line.bytes);
         at = guest.end();
@@ -154,6 +154,13 @@ fn described(file: &Arc<dyn File>, descriptor: &Descriptor, parts: &dyn Parts) -
         let nth = files.number(&line.name, line.kind == descriptor::Kind::Sparse)?;
         let part = files.opened.get(nth).ok_or_else(|| Error::invalid("an extent without a file"))?;
         let body = body(part, &line, nth, &budget).in_file(part.path())?;
+        if let Body::Grains(grains) = &body {
+            entries += grains.layout.all_entries();
+        }
+        if entries > ENTRIES_MAX {
+            let what = format!("its extents' directories have more than {ENTRIES_MAX} entries together");
+            return Err(Error::corrupt(what));
+        }
         extents.push(Extent { guest, is_writable: line.access == Use::ReadWrite, body });
     }
     check_apart(&files.opened, &extents)?;

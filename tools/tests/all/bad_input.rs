@@ -199,6 +199,51 @@ fn bad_input_b_tables_of_gigabytes_cost_little() {
     assert_ne!(bounded(&folder, &["check", "small"]), 0);
 }
 
+/// Changes words of 4 bytes, which VMDK has the other way round.
+fn put_little(folder: &Scratch, image: &str, edits: &[(u64, u64, u64)]) {
+    let file = OpenOptions::new().write(true).open(folder.file(image)).unwrap();
+    for (at, width, value) in edits {
+        let width = usize::try_from(*width).unwrap();
+        file.write_all_at(&value.to_le_bytes()[..width], *at).unwrap();
+    }
+}
+
+#[test]
+fn bad_input_b_vmdks_that_claim_much_cost_little() {
+    let folder = Scratch::new();
+    folder.qemu_img("create -q -f vmdk sound.vmdk 64M");
+    let refuse = |what: &str, edits: &[(u64, u64, u64)]| {
+        fs::copy(folder.file("sound.vmdk"), folder.file("image.vmdk")).unwrap();
+        put_little(&folder, "image.vmdk", edits);
+        for tool in ["info", "map", "check"] {
+            assert_ne!(bounded(&folder, &[tool, "image.vmdk"]), 0, "{tool}: {what}");
+        }
+    };
+    refuse("8 EiB", &[(12, 8, 1 << 54)]);
+    refuse("1 PiB", &[(12, 8, 1 << 41)]);
+    refuse("a directory of GiBs", &[(12, 8, 1 << 40), (20, 8, 1)]);
+    refuse("a descriptor of GiBs", &[(36, 8, 1 << 30)]);
+    // The largest directories there may be, both; each entry leads to the one table.
+    let entries = 2 << 20;
+    fs::copy(folder.file("sound.vmdk"), folder.file("vast.vmdk")).unwrap();
+    let file = OpenOptions::new().write(true).open(folder.file("vast.vmdk")).unwrap();
+    for at in [8 << 20, 32 << 20] {
+        repeat(&file, at, &22_u32.to_le_bytes(), entries);
+    }
+    let places = [(48, 8, (8 << 20) / 512), (56, 8, (32 << 20) / 512), (12, 8, entries * (32 << 20) / 512)];
+    put_little(&folder, "vast.vmdk", &places);
+    bounded(&folder, &["info", "vast.vmdk"]);
+    assert_ne!(bounded(&folder, &["check", "vast.vmdk"]), 0);
+    // Extents of which each is within bounds.
+    let line = |n: u32| format!("RW 274877906944 SPARSE \"e{n}.vmdk\"\n");
+    let text: String = (0..4).map(line).collect();
+    fs::write(folder.file("all.vmdk"), format!("# Disk DescriptorFile\nversion=1\nCID=1\n{text}")).unwrap();
+    for n in 0..4 {
+        fs::hard_link(folder.file("vast.vmdk"), folder.file(&format!("e{n}.vmdk"))).unwrap();
+    }
+    assert_ne!(bounded(&folder, &["info", "all.vmdk"]), 0);
+}
+
 #[test]
 fn bad_input_b_a_cluster_that_unpacks_to_more_is_refused_by_its_guest_byte() {
     for compression in ["zlib", "zstd"] {
