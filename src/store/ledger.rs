@@ -370,7 +370,7 @@ impl Ledger {
         parting::sweep(self.host.as_ref(), folder)
     }
 
-    /// Removes what is noted of an image that gets other bytes.
+    /// Removes what is noted of an image that gets other bytes, or that a journal says is going.
     pub fn forget(&self, image: &(impl Carrier + ?Sized)) -> Result<()> {
         let found = self.find(image)?;
         note::remove(self.host.as_ref(), &found.folders, &found.header)

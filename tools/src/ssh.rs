@@ -156,15 +156,17 @@ impl Ended {
                 .hint(format!("the shell there says something of its own: `{probe}` must print nothing"));
         }
         let failure = self.explain(failure);
-        if failure.what != LOST {
-            return failure;
-        }
+        let what = match failure.what.as_str() {
+            LOST => "no connection to the other machine",
+            what if what.contains("ends too early") => {
+                "the other machine ended before it had said what it has"
+            }
+            _ => return failure,
+        };
         let hint = format!(
             "ssh says why; `{probe}` shows whether it gets there, and asks about an unknown host key"
         );
-        Failure { what: "no connection to the other machine".to_owned(), ..failure }
-            .exit(Exit::Failed)
-            .hint(hint)
+        Failure { what: what.to_owned(), ..failure }.exit(Exit::Failed).hint(hint)
     }
 
     /// Adds to a failure what the end of the carrying program says about it.
