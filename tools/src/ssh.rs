@@ -158,7 +158,7 @@ impl Ended {
         let failure = self.explain(failure);
         let what = match failure.what.as_str() {
             LOST => "no connection to the other machine",
-            what if what.contains("ends too early") => {
+            what if what.contains("ends too early") || what.contains("the wire") => {
                 "the other machine ended before it had said what it has"
             }
             _ => return failure,
