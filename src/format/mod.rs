@@ -512,6 +512,12 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// `Corrupt`, and nothing done, if what is free cannot be told for sure.
     fn release(&self) -> Result<u64>;
 
+    /// Fails where [`Image::resize`] would because no such image has that size, or this one keeps its own; as far as that is
+    /// known without trying.
+    fn check_size(&self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// Changes the size. Growth reads as zeros whatever lies below; what is cut off is gone. Durable.
     fn resize(&self, bytes: u64, below: &dyn Below) -> Result<()>;
 

@@ -58,6 +58,9 @@ impl Resize {
         let from = head.size();
         let to = size(from).and_then(|bytes| bytes.checked_next_multiple_of(SECTOR_BYTES));
         let to = to.ok_or_else(|| Error::invalid("no disk can have that size").path(&head.path))?;
+        if to != from {
+            head.image.check_size(to)?;
+        }
         let names = sound_bitmaps(head.image.as_ref())?.into_iter().map(|bitmap| bitmap.name);
         // A disk without bytes has none.
         let (bitmaps_kept, bitmaps_lost) = names.partition(|_| to > 0);

@@ -235,6 +235,10 @@ impl Image for VhdxImage {
         self.release_unused().in_file(self.file.path())
     }
 
+    fn check_size(&self, bytes: u64) -> Result<()> {
+        self.refuse_size(bytes).in_file(self.file.path())
+    }
+
     fn resize(&self, bytes: u64, below: &dyn Below) -> Result<()> {
         self.resize_to(bytes, below).in_file(self.file.path())
     }

@@ -25,15 +25,19 @@ impl VhdxImage {
     pub(super) fn resize_to(&self, size: u64, below: &dyn Below) -> Result<()> {
         let _alone = self.reshaping.lock();
         self.begin_writing()?;
-        let (geometry, old) = {
-            let state = self.state.read();
-            (state.geometry, state.metadata.size)
-        };
-        if size > SIZE_MAX || !size.is_multiple_of(geometry.sector_bytes) {
-            let what = format!("a disk of {size} bytes: VHDX has whole sectors of {}", geometry.sector_bytes);
-            return Err(Error::invalid(format!("{what}, 64 TiB at most")));
-        }
+        self.refuse_size(size)?;
+        let old = self.state.read().metadata.size;
         if size > old { self.grow(old, size, below) } else { self.shrink(old, size) }
+    }
+
+    /// Refuses a size that no such image has.
+    pub(super) fn refuse_size(&self, size: u64) -> Result<()> {
+        let sector = self.state.read().geometry.sector_bytes;
+        if size > SIZE_MAX || !size.is_multiple_of(sector) {
+            let what = format!("a disk of {size} bytes: VHDX has whole sectors of {sector}, 64 TiB at most");
+            return Err(Error::invalid(what));
+        }
+        Ok(())
     }
 
     fn grow(&self, old: u64, size: u64, below: &dyn Below) -> Result<()> {

@@ -253,12 +253,16 @@ impl Image for VmdkImage {
         Ok(0)
     }
 
-    fn resize(&self, bytes: u64, _below: &dyn Below) -> Result<()> {
-        self.named(self.check_writable())?;
+    fn check_size(&self, bytes: u64) -> Result<()> {
         if bytes == self.size {
             return Ok(());
         }
         self.named(Err(Error::unsupported("VMDK images keep their size")))
+    }
+
+    fn resize(&self, bytes: u64, _below: &dyn Below) -> Result<()> {
+        self.named(self.check_writable())?;
+        self.check_size(bytes)
     }
 
     fn set_parent(&self, parent: Option<&ParentName>) -> Result<()> {

@@ -319,8 +319,12 @@ impl Image for StreamImage {
         Ok(0)
     }
 
-    fn resize(&self, _bytes: u64, _below: &dyn Below) -> Result<()> {
+    fn check_size(&self, _bytes: u64) -> Result<()> {
         self.refuse("keeps its size")
+    }
+
+    fn resize(&self, bytes: u64, _below: &dyn Below) -> Result<()> {
+        self.check_size(bytes)
     }
 
     fn set_parent(&self, parent: Option<&ParentName>) -> Result<()> {

@@ -80,7 +80,6 @@ impl FixedImage {
 
     /// Changes the size; after each step the last sector is a sound footer.
     fn resize_to(&self, bytes: u64) -> Result<()> {
-        super::options::check_size(bytes)?;
         let mut state = self.state.write();
         let (file, old) = (&*self.file, *state);
         let mut footer = old.footer;
@@ -211,11 +210,16 @@ impl Image for FixedImage {
         Ok(0)
     }
 
-    fn resize(&self, bytes: u64, _below: &dyn Below) -> Result<()> {
-        self.check_write(GuestRange::default())?;
+    fn check_size(&self, bytes: u64) -> Result<()> {
         if self.file.is_device() {
             return Err(self.unsupported("on a block device cannot be resized"));
         }
+        super::options::check_size(bytes).in_file(self.file.path())
+    }
+
+    fn resize(&self, bytes: u64, _below: &dyn Below) -> Result<()> {
+        self.check_write(GuestRange::default())?;
+        self.check_size(bytes)?;
         self.resize_to(bytes).in_file(self.file.path())
     }
 

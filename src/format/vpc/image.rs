@@ -267,6 +267,10 @@ impl Image for SparseImage {
         self.check_writable().and_then(|()| self.release_unused()).in_file(self.file.path())
     }
 
+    fn check_size(&self, bytes: u64) -> Result<()> {
+        self.entries_for(bytes).map(drop).in_file(self.file.path())
+    }
+
     fn resize(&self, bytes: u64, below: &dyn Below) -> Result<()> {
         self.check_writable().and_then(|()| self.resize_to(bytes, below)).in_file(self.file.path())
     }

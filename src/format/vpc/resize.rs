@@ -24,8 +24,7 @@ impl SparseImage {
     /// Changes the disk's size.
     pub(super) fn resize_to(&self, size: u64, below: &dyn Below) -> Result<()> {
         let _alone = self.resizing.lock();
-        options::check_size(size)?;
-        let entries = self.shape.check_entries(size)?;
+        let entries = self.entries_for(size)?;
         let old = self.state.read().size;
         let block_end = |size: u64| GuestOffset::new(size).ceil(self.shape.block());
         if size > old {
@@ -47,6 +46,12 @@ impl SparseImage {
         self.zero_stale(GuestRange::between(GuestOffset::new(size), block_end(size)))?;
         self.flush_all()?;
         self.set_entries(entries)
+    }
+
+    /// Returns how many blocks a disk of that size has here; `Invalid` for a size that no VHD has.
+    pub(super) fn entries_for(&self, size: u64) -> Result<u32> {
+        options::check_size(size)?;
+        self.shape.check_entries(size)
     }
 
     /// Makes what this layer holds of `range` read as zeros; where it is silent it stays silent.

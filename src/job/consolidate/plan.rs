@@ -440,6 +440,10 @@ impl Scene<'_> {
             let what = format!("the device has {} bytes; the disk has {}", data.bytes()?, plan.size);
             return Err(Error::invalid(what).path(&target.path));
         }
+        // It grows at the start, and is cut at the end: too late to find out.
+        if !data.is_device() && target.size() != plan.size {
+            target.image.check_size(plan.size)?;
+        }
         let top = self.files.first().zip(files.first());
         if let (FoldMode::TopName, Some((top, file))) = (plan.mode, top)
             && top.file_system != file.witness()?.file_system
