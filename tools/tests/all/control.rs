@@ -55,13 +55,13 @@ pub(super) fn answer(folder: &Scratch, arguments: &str) -> Value {
 /// So slow that a fold moves its first block at once, and is told to go faster, to wait or to end long before it is over.
 const SLOW: &str = "128K";
 
-fn start_fold(folder: &Scratch) -> u64 {
+pub(super) fn start_fold(folder: &Scratch) -> u64 {
     let job = answer(folder, &format!("consolidate --disk vm --yes --detach --rate {SLOW}"));
     job["id"].as_u64().unwrap()
 }
 
 /// Waits until a job is somewhere in its middle.
-fn wait_for_bytes(folder: &Scratch, id: u64) {
+pub(super) fn wait_for_bytes(folder: &Scratch, id: u64) {
     let began = Instant::now();
     loop {
         let job = answer(folder, &format!("job show {id}"));

@@ -1,14 +1,26 @@
 //! Images that other products made, where they are at hand: `DCHAIN_REAL_IMAGES` names a folder with `INDEX.tsv` and the
 //! images, unpacked or in `images.tar.zst`. Each shows the bytes that the index says, parents included, and stays as it is.
 
-use super::{dchain::done, foreign::Scratch};
+use super::{daemon::Daemon, dchain::done, foreign::Scratch};
+use deltachain::{
+    chain::{Chain, Opening, View},
+    disk::Disk,
+    format::Format,
+    io::{Host, real::RealHost},
+    job::{Progress, convert::convert, seal::full_tree},
+};
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Summing up a larger view takes longer than a test may.
 const VIEW_BYTES_MAX: u64 = 2 << 30;
+
+/// Making and summing up a larger image in each format takes longer than a test may.
+const SMALL_BYTES_MAX: u64 = 16 << 20;
 
 /// A view that the index has wrong, as libvhdi reads it: zeros in sector 186, whose bit is clear; the parent has there the
 /// 12 bytes that the file system says `WPSettings.dat` has.
@@ -111,4 +123,82 @@ fn vhdx_ones_show_what_the_index_says() {
 #[test]
 fn vmdks_show_what_the_index_says() {
     show_what_the_index_says("vmdk");
+}
+
+/// The images of a format whose views are not too large, each with the sum of its view.
+fn of(format: Format, scratch: &Scratch) -> Vec<(PathBuf, String)> {
+    let Some((folder, rows)) = rows(format.name(), scratch) else { return Vec::new() };
+    let small = rows.into_iter().filter(|row| row.size.unwrap_or(0) <= VIEW_BYTES_MAX);
+    let known = small.filter_map(|row| {
+        let sum = if row.name == BY_BITMAP.0 { BY_BITMAP.1.to_owned() } else { row.sum? };
+        Some((folder.join(row.name), sum))
+    });
+    known.collect()
+}
+
+/// Serves all images of a format, and reads them as a client.
+fn show_the_same_over_nbd(format: Format) {
+    let scratch = Scratch::new();
+    let images = of(format, &scratch);
+    if images.is_empty() {
+        return;
+    }
+    let disks: Vec<String> =
+        (0..).zip(&images).map(|(nth, (path, _))| format!("d{nth}={},read-only", path.display())).collect();
+    let daemon = Daemon::start(&scratch, &disks.iter().map(String::as_str).collect::<Vec<_>>());
+    for (nth, (path, known)) in images.iter().enumerate() {
+        scratch.qemu_img(&format!("convert -f raw -O raw {} flat", daemon.uri(&format!("d{nth}"))));
+        assert_eq!(sum(&scratch, &scratch.file("flat")), *known, "{}", path.display());
+        fs::remove_file(scratch.file("flat")).unwrap();
+    }
+    assert!(daemon.stop().0.success());
+}
+
+#[test]
+fn qcow2_and_raw_ones_show_the_same_over_nbd() {
+    show_the_same_over_nbd(Format::Qcow2);
+    show_the_same_over_nbd(Format::Raw);
+}
+
+#[test]
+fn vhds_show_the_same_over_nbd() {
+    show_the_same_over_nbd(Format::Vpc);
+}
+
+#[test]
+fn vhdx_ones_show_the_same_over_nbd() {
+    show_the_same_over_nbd(Format::Vhdx);
+}
+
+#[test]
+fn vmdks_show_the_same_over_nbd() {
+    show_the_same_over_nbd(Format::Vmdk);
+}
+
+#[test]
+fn one_disk_has_one_content_id_in_every_format() {
+    let scratch = Scratch::new();
+    let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    let id = |view: &View| full_tree(view, &Progress::default()).unwrap().tree.id();
+    let mut by_sum = BTreeMap::new();
+    let images: Vec<_> = Format::ALL.into_iter().flat_map(|format| of(format, &scratch)).collect();
+    for (nth, (path, sum)) in images.iter().enumerate() {
+        let chain = Chain::open(&host, path, &Opening::reading()).unwrap();
+        let own = id(&chain.view(0));
+        assert_eq!(own, *by_sum.entry(sum).or_insert(own), "{}", path.display());
+        let is_small = chain.size() <= SMALL_BYTES_MAX;
+        let some = if is_small { &Format::ALL[..] } else { &Format::ALL[nth % Format::ALL.len()..][..1] };
+        for format in some {
+            let new = scratch.file("new");
+            convert(&host, &chain.view(0), &new, (*format, &[], false), &Progress::default()).unwrap();
+            let other = Chain::open(&host, &new, &Opening::reading().with_format(Some(*format))).unwrap();
+            assert_eq!(id(&other.view(0)), own, "{} as {format}", path.display());
+            drop(other);
+            fs::remove_file(new).unwrap();
+        }
+    }
+    let mut ids: Vec<_> = by_sum.values().map(deltachain::content::ContentId::hex).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), by_sum.len());
 }
