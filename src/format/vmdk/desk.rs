@@ -145,8 +145,6 @@ impl Desk {
             let first = text.get(..sector).unwrap_or_default();
             first.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)
         };
-        // Lines that are added start on a line of their own.
-        let text = if is_short || text.ends_with(b"\n") { text } else { [text.as_slice(), b"\n"].concat() };
         let (head, rest) = text.split_at(end);
         let is_behind = |key: &str| Descriptor::of(rest.to_vec()).place(key).is_some();
         if let Some((key, _)) = changes.iter().find(|(key, _)| is_behind(key)) {
@@ -158,8 +156,11 @@ impl Desk {
         let (mut new, moved) = make_room(edited(head, changes), room)?;
         let mut rest = rest.to_vec();
         if !moved.is_empty() {
-            self.add(if is_short { sector } else { text.len() }, &moved)?;
-            rest.extend_from_slice(&moved);
+            // They start on a line of their own.
+            let is_open = !is_short && !text.ends_with(b"\n");
+            let lines = if is_open { [b"\n", moved.as_slice()].concat() } else { moved.clone() };
+            self.add(if is_short { sector } else { text.len() }, &lines)?;
+            rest.extend_from_slice(&lines);
         }
         let full = if is_short && moved.is_empty() { new.len().max(text.len()) } else { room };
         new.extend(filler(full - new.len()));

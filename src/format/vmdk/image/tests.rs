@@ -553,3 +553,32 @@ fn a_delta_of_esx_says_where_other_programs_may_go_on() {
         assert!(free() == delta.bytes().unwrap() && free() >= before + (16 << 10) + 1024);
     }
 }
+
+#[test]
+fn a_descriptor_that_ends_within_a_line_takes_a_parent_and_a_record() {
+    let (file, parts) = (Arc::new(MemoryFile::new("vm.vmdk")), Beside::default());
+    drop(create(file.clone(), &sized(1 << 20, &[("subformat", "vmfsSparse")]), &parts).unwrap());
+    // As another program may leave it: nothing behind the last value, and no room in the first sector.
+    let mut text = vec![0; index(file.bytes().unwrap()) - 1];
+    file.read_at(HostOffset::new(0), &mut text).unwrap();
+    let first = String::from_utf8(text[..512].to_vec()).unwrap();
+    let facts: Vec<String> = (0..40).map(|n| format!("ddb.fact{n:02} = \"{n}\"")).collect();
+    let facts = facts.join("\n");
+    let lines: Vec<&str> = first.lines().filter(|line| !line.starts_with("#  ")).collect();
+    let foreign = [lines.join("\n").as_bytes(), b"\n", facts.as_bytes(), b"\n", &text[512..]].concat();
+    file.set_bytes(0).unwrap();
+    file.write_at(HostOffset::new(0), &foreign).unwrap();
+    let image = open(file.clone(), true, &parts).unwrap();
+    let long = name(&("golden/".repeat(50) + "base.vmdk"), "raw");
+    image.set_parent(Some(&long)).unwrap();
+    assert!(image.set_record(Some(&noise(6, 200))).unwrap());
+    image.flush().unwrap();
+    let again = open(file.clone(), false, &parts).unwrap();
+    assert_eq!(told(again.parent()), Some(long));
+    assert_eq!(again.record().unwrap().unwrap().bytes, noise(6, 200));
+    let mut now = vec![0; index(file.bytes().unwrap())];
+    file.read_at(HostOffset::new(0), &mut now).unwrap();
+    let now = String::from_utf8(now).unwrap();
+    let lost: Vec<_> = facts.lines().filter(|fact| !now.lines().any(|line| line == *fact)).collect();
+    assert!(lost.is_empty() && now.contains("\nddb.adapterType = \"ide\"\n"), "{lost:?}\n{now}");
+}
