@@ -13,7 +13,7 @@ use super::{
     log::Page,
     metadata::{Change, Metadata},
     region::entries_in,
-    session::Session,
+    session::{STEP_PAGES_MAX, Session},
     space::{each_entry, pages_with},
     state::State,
 };
@@ -21,7 +21,6 @@ use crate::{
     base::{Error, ErrorKind, GuestOffset, Result},
     format::{ParentName, StoredRecord},
 };
-use std::sync::Arc;
 use uuid::Uuid;
 
 const GUID_BYTES: usize = 16;
@@ -83,7 +82,7 @@ impl VhdxImage {
         let mut all = state.metadata.pages(Source::plain(file), change)?;
         drop(state);
         all.extend(pages);
-        session.check_step(&all)?;
+        session.check_step(all.len())?;
         self.commit(session, &all)?;
         let metadata = Metadata::read(Source::plain(file), session.regions.metadata)?;
         self.state.write().metadata = metadata;
@@ -109,30 +108,47 @@ impl VhdxImage {
         state.check_sound()?;
         let change = Change::Parent(locator);
         let mut pages = state.metadata.pages(Source::plain(file), &change)?;
-        pages.extend(match (state.metadata.has_parent(), parent) {
-            (true, None) => state.without_parent()?,
-            (false, Some(_)) => state.with_parent()?,
+        let words = match (state.metadata.has_parent(), parent) {
+            (true, None) => state.words_without_parent()?,
+            (false, Some(_)) => state.words_with_parent()?,
             _ => Vec::new(),
-        });
-        session.check_step(&pages)?;
-        session.commit(file, &pages).inspect_err(|error| state.poison = Some(error.to_string()))?;
+        };
+        pages.extend(pages_with(file, state.bat, &words)?);
+        self.make_log_room((&mut session, &mut state), pages.len())?;
+        if parent.is_none() {
+            state.fill_partial(&words)?;
+        }
+        session.commit_step(file, &pages).inspect_err(|error| state.poison = Some(error.to_string()))?;
         state.metadata = Metadata::read(Source::plain(file), session.regions.metadata)?;
         state.pages.clear();
+        Ok(())
+    }
+
+    /// Sees to it that the log has room for one step that changes so many pages: else it moves to a longer place.
+    ///
+    /// `Unsupported`, and nothing written, for more than are changed in one step.
+    fn make_log_room(&self, (session, state): (&mut Session, &mut State), pages: usize) -> Result<()> {
+        if session.check_step(pages).is_ok() || pages > STEP_PAGES_MAX {
+            return session.check_step(pages);
+        }
+        session.begin(self.file.as_ref())?;
+        let place = state.allocate(Session::log_bytes_for(pages))?;
+        let old = session.move_log(self.file.as_ref(), place);
+        state.space.give(old.inspect_err(|error| state.poison = Some(error.to_string()))?);
         Ok(())
     }
 }
 
 impl State {
-    /// Returns the pages of the table in which no block needs a parent: partly present ones are whole, the rest of them
-    /// being zeros.
-    fn without_parent(&mut self) -> Result<Vec<Page>> {
-        let (geometry, file) = (self.geometry, Arc::clone(&self.file));
+    /// Returns what entries of the table say in which no block needs a parent: partly present ones are whole, once the rest
+    /// of them is zeros ([`State::fill_partial`]).
+    fn words_without_parent(&self) -> Result<Vec<(u64, u64)>> {
+        let geometry = self.geometry;
         let entries = geometry.entries(self.metadata.size, true);
         let mut words = Vec::new();
-        each_entry(file.as_ref(), self.bat, 0..entries, |entry, word| {
+        each_entry(self.file.as_ref(), self.bat, 0..entries, |entry, word| {
             match (geometry.entry_kind(entry), Block::decode(word)) {
-                (EntryKind::Payload(nth), Block::Partial(place)) => {
-                    self.fill_absent(nth)?;
+                (EntryKind::Payload(_), Block::Partial(place)) => {
                     words.push((entry, Block::Full(place).encode()));
                 }
                 (EntryKind::Bitmap, _) => words.push((entry, 0)),
@@ -140,12 +156,22 @@ impl State {
             }
             Ok(())
         })?;
-        pages_with(self.file.as_ref(), self.bat, &words)
+        Ok(words)
     }
 
-    /// Returns the pages of the table of a child: it has an entry for the bitmap of its last chunk, too, and what any had
+    /// Fills with zeros what the blocks of these entries lack, which say so still.
+    fn fill_partial(&mut self, words: &[(u64, u64)]) -> Result<()> {
+        for (entry, _) in words {
+            if let EntryKind::Payload(nth) = self.geometry.entry_kind(*entry) {
+                self.fill_absent(nth)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what entries of the table of a child say: it has one for the bitmap of its last chunk, too, and what any had
     /// before means nothing.
-    fn with_parent(&self) -> Result<Vec<Page>> {
+    fn words_with_parent(&self) -> Result<Vec<(u64, u64)>> {
         let geometry = self.geometry;
         let entries = geometry.entries(self.metadata.size, true);
         if geometry.is_fixed {
@@ -162,6 +188,6 @@ impl State {
             }
             Ok(())
         })?;
-        pages_with(self.file.as_ref(), self.bat, &words)
+        Ok(words)
     }
 }

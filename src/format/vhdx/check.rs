@@ -1,6 +1,10 @@
 //! Checking and repairing: a log that is not empty, headers and region tables of which one copy is damaged, entries that
 //! cannot be true.
 //!
+//! Of a log in which nothing counts, although the header names it, a repair keeps nothing: either the power went before its
+//! first entry was whole, and then nothing of what it says had been put in its place (qemu names a log before it writes
+//! there), or it was damaged, and what it said is lost. What the tables say without it has to be sound, or is mended.
+//!
 //! What a repair says of a block whose entry leads nowhere is that it is zeros: a parent's bytes there are older than
 //! what is lost. Two entries for one place are left to a person: which of them is right, nothing tells.
 
@@ -26,7 +30,7 @@ pub(super) fn check(file: Arc<dyn File>, repair: Repair) -> Result<Checked> {
 }
 
 fn check_file(file: Arc<dyn File>, repair: Repair) -> Result<Checked> {
-    let mut layout = Layout::read(file.as_ref())?;
+    let mut layout = Layout::read_as_is(file.as_ref())?;
     if repair == Repair::Nothing {
         let seen: Arc<dyn File> = match layout.replay.take() {
             Some(replay) => Arc::new(Replayed { file, replay }),
@@ -42,6 +46,10 @@ fn check_file(file: Arc<dyn File>, repair: Repair) -> Result<Checked> {
     let found = look(file.as_ref(), &layout)?;
     if repair == Repair::Leaks || found.checked.corruptions == 0 {
         return Ok(found.checked);
+    }
+    if layout.lost.is_some() {
+        // Before entries are written: none of the old ones may be taken for one that follows.
+        session.empty_log(file.as_ref())?;
     }
     session.mend_twins(file.as_ref())?;
     let pages = pages_with(file.as_ref(), layout.regions.bat, &found.wrong)?;
@@ -79,6 +87,9 @@ fn look(file: &dyn File, layout: &Layout) -> Result<Look> {
     }
     if layout.regions.valid.contains(&false) {
         look.find("region table: one of the two is damaged".to_owned());
+    }
+    if let Some(why) = &layout.lost {
+        look.find(format!("{why}: the latest changes of the tables are lost, if there were any"));
     }
     let mut space = fixed_parts(layout);
     let file_bytes = file.bytes()?;

@@ -6,7 +6,7 @@ use super::{
     header::Header,
     metadata::Metadata,
     region::{Regions, entries_in},
-    replay::Replay,
+    replay::{Log, Replay},
 };
 use crate::{
     base::{Error, HostOffset, Result, error::InFile},
@@ -21,11 +21,20 @@ pub(super) struct Layout {
     pub(super) metadata: Metadata,
     /// What the log still has to put in its place.
     pub(super) replay: Option<Replay>,
+    /// Why what the log had to put in its place is not known.
+    pub(super) lost: Option<String>,
 }
 
 impl Layout {
-    /// Reads the file; nothing is written. `Corrupt` and `Unsupported` name the field.
+    /// Reads the file; nothing is written. `Corrupt` and `Unsupported` name the field; `Corrupt`, too, where what the log
+    /// had to say is lost.
     pub(super) fn read(file: &dyn File) -> Result<Self> {
+        let mut layout = Self::read_as_is(file)?;
+        layout.lost.take().map_or(Ok(layout), |why| Err(Error::corrupt(why).path(file.path())))
+    }
+
+    /// The same, without what the log had to say where that is lost.
+    pub(super) fn read_as_is(file: &dyn File) -> Result<Self> {
         Self::read_parts(file).in_file(file.path())
     }
 
@@ -36,7 +45,11 @@ impl Layout {
             return Err(Error::corrupt("is no VHDX image: the signature at 0x0 is missing"));
         }
         let header = Header::read(file)?;
-        let replay = Replay::find(file, &header)?;
+        let (replay, lost) = match Replay::find(file, &header)? {
+            Log::Empty => (None, None),
+            Log::Full(replay) => (Some(replay), None),
+            Log::Lost(why) => (None, Some(why)),
+        };
         let source = Source { file, replay: replay.as_ref() };
         let regions = Regions::read(source, header.log)?;
         let metadata = Metadata::read(source, regions.metadata)?;
@@ -46,6 +59,6 @@ impl Layout {
             let what = format!("block allocation table: has room for {held} entries of {entries}");
             return Err(Error::corrupt(format!("{what} that a disk of 0x{:x} bytes needs", metadata.size)));
         }
-        Ok(Self { header, regions, metadata, replay })
+        Ok(Self { header, regions, metadata, replay, lost })
     }
 }

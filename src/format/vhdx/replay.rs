@@ -49,6 +49,17 @@ pub(super) struct Replay {
     pub(super) file_bytes: u64,
 }
 
+/// What is in a log.
+#[derive(Debug)]
+pub(super) enum Log {
+    /// Nothing.
+    Empty,
+    /// What has to be put in its place.
+    Full(Replay),
+    /// Nothing that counts, although the header says that there is something: why.
+    Lost(String),
+}
+
 /// The ring that the log is.
 struct Ring<'a> {
     file: &'a dyn File,
@@ -155,13 +166,12 @@ impl Ring<'_> {
 }
 
 impl Replay {
-    /// Finds what the log of the file with this header has to put in its place; `None` if the log is empty.
+    /// Finds what the log of the file with this header has to put in its place.
     ///
-    /// `Corrupt` if the header says that there is something in the log and there is no whole sequence in it, if an entry
-    /// contradicts itself, or if the file was cut below what an entry knows of.
-    pub(super) fn find(file: &dyn File, header: &Header) -> Result<Option<Self>> {
+    /// `Corrupt` if an entry contradicts itself, or if the file was cut below what an entry knows of.
+    pub(super) fn find(file: &dyn File, header: &Header) -> Result<Log> {
         if header.log_guid.is_nil() {
-            return Ok(None);
+            return Ok(Log::Empty);
         }
         let (log, log_guid) = (header.log, header.log_guid);
         let left = log.bytes.saturating_mul(LAPS_MAX);
@@ -169,7 +179,7 @@ impl Replay {
         let active = ring.active()?;
         if active.is_empty() {
             let what = format!("log at 0x{:x}: no whole sequence of entries for {log_guid}", log.start);
-            return Err(Error::corrupt(format!("{what}, which the header names")));
+            return Ok(Log::Lost(format!("{what}, which the header names")));
         }
         let mut replay = Self::default();
         let file_bytes = file.bytes()?;
@@ -187,7 +197,7 @@ impl Replay {
         }
         replay.file_bytes = replay.file_bytes.max(file_bytes);
         active.iter().try_for_each(|found| replay.take(&ring, found))?;
-        Ok(Some(replay))
+        Ok(Log::Full(replay))
     }
 
     /// Takes over what one entry says.

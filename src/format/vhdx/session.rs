@@ -14,19 +14,22 @@
 
 use super::{
     bytes::Source,
+    geometry::MIB,
     header::{Header, fresh_guid},
     log::{self, PAGE_BYTES, Page, Stamp, entry_bytes},
     region::Regions,
     replay::Replay,
 };
 use crate::{
-    base::{Error, HostOffset, Result, units::count},
+    base::{Error, HostOffset, HostRange, Result, units::count},
     io::File,
 };
 use uuid::Uuid;
 
-/// The most pages in one entry: what is put together in memory.
+/// The most pages in one entry that are put together in memory where they need not change together.
 const PAGES_MAX: usize = 1024;
+/// The most pages that change in one step: 64 MiB of them.
+pub(super) const STEP_PAGES_MAX: usize = 16 << 10;
 
 /// The header, and where the log goes on.
 #[derive(Debug)]
@@ -83,7 +86,7 @@ impl Session {
     pub(super) fn pages_max(&self) -> usize {
         let fits = |pages: usize| entry_bytes(count(pages)) + PAGE_BYTES <= self.header.log.bytes;
         let most = self.header.log.bytes / PAGE_BYTES;
-        let mut pages = usize::try_from(most).unwrap_or(PAGES_MAX).min(PAGES_MAX);
+        let mut pages = usize::try_from(most).unwrap_or(STEP_PAGES_MAX).min(STEP_PAGES_MAX);
         while pages > 1 && !fits(pages) {
             pages -= 1;
         }
@@ -91,17 +94,42 @@ impl Session {
     }
 
     /// Refuses pages that are to change together and are too many for one entry.
-    pub(super) fn check_step(&self, pages: &[Page]) -> Result<()> {
-        if pages.len() <= self.pages_max() {
+    pub(super) fn check_step(&self, pages: usize) -> Result<()> {
+        if pages <= self.pages_max() {
             return Ok(());
         }
-        let what = format!("changes {} pages of 4 KiB in one step", pages.len());
+        let what = format!("changes {pages} pages of 4 KiB in one step");
         Err(Error::unsupported(format!("{what}, and its log has room for {} (log_size)", self.pages_max())))
+    }
+
+    /// Returns how long a log has to be, in bytes, for one step that changes so many pages.
+    pub(super) fn log_bytes_for(pages: usize) -> u64 {
+        (entry_bytes(count(pages)) + PAGE_BYTES).next_multiple_of(MIB)
+    }
+
+    /// Has the log be at `place`, which reads as zeros, from now on; returns where it was.
+    pub(super) fn move_log(&mut self, file: &dyn File, place: HostRange) -> Result<HostRange> {
+        self.empty_log(file)?;
+        // The header may only lead to what the file has.
+        file.flush()?;
+        let old = self.header.log;
+        self.header.update(file, |header| header.log = place)?;
+        Ok(old)
     }
 
     /// Makes everything durable that was written, and then `pages`, by the log; in their order, if they are too many for
     /// one entry.
     pub(super) fn commit(&mut self, file: &dyn File, pages: &[Page]) -> Result<()> {
+        self.commit_by(file, pages, self.pages_max().min(PAGES_MAX))
+    }
+
+    /// The same, all `pages` in one step ([`Session::check_step`]).
+    pub(super) fn commit_step(&mut self, file: &dyn File, pages: &[Page]) -> Result<()> {
+        self.check_step(pages.len())?;
+        self.commit_by(file, pages, pages.len())
+    }
+
+    fn commit_by(&mut self, file: &dyn File, pages: &[Page], at_once: usize) -> Result<()> {
         // Writers go on meanwhile: a length that was looked at behind the flush need not be durable.
         let flushed_bytes = file.bytes()?;
         file.flush()?;
@@ -110,7 +138,7 @@ impl Session {
             return Ok(());
         }
         self.begin(file)?;
-        pages.chunks(self.pages_max()).try_for_each(|pages| self.step(file, flushed_bytes, pages))
+        pages.chunks(at_once).try_for_each(|pages| self.step(file, flushed_bytes, pages))
     }
 
     fn step(&mut self, file: &dyn File, flushed_bytes: u64, pages: &[Page]) -> Result<()> {

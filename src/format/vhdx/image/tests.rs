@@ -404,6 +404,31 @@ fn a_child_that_gets_no_parent_keeps_its_own_sectors() {
     assert_eq!(check(file, Repair::Nothing).unwrap().corruptions, 0);
 }
 
+/// A page of the table for each 512 MiB of the disk: more of them than the log of 1 MiB has room for.
+#[test]
+fn a_log_that_is_too_short_for_one_step_moves_to_a_longer_place() {
+    const SPAN: u64 = 512 << 20;
+    let below = Bytes(vec![9; 4096]);
+    let (file, image) = made(&[("block_size", "1M")], 300 * SPAN, true);
+    for nth in 0..300 {
+        image.write(GuestOffset::new(nth * SPAN), &[7; 512], &below).unwrap();
+    }
+    image.set_parent(None).unwrap();
+    let cut = copy(file.as_ref());
+    drop(image);
+    for file in [cut, file] {
+        let image = open(file.clone(), false, &NoParts).unwrap();
+        let log = image.details().unwrap().specific.into_iter().find(|(key, _)| key == "log-size").unwrap();
+        assert_eq!((image.parent(), log.1), (None, (2_u64 << 20).into()));
+        for nth in [0, 150, 299] {
+            let mut found = [1; 1024];
+            image.read(GuestOffset::new(nth * SPAN), &mut found, &below).unwrap();
+            assert!(found[..512] == [7; 512] && found[512..] == [0; 512]);
+        }
+        assert_eq!(check(file, Repair::Nothing).unwrap().findings, Vec::<String>::new());
+    }
+}
+
 #[test]
 fn a_table_that_has_no_room_moves() {
     let (file, image) = made(&[("block_size", "1M")], 4 << 20, false);

@@ -190,6 +190,25 @@ fn logs_that_contradict_themselves_are_refused() {
 }
 
 #[test]
+fn a_log_whose_entries_are_lost_is_given_up_by_a_repair_and_by_nothing_else() {
+    // What follows a torn entry bears the number that comes after the repair's own first one.
+    let mut torn = entry(BAT_AT, stamp(1));
+    torn[5000] ^= 1;
+    let file = logged(&[(0, torn), (8192, entry(BAT_AT, Stamp { tail: 4096, ..stamp(2) }))]);
+    file.write_at(HostOffset::new(BAT_AT + 16), &(1_u64 << 40 | 6).to_le_bytes()).unwrap();
+    for repair in [Repair::Nothing, Repair::Leaks] {
+        let found = check(file.clone(), repair).unwrap();
+        assert_eq!(found.corruptions, 2, "{:?}", found.findings);
+        assert_says(&found.findings[0], &["log at 0x100000", "changes of the tables are lost"]);
+    }
+    assert_says(&refusal(&file), &["no whole sequence"]);
+    let mended = check(file.clone(), Repair::All).unwrap();
+    assert_eq!((mended.corruptions, mended.corruptions_fixed), (0, 2));
+    let disk = shown(open(file, true, &NoParts).unwrap().as_ref(), &Nothing);
+    assert_eq!((disk[0], disk[1 << 20], disk[2 << 20]), (1, 2, 0));
+}
+
+#[test]
 fn the_newest_whole_sequence_of_a_log_counts() {
     let disk = |entries: &[(u64, Vec<u8>)]| {
         let image = open(logged(entries), false, &NoParts).unwrap();
