@@ -78,7 +78,7 @@ pub(super) fn create(file: &dyn File, creation: &Creation) -> Result<()> {
     if locator.is_none() && (options.geometry.is_fixed || options.says_zero) {
         write_entries(file, plan, &options)?;
     }
-    Header::new(plan.log).update(file, |_| {})
+    Header::new(plan.log).write_new(file)
 }
 
 /// Says of every block that it has its place, or that it is zeros.

@@ -173,6 +173,14 @@ impl Header {
         whole(Fields { checksum, ..fields })
     }
 
+    /// Writes both headers of a new file, which nobody knows yet: in no order, not durably.
+    pub(super) fn write_new(self, file: &dyn File) -> Result<()> {
+        for ((slot, at), sequence) in HEADERS_AT.into_iter().enumerate().zip(1..) {
+            file.write_at(at, &Self { slot, sequence, ..self }.to_bytes())?;
+        }
+        Ok(())
+    }
+
     /// Changes the header durably: in the other place, then in the one that was current (MS-VHDX 2.2.2.1).
     ///
     /// Where it fails, the file may have either; no further change is made then.

@@ -53,6 +53,10 @@ fn look(file: &dyn File) -> Result<(Checked, Footers)> {
             checked.wrong(format!("footer at {at:#x} {what}"));
         }
     }
+    if footers.is_stranded {
+        let what = "only a hole follows it: the disk was growing when it was cut off";
+        checked.wrong(format!("footer at {:#x}: {what}", footers.end_at));
+    }
     let size = footers.footer.disk_bytes()?;
     if kind == Kind::Fixed {
         super::fixed::check_size(size, &footers)?;

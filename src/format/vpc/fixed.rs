@@ -1,6 +1,8 @@
 //! A fixed VHD: the disk's bytes as they are, then the footer.
 //!
-//! Whatever happens, a sound footer stands at the file's end, and what lies between the disk and it is nobody's.
+//! Whatever happens, a sound footer stands at the file's end, and what lies between the disk and it is nobody's. Where a host
+//! makes a file's length durable before its bytes, a cut while the disk grows leaves the old footer and a hole behind it:
+//! whoever is told the format finds it there.
 
 use super::footer::{Footer, Footers};
 use crate::{
@@ -59,6 +61,9 @@ impl FixedImage {
     ) -> Result<Self> {
         let bytes = footers.footer.disk_bytes()?;
         check_size(bytes, footers)?;
+        if is_writable {
+            footers.mend(&*file)?;
+        }
         let state = RwLock::new(Sized { bytes, footer: footers.footer, end_at: footers.end_at });
         Ok(Self { file, is_writable, budget: parts.budget(), state })
     }

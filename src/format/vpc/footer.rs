@@ -6,7 +6,7 @@
 
 use super::geometry::Geometry;
 use crate::{
-    base::{Error, HostOffset, Result, units::SECTOR_BYTES},
+    base::{Error, HostOffset, HostRange, Result, units::SECTOR_BYTES},
     io::File,
     record,
 };
@@ -26,6 +26,8 @@ pub(super) const VERSION: u32 = 0x0001_0000;
 const CREATOR: [u8; 4] = *b"qem2";
 /// Programs whose disks end where the geometry ends (qemu, `vpc_open`): Virtual PC, and qemu before it learned better.
 const BY_GEOMETRY: [[u8; 4]; 2] = [*b"vpc ", *b"qemu"];
+/// The longest page of a host.
+const PAGE_BYTES_MAX: u64 = 64 << 10;
 /// Seconds from 1970 to 2000, where the time stamps start.
 const EPOCH_SECONDS: u64 = 946_684_800;
 
@@ -206,6 +208,8 @@ pub(super) struct Footers {
     pub(super) end_at: HostOffset,
     /// Whether the checksum is that of the footer as it was before its identity was put in (see [`Footers::read`]).
     pub(super) is_unsigned: bool,
+    /// Whether only zeros follow that are not the disk's: a cut came while the disk was growing.
+    pub(super) is_stranded: bool,
 }
 
 impl Footers {
@@ -219,6 +223,13 @@ impl Footers {
         let front = found(file, HostOffset::new(0), bytes)?;
         let at = |footer: u64| HostOffset::new(bytes.saturating_sub(footer));
         let (mut end_at, mut end) = (at(FOOTER_BYTES), found(file, at(FOOTER_BYTES), bytes)?);
+        let is_fixed = !matches!(front, Found::Sound(footer) if footer.disk_type != Kind::Fixed.number());
+        if let Some((end_at, footer)) =
+            if end == Found::Nothing && is_fixed { stranded(file, bytes)? } else { None }
+        {
+            let end = Found::Sound(footer);
+            return Ok(Self { footer, front, end, end_at, is_unsigned: false, is_stranded: true });
+        }
         if end == Found::Nothing {
             // A place past the end is where a lost one is written anew.
             end_at = HostOffset::new(bytes).ceil(SECTOR_BYTES);
@@ -242,13 +253,17 @@ impl Footers {
         if footer.version >> 16 != VERSION >> 16 {
             return Err(Error::unsupported(format!("footer: file format version {:#x}", footer.version)));
         }
-        Ok(Self { footer, front, end, end_at, is_unsigned })
+        Ok(Self { footer, front, end, end_at, is_unsigned, is_stranded: false })
     }
 }
 
 impl Footers {
     /// Puts right what a cut left of them: the one that counts is in both places then, in a fixed disk at the end.
     pub(super) fn mend(&self, file: &dyn File) -> Result<()> {
+        if self.is_stranded {
+            file.set_bytes(self.end_at.plus(FOOTER_BYTES).bytes())?;
+            return file.flush();
+        }
         let has_copy = self.footer.kind()? != Kind::Fixed;
         let places = [(self.end, self.end_at, true), (self.front, HostOffset::new(0), has_copy)];
         for (found, at, is_wanted) in places {
@@ -259,6 +274,31 @@ impl Footers {
         }
         Ok(())
     }
+}
+
+/// Finds the footer of a fixed disk at the end of what the host stores of the file, where only a hole follows: a cut came
+/// when the file had its new length and not yet its new footer.
+fn stranded(file: &dyn File, file_bytes: u64) -> Result<Option<(HostOffset, Footer)>> {
+    let (mut at, mut stored) = (HostOffset::new(0), HostOffset::new(0));
+    while at.bytes() < file_bytes {
+        let run = file.run_at(at)?;
+        if run.range.is_empty() {
+            break;
+        }
+        at = run.range.end();
+        stored = if run.is_data { at } else { stored };
+    }
+    // A run may have more than its last bytes: whole pages of the host.
+    let pages = HostRange::between(HostOffset::new(stored.bytes().saturating_sub(PAGE_BYTES_MAX)), stored);
+    let pages = pages.outer(SECTOR_BYTES).clip(HostOffset::new(0).range(file_bytes));
+    let mut sectors: Vec<HostRange> = pages.pieces(SECTOR_BYTES).collect();
+    while let Some(sector) = sectors.pop() {
+        if let Found::Sound(footer) = found(file, sector.start, file_bytes)? {
+            let is_its = footer.kind()? == Kind::Fixed && footer.disk_bytes()? <= sector.start.bytes();
+            return Ok(is_its.then_some((sector.start, footer)));
+        }
+    }
+    Ok(None)
 }
 
 fn damaged(footer: &Footer, at: HostOffset) -> Error {

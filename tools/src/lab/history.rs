@@ -194,10 +194,11 @@ pub const HISTORIES: [History; 30] = [
     History { deeds: &[Deed::Release, Deed::Pack], parent: 300, ..qcow2("qcow2-release", SMALL, 400) },
     // The smallest blocks have 2048 sectors.
     History { deeds: &[Deed::Release], ..vhdx("vhdx", 4800) },
-    History { deeds: &[Deed::Move], parent: 3000, ..vhdx("vhdx-child", 4800) },
+    History { deeds: &[Deed::Move, Deed::Release], parent: 3000, ..vhdx("vhdx-child", 4800) },
     History { is_resized: true, parent: 6000, ..vhdx("vhdx-resize", 2500) },
     History {
         format: Format::Vpc,
+        is_resized: true,
         deeds: &[Deed::Move],
         ..qcow2("vpc-fixed", &[("subformat", "fixed")], 256)
     },
@@ -392,6 +393,7 @@ impl History {
         let log = Log::on(start, size);
         let image = self.open(host).ok();
         let mut hand = Hand { history: self, host, log, setup: Setup::default(), image, next };
+        hand.note_opened();
         for step in steps {
             hand.take(step);
         }
@@ -481,6 +483,14 @@ impl Hand<'_> {
             hand.image = Some(made);
             hand.host.sync_folder(Path::new("/"))
         });
+        self.note_opened();
+    }
+
+    /// Notes what the image that is open says of itself.
+    fn note_opened(&mut self) {
+        let file = self.image.as_ref().and_then(|image| image.files().into_iter().next());
+        let stamp = file.and_then(|file| self.history.stamp(file.as_ref()));
+        self.log.opened.extend(stamp.map(|stamp| (self.host.events(), stamp)));
     }
 
     fn op(&self, kind: Kind, sectors: std::ops::Range<u64>, mark: Mark) -> Op {
@@ -526,6 +536,7 @@ impl Hand<'_> {
                     hand.image = Some(hand.history.open(hand.host)?);
                     Ok(())
                 });
+                self.note_opened();
             }
         }
     }

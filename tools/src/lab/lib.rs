@@ -21,6 +21,7 @@ pub mod mutants;
 
 mod daemon;
 mod foreign;
+mod guids;
 mod history;
 mod log;
 mod mark;

@@ -5,7 +5,10 @@
 //! before the start of a flush that was itself acknowledged; a change of size is durable by itself, and one that
 //! cuts something off is done or not.
 
-use crate::mark::{Mark, PARENT};
+use crate::{
+    guids::Stamp,
+    mark::{Mark, PARENT},
+};
 use std::{fmt, ops::Range};
 
 /// What an operation is.
@@ -61,6 +64,8 @@ pub struct Log {
     start_size: u64,
     /// In the order in which they were asked for, one at a time.
     pub ops: Vec<Op>,
+    /// What the image said of itself when it had been opened, and the events until then.
+    pub(crate) opened: Vec<(usize, Stamp)>,
 }
 
 /// What may be seen at one moment.
@@ -77,7 +82,7 @@ pub(crate) struct Expected<'a> {
 impl Log {
     /// Begins a log on a disk that holds `start`.
     pub(crate) const fn on(start: Vec<Mark>, start_size: u64) -> Self {
-        Self { start, start_size, ops: Vec::new() }
+        Self { start, start_size, ops: Vec::new(), opened: Vec::new() }
     }
 
     /// Begins a log on a machine without the image; a parent of so many sectors shines through.

@@ -334,6 +334,45 @@ fn one_damaged_footer_is_mended_from_the_other() {
     assert_eq!(bytes_of(&file), bytes);
 }
 
+/// A host may make the new length durable before the new footer.
+#[test]
+fn a_fixed_disk_whose_growth_was_cut_off_is_what_it_was() {
+    let file = Arc::new(MemoryFile::new("image"));
+    let options = vec![("subformat".to_owned(), "fixed".to_owned())];
+    let image = create(file.clone(), &Creation { size: 1 << 20, parent: None, options }, &NoParts).unwrap();
+    image.write(GuestOffset::new(70_000), &[5; 1000], &Nothing).unwrap();
+    drop(image);
+    let whole = bytes_of(&file);
+    file.set_bytes(3 << 20).unwrap();
+    let found = check(&file, Repair::Nothing).unwrap();
+    assert_eq!((found.corruptions, file.bytes().unwrap()), (1, 3 << 20), "{:?}", found.findings);
+    let mut read = [0; 1000];
+    let image = open(file.clone(), false, &NoParts).unwrap();
+    image.read(GuestOffset::new(70_000), &mut read, &Nothing).unwrap();
+    assert_eq!((image.size(), read), (1 << 20, [5; 1000]));
+    drop(open(file.clone(), true, &NoParts).unwrap());
+    assert!(bytes_of(&file) == whole);
+    // What stands there is no footer of a disk that ends before it.
+    file.zero(HostOffset::new(0).range(1 << 20), Kept::Nothing).unwrap();
+    file.set_bytes(512).unwrap();
+    file.write_at(HostOffset::new(0), &whole[1 << 20..]).unwrap();
+    file.set_bytes(3 << 20).unwrap();
+    assert!(open(file, false, &NoParts).is_err());
+}
+
+/// Windows leaves the parent's time out, too: it changes with every copy of the file, the ID does not.
+#[test]
+fn a_parent_is_known_by_its_id_and_not_by_its_time() {
+    let file = make(1 << 20, Some(name("base.vhd", "vpc")));
+    let bytes = bytes_of(&file);
+    let time = 512 + 56;
+    assert_eq!(bytes[time..time + 4], [0; 4]);
+    let dated = edited(&bytes, &[(time, &[1, 2, 3, 4])], true);
+    let parent = |file: &MemoryFile| peek(file).unwrap().parent;
+    assert_eq!(parent(&dated), parent(&file));
+    assert_eq!(told(parent(&dated)), Some(name("base.vhd", "vpc")));
+}
+
 #[test]
 fn checksums_that_leave_the_identity_out_are_good_for_reading_until_they_are_mended() {
     let made = bytes_of(&make(1 << 20, None));
