@@ -31,10 +31,7 @@ pub use policy::{COLON, Policy, UNSTATED};
 pub use view::{Run, View};
 
 use crate::{
-    base::{
-        Error, Guard, GuestOffset, GuestRange, Result,
-        units::{SECTOR_BYTES, index},
-    },
+    base::{Error, Guard, GuestOffset, GuestRange, Result, units::index},
     disk::{Disk, STATUS_MAX, Status},
     format::{Below, Format, Image, ParentName},
     io::{Host, Kept, Likeness},
@@ -279,8 +276,9 @@ impl Disk for Chain {
     }
 
     fn sector_bytes(&self) -> u32 {
-        // All formats so far: guests see sectors of 512 bytes.
-        u32::try_from(SECTOR_BYTES).unwrap_or(512)
+        // Guests of a disk of larger sectors go on with them over a head whose format cannot say so.
+        let largest = self.layers.iter().map(|layer| layer.image.sector_bytes()).max();
+        largest.and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(512)
     }
 
     fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {

@@ -406,6 +406,12 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// Returns the smallest run that the image allocates, in bytes: 1 for raw, else a power of two.
     fn unit(&self) -> u64;
 
+    /// Returns the smallest unit in which the guest is to address the disk, in bytes: a power of two, 512 or more. 512 where
+    /// the format has no place for another.
+    fn sector_bytes(&self) -> u64 {
+        SECTOR_BYTES
+    }
+
     /// Returns what the memory for maps of this image is taken from.
     fn budget(&self) -> &Budget;
 

@@ -4,7 +4,10 @@
 //! help; what is left (short runs, compressed clusters) is put together in memory, in whole units of the target,
 //! so that no unit is written twice. Zeros are not written to an image that is new.
 
-use super::{Progress, create::Target};
+use super::{
+    Progress,
+    create::{Target, options_on},
+};
 use crate::{
     base::{
         Error, GuestOffset, GuestRange, Result,
@@ -120,7 +123,8 @@ pub(super) fn make(
     let (format, options, is_packed) = new;
     let target = Target::new(host, path)?;
     let size = source.size().next_multiple_of(SECTOR_BYTES);
-    let creation = Creation { size, parent: None, options: options.to_vec() };
+    let layers = source.images().iter().map(AsRef::as_ref);
+    let creation = Creation { size, parent: None, options: options_on(layers, format, options) };
     let image = target.create(host, (format, &creation), source.budget())?;
     // A device holds what it held before.
     let filling = Filling { is_blank: !target.is_device(), is_packed };

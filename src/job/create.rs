@@ -17,6 +17,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+/// The option of formats that know of the guest's sectors.
+const SECTORS: &str = "logical_sector_size";
+
 /// What is to be made.
 #[derive(Clone, Debug)]
 pub struct NewImage {
@@ -59,7 +62,8 @@ pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Openi
         new.size.or(chain.as_ref().map(Disk::size)).and_then(|b| b.checked_next_multiple_of(SECTOR_BYTES));
     let size = size.ok_or_else(|| Error::invalid("a new image without a parent needs a size").path(path))?;
     let shown = parent.as_ref().map(|p| String::from_utf8_lossy(&p.name).into_owned());
-    let creation = Creation { size, parent, options: new.options.clone() };
+    let layers = chain.iter().flat_map(Chain::layers).map(|layer| layer.image.as_ref());
+    let creation = Creation { size, parent, options: options_on(layers, new.format, &new.options) };
     let image = target.create(host, (new.format, &creation), &opening.budget)?;
     if let Some(ledger) = &opening.ledger {
         ledger.know(image.as_ref())?;
@@ -72,6 +76,21 @@ pub fn create(host: &Arc<dyn Host>, path: &Path, new: &NewImage, opening: &Openi
     }
     target.publish(image)?;
     Ok(Created { image: path.to_path_buf(), format: new.format, size, parent: shown })
+}
+
+/// Returns the options of a new image of a disk that `layers` show: with the sectors that its guest knows, unless the caller
+/// states some or the format has no place for them.
+pub(super) fn options_on<'a>(
+    layers: impl IntoIterator<Item = &'a dyn Image>,
+    format: Format,
+    options: &[(String, String)],
+) -> Vec<(String, String)> {
+    let bytes = layers.into_iter().map(Image::sector_bytes).max().unwrap_or(SECTOR_BYTES);
+    let can_say = format.options().iter().any(|(name, _)| *name == SECTORS);
+    let is_said = options.iter().any(|(name, _)| name == SECTORS);
+    let stated =
+        (bytes != SECTOR_BYTES && can_say && !is_said).then(|| (SECTORS.to_owned(), bytes.to_string()));
+    options.iter().cloned().chain(stated).collect()
 }
 
 /// Returns the options that make an image like this one: its clusters, and of its format's own facts those called `kept`.
@@ -88,7 +107,8 @@ pub(super) fn options_like(image: &dyn Image, kept: &[&str]) -> Result<Vec<(Stri
         };
         Some((key.replace('-', "_"), value))
     });
-    Ok(cluster.into_iter().chain(specific).collect())
+    let like = cluster.into_iter().chain(specific).collect::<Vec<_>>();
+    Ok(options_on([image], image.format(), &like))
 }
 
 /// Where a new image goes: a draft that gets its name at the end, or a block device.

@@ -5,8 +5,9 @@
 
 use super::snapshot::refuse_children;
 use crate::{
-    base::{Error, ErrorKind, Result, units::SECTOR_BYTES},
+    base::{Error, ErrorKind, Result},
     chain::{Chain, Opening},
+    disk::Disk,
     format::{Bitmap, BitmapEdit, Image},
     io::{Access, Host},
     store::Ledger,
@@ -56,7 +57,7 @@ impl Resize {
         let head = chain.head()?;
         refuse_children(host, head)?;
         let from = head.size();
-        let to = size(from).and_then(|bytes| bytes.checked_next_multiple_of(SECTOR_BYTES));
+        let to = size(from).and_then(|bytes| bytes.checked_next_multiple_of(chain.sector_bytes().into()));
         let to = to.ok_or_else(|| Error::invalid("no disk can have that size").path(&head.path))?;
         if to != from {
             head.image.check_size(to)?;

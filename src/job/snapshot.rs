@@ -14,7 +14,7 @@ use crate::{
     chain::{Chain, Family, Layer, Opening, freeze, join, refuse_cut_off, refuse_leased},
     format::{self, Creation, Format, NoParts},
     io::{Access, File, Host, Likeness},
-    job::own,
+    job::{create::options_on, own},
     store::{Draft, Known, Ledger, Publish},
 };
 use std::{
@@ -68,6 +68,17 @@ pub fn snapshot(
     options: &[(String, String)],
     opening: &Opening,
 ) -> Result<Taken> {
+    snapshot_as(host, top, (new, Format::Qcow2), options, opening)
+}
+
+/// The same with a head in a stated format, one that knows parents.
+pub fn snapshot_as(
+    host: &Arc<dyn Host>,
+    top: &Path,
+    (new, format): (&Path, Format),
+    options: &[(String, String)],
+    opening: &Opening,
+) -> Result<Taken> {
     if host.kind(new)?.is_some() {
         return Err(Error::new(crate::base::ErrorKind::Exists, "is there already").path(new));
     }
@@ -79,7 +90,7 @@ pub fn snapshot(
     }
     // The new head is the disk from now on; its parent may be read-only, it is not.
     let likeness = frozen.likeness().map(Likeness::at_work);
-    let child = Child { target: new, options, how: Publish::New, likeness };
+    let child = Child { target: new, format, options, how: Publish::New, likeness };
     let name = child.publish(host, chain.layers(), || frozen_by(opening.ledger.as_ref(), chain.layers()))?;
     Ok(Taken { frozen: frozen.path.clone(), head: new.to_path_buf(), name, size: frozen.size() })
 }
@@ -87,6 +98,7 @@ pub fn snapshot(
 /// An empty child in the making.
 struct Child<'a> {
     target: &'a Path,
+    format: Format,
     options: &'a [(String, String)],
     how: Publish,
     /// Whose it is, and who may use it.
@@ -111,8 +123,10 @@ impl Child<'_> {
         let home = host.opened_as(draft.file().as_ref())?;
         let link = parent.name_in(home.parent().unwrap_or(Path::new("/")));
         let name = String::from_utf8_lossy(&link.name).into_owned();
-        let creation = Creation { size: parent.size(), parent: Some(link), options: self.options.to_vec() };
-        let image = format::create(Format::Qcow2, draft.file(), &creation, &NoParts)
+        let images = layers.iter().map(|layer| layer.image.as_ref());
+        let options = options_on(images, self.format, self.options);
+        let creation = Creation { size: parent.size(), parent: Some(link), options };
+        let image = format::create(self.format, draft.file(), &creation, &NoParts)
             .map_err(|e| e.renamed(draft.path(), self.target))?;
         if let Some((ledger, known)) = freeze()? {
             join(&ledger, image.as_ref(), (parent.image.as_ref(), &known))?;
@@ -209,7 +223,8 @@ impl Revert {
     fn replace(&self, host: &Arc<dyn Host>, options: &[(String, String)]) -> Result<()> {
         let head = self.chain.head()?;
         let likeness = head.likeness();
-        let child = Child { target: &head.path, options, how: Publish::Replace, likeness };
+        let child =
+            Child { target: &head.path, format: self.format(), options, how: Publish::Replace, likeness };
         child.publish(host, self.lower(), || frozen_by(self.ledger.as_ref(), self.lower())).map(drop)
     }
 

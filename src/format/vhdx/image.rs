@@ -163,6 +163,10 @@ impl Image for VhdxImage {
         if state.metadata.has_parent() { state.geometry.sector_bytes } else { 64 << 10 }
     }
 
+    fn sector_bytes(&self) -> u64 {
+        self.state.read().geometry.sector_bytes
+    }
+
     fn budget(&self) -> &Budget {
         &self.budget
     }

@@ -15,7 +15,7 @@ use crate::{
     chain::{Chain, Layer, View, header_name, open_layer},
     format::{self, Bits, Creation, Format, Image, NoParts, ParentName},
     io::{Access, Witness},
-    job::create::options_like,
+    job::create::{options_like, options_on},
     store::{Claim, Draft, Epoch, Fold, FoldMode, Held, Journal, LayerRecord, Position},
 };
 use std::{
@@ -443,8 +443,10 @@ fn make_draft(
     }
     let path = ending.host.opened_as(file.as_ref())?;
     let name = parent.map(|parent| parent.name_in(folder_of(&path)));
-    let creation = Creation { size, parent: name.clone(), options: new.options.clone() };
-    let image = format::create(new.format.unwrap_or_else(|| top.format()), file, &creation, &NoParts)?;
+    let format = new.format.unwrap_or_else(|| top.format());
+    let images = [Some(top), parent].into_iter().flatten().map(|layer| layer.image.as_ref());
+    let creation = Creation { size, parent: name.clone(), options: options_on(images, format, &new.options) };
+    let image = format::create(format, file, &creation, &NoParts)?;
     if let (Some(parent), Some(name)) = (parent, name) {
         let known = ending.ledger.freeze(parent.image.as_ref())?;
         let claim = known.layer.frozen.map(|record| claim(record.epoch, name));

@@ -16,7 +16,7 @@ use crate::{
     content::{ContentId, Tree},
     format::{self, BitmapEdit, Creation, Format, Image, NoParts, ParentName},
     io::{Host, Kept, Moved, Witness},
-    job::{Progress, seal},
+    job::{Progress, create::options_on, seal},
     map::{Extent, State},
     store::{Transfer, Trust},
 };
@@ -169,7 +169,9 @@ impl Copy {
                 None => None,
             };
             let size = layer.size().next_multiple_of(SECTOR_BYTES);
-            let creation = Creation { parent, ..new.creation(size) };
+            let images = source.images().iter().map(AsRef::as_ref);
+            let options = options_on(images, new.format, &new.options);
+            let creation = Creation { size, parent, options };
             let image = format::create(new.format, draft.file(), &creation, &NoParts)?;
             let lower = below.map_or_else(|| View::new(&[]), |below| below.chain.view(0));
             let filling = Filling { source: &source, target: image.as_ref(), lower: &lower, progress };

@@ -13,6 +13,7 @@ use super::{Child, Taken, refuse_cut_off};
 use crate::{
     base::{Error, ErrorKind, Result, clock},
     chain::{Chain, Layer, Opening, open_layer},
+    format::Format,
     io::{Access, Host, Likeness},
     job::live::LiveDisk,
     store::{Draft, Epoch, Known, Ledger, Publish},
@@ -157,7 +158,7 @@ impl<'a> Going<'a> {
         let head = self.before.head()?;
         let likeness = head.likeness().map(Likeness::at_work);
         let Disk { new, options, .. } = self.disk;
-        let child = Child { target: new, options, how: Publish::New, likeness };
+        let child = Child { target: new, format: Format::Qcow2, options, how: Publish::New, likeness };
         let (ledger, thawed) = (&self.ledger, &mut self.thawed);
         child.publish(host, self.before.layers(), || {
             // Guests go on writing it until they go over: no witness can stand for its bytes yet.

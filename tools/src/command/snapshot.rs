@@ -7,7 +7,7 @@ use crate::{
     output::Answer,
 };
 use clap::Args;
-use deltachain::{format::Format, io::Access, job::snapshot::snapshot};
+use deltachain::{format::Format, io::Access, job::snapshot::snapshot_as};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -16,6 +16,9 @@ use std::path::PathBuf;
 pub struct Arguments {
     #[command(flatten)]
     source: Source,
+    /// Format of NEW: qcow2, or what Hyper-V (vhdx) and its elders (vpc) know as differencing disks of theirs
+    #[arg(short = 'O', long, value_name = "FMT", value_parser = options::format, default_value_t = Format::Qcow2)]
+    target_format: Format,
     #[command(flatten)]
     options: FormatOptions,
     /// Take TOP as raw although it starts like another format
@@ -23,14 +26,14 @@ pub struct Arguments {
     yes: bool,
     /// Take it of this disk of dchaind, at one point in time with all others that are named (may be repeated); NEW is in
     /// the head's folder, and is made of the disk's name and the time if not given
-    #[arg(long = "disk", value_name = "NAME[=NEW]", conflicts_with_all = ["top", "new", "format", "options", "allow_dir"])]
+    #[arg(long = "disk", value_name = "NAME[=NEW]", conflicts_with_all = ["top", "new", "format", "target_format", "options", "allow_dir"])]
     disks: Vec<String>,
     #[command(flatten)]
     daemon: Daemon,
     /// The image that keeps this point in time
     #[arg(required_unless_present_any = ["disks", "options"])]
     top: Option<PathBuf>,
-    /// The new head, a qcow2 image on TOP
+    /// The new head, an image on TOP
     #[arg(required_unless_present_any = ["disks", "options"])]
     new: Option<PathBuf>,
 }
@@ -39,7 +42,7 @@ impl Arguments {
     /// Takes the snapshot.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         if self.options.wants_help() {
-            options::list_format_options(answer, Format::Qcow2, FormatOptions::is_of_one_file)?;
+            options::list_format_options(answer, self.target_format, FormatOptions::is_of_one_file)?;
             return Ok(Exit::Done);
         }
         self.options.refuse_data_file()?;
@@ -51,7 +54,7 @@ impl Arguments {
         let host = options::host();
         let opening = self.source.opening(&host, Access::Write)?;
         options::refuse_header(&host, top, self.source.format, self.yes)?;
-        let taken = snapshot(&host, top, new, &self.options.pairs(), &opening)?;
+        let taken = snapshot_as(&host, top, (new, self.target_format), &self.options.pairs(), &opening)?;
         answer.print(&taken, |out| {
             writeln!(out, "{} is frozen; the head is {}", top.display(), new.display())
         })?;
