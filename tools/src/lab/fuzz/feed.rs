@@ -96,6 +96,11 @@ pub(super) fn vmdk(input: &[u8], data: &[u8]) -> Result<Fed, Wrong> {
     image(Format::Vmdk, (input, data), |file| Ok(sane("peek", format::peek(Format::Vmdk, file))?.is_some()))
 }
 
+/// Reads, checks, repairs and writes a VHD.
+pub(super) fn vpc(input: &[u8]) -> Result<Fed, Wrong> {
+    image(Format::Vpc, (input, &[]), |file| Ok(sane("peek", format::peek(Format::Vpc, file))?.is_some()))
+}
+
 fn image(
     format: Format,
     (input, data): (&[u8], &[u8]),

@@ -14,6 +14,7 @@ mod streams;
 mod subject;
 mod vhdx;
 mod vmdk;
+mod vpc;
 mod wire;
 
 pub use feed::{Fed, Wrong};

@@ -3,7 +3,7 @@
 use super::{
     recipe::Recipe,
     subject::{Parser, Subject},
-    vhdx, vmdk,
+    vhdx, vmdk, vpc,
 };
 use deltachain::base::{
     seed::Seeded,
@@ -94,12 +94,15 @@ fn pick<'a, T>(from: &'a [T], seeded: &mut Seeded) -> Option<&'a T> {
 /// Makes the damages that belong to a seed.
 pub(super) fn recipe(subjects: &[Subject], seeded: &mut Seeded) -> Recipe {
     let images = subjects.iter().filter(|s| matches!(s.parser, Parser::Qcow2(_))).collect::<Vec<_>>();
-    let others =
-        subjects.iter().filter(|s| matches!(s.parser, Parser::Vhdx | Parser::Vmdk(_))).collect::<Vec<_>>();
-    if let Some(subject) = pick(&others, seeded).filter(|_| seeded.chance(1, 5)) {
+    let others = subjects
+        .iter()
+        .filter(|s| matches!(s.parser, Parser::Vhdx | Parser::Vmdk(_) | Parser::Vpc))
+        .collect::<Vec<_>>();
+    if let Some(subject) = pick(&others, seeded).filter(|_| seeded.chance(1, 4)) {
         let mut recipe = Recipe { subject: subject.name.clone(), ..Recipe::default() };
         match subject.parser {
             Parser::Vhdx => vhdx::damage(&subject.bytes, &mut recipe, seeded),
+            Parser::Vpc => vpc::damage(&subject.bytes, &mut recipe, seeded),
             _ => vmdk::damage(&subject.bytes, &mut recipe, seeded),
         }
         return recipe;

@@ -4,7 +4,7 @@ use super::{
     feed::{self, Fed, Wrong},
     package,
     streams::{self, Side},
-    vhdx, vmdk, wire,
+    vhdx, vmdk, vpc, wire,
 };
 use deltachain::{
     base::{GuestOffset, HostOffset, Result as Answer, name::FileName, units::index},
@@ -34,6 +34,8 @@ pub enum Parser {
     Vhdx,
     /// The VMDK format; what the further file holds, if there is one.
     Vmdk(Vec<u8>),
+    /// The VHD format.
+    Vpc,
     /// The raw format.
     Raw,
     /// A layer's record.
@@ -67,13 +69,15 @@ impl Subject {
     /// Returns all of them: the golden images below `testdata`, and one of each further thing that is parsed.
     pub fn all(testdata: &Path) -> Result<Vec<Self>, String> {
         let mut all = Vec::new();
-        for (folder, ending) in [("qcow2", "qcow2"), ("vhdx", "vhdx"), ("vmdk", "vmdk"), ("raw", "raw")] {
-            let folder = testdata.join(folder);
+        let folders =
+            [("qcow2", "qcow2"), ("vhdx", "vhdx"), ("vmdk", "vmdk"), ("vpc", "vhd"), ("raw", "raw")];
+        for (name, ending) in folders {
+            let folder = testdata.join(name);
             let wrong = |e: std::io::Error| format!("{}: {e}", folder.display());
             for entry in std::fs::read_dir(&folder).map_err(wrong)? {
                 let path = entry.map_err(wrong)?.path();
                 if path.extension().is_some_and(|e| e == ending) {
-                    all.push(golden(&path, ending).map_err(wrong)?);
+                    all.push(golden(&path, name).map_err(wrong)?);
                 }
             }
         }
@@ -88,6 +92,7 @@ impl Subject {
             Parser::Qcow2(data) => feed::qcow2(input, data),
             Parser::Vhdx => feed::vhdx(input),
             Parser::Vmdk(data) => feed::vmdk(input, data),
+            Parser::Vpc => feed::vpc(input),
             Parser::Raw => feed::raw(input),
             Parser::Record => Ok(feed::record(input)),
             Parser::Tree(id) => feed::tree(input, id),
@@ -107,6 +112,7 @@ fn golden(path: &Path, folder: &str) -> std::io::Result<Subject> {
         "raw" => Parser::Raw,
         "vhdx" => Parser::Vhdx,
         "vmdk" => Parser::Vmdk(Vec::new()),
+        "vpc" => Parser::Vpc,
         _ => Parser::Qcow2(if data.exists() { std::fs::read(data)? } else { Vec::new() }),
     };
     Ok(Subject { name, bytes: std::fs::read(path)?, parser })
@@ -126,6 +132,7 @@ fn others() -> Answer<Vec<Subject>> {
         subject("vmdk cowd", vmdk::cowd(), Parser::Vmdk(Vec::new())),
         subject("vmdk flat", flat, Parser::Vmdk(data)),
         subject("vhdx child", vhdx::dirty_child()?, Parser::Vhdx),
+        subject("vpc child", vpc::child()?, Parser::Vpc),
         subject("record", layer().encode(), Parser::Record),
         subject("tree", tree, Parser::Tree(whole.id())),
         subject("journal", journal, Parser::Journal(journal_at)),

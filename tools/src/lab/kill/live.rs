@@ -131,7 +131,7 @@ struct Live<'a> {
 
 impl<'a> Live<'a> {
     fn new(seeded: &mut Seeded, program: &'a Path) -> Told<Self> {
-        let scene = Scene::build(seeded, false)?;
+        let scene = Scene::build(seeded, false, Format::Qcow2)?;
         let new =
             NewImage { format: Format::Qcow2, size: Some(LOG_BYTES), parent: None, options: Vec::new() };
         create(&scene.host, &scene.path("log"), &new, &Opening::reading()).map_err(told)?;

@@ -11,7 +11,7 @@ use deltachain::{
         Progress,
         create::{NewImage, create},
         diff::first_difference,
-        snapshot::snapshot,
+        snapshot::snapshot_as,
     },
     store::{Draft, Ledger},
 };
@@ -35,17 +35,19 @@ pub(super) struct Scene {
     folder: TempDir,
     pub(super) host: Arc<dyn Host>,
     pub(super) base: Format,
+    /// The format of the layers over the base.
+    pub(super) deltas: Format,
     strides: u64,
 }
 
 impl Scene {
     /// Makes the disk, a copy of it in `before`, and an empty folder `store`.
-    pub(super) fn build(seeded: &mut Seeded, is_large: bool) -> Told<Self> {
+    pub(super) fn build(seeded: &mut Seeded, is_large: bool, deltas: Format) -> Told<Self> {
         let folder = tempfile::tempdir().map_err(told)?;
         let strides = if is_large { 40 } else { 2 };
         let is_raw = is_large || seeded.chance(1, 2);
-        let base = if is_raw { Format::Raw } else { Format::Qcow2 };
-        let scene = Self { folder, host: Arc::new(RealHost::new()), base, strides };
+        let base = if is_raw { Format::Raw } else { deltas };
+        let scene = Self { folder, host: Arc::new(RealHost::new()), base, deltas, strides };
         scene.fill(seeded).map_err(told)?;
         fs::create_dir(scene.path("store")).map_err(told)?;
         fs::create_dir(scene.path("before")).map_err(told)?;
@@ -64,16 +66,21 @@ impl Scene {
         }
         disk.flush()?;
         drop(disk);
-        snapshot(&self.host, &self.path("base"), &self.path("middle"), &[], &self.opening())?;
+        self.snapshot("base", "middle")?;
         let disk = self.open("middle", Access::Write)?;
         disk.zero(GuestOffset::new(0).range(self.size()), Kept::Nothing)?;
         self.scribble(&disk, seeded)?;
         drop(disk);
-        snapshot(&self.host, &self.path("middle"), &self.path("top"), &[], &self.opening())?;
+        self.snapshot("middle", "top")?;
         let disk = self.open("top", Access::Write)?;
         // The last bytes of the disk: a mark behind them says that all is done.
         disk.write(GuestOffset::new(self.size() - 4096), &[0x22; 4096])?;
         self.scribble(&disk, seeded)
+    }
+
+    fn snapshot(&self, below: &str, above: &str) -> deltachain::base::Result<()> {
+        let new = self.path(above);
+        snapshot_as(&self.host, &self.path(below), (&new, self.deltas), &[], &self.opening()).map(drop)
     }
 
     /// Writes some bytes past each head.
@@ -115,14 +122,14 @@ impl Scene {
     /// Opens a layer and all below it, holding each to what it claims of its parent.
     pub(super) fn open(&self, name: &str, access: Access) -> deltachain::base::Result<Chain> {
         let is_raw = name.ends_with("base") && self.base == Format::Raw;
-        let format = Some(if is_raw { Format::Raw } else { Format::Qcow2 });
+        let format = Some(if is_raw { Format::Raw } else { self.deltas });
         Chain::open(&self.host, &self.path(name), &self.opening().with_access(access).with_format(format))
     }
 
     /// Fails unless `name` shows what `was` showed before the job.
     pub(super) fn compare(&self, name: &str, was: &str) -> Told<()> {
         // The copies have other inodes than their records speak of.
-        let format = Some(if was == "base" { self.base } else { Format::Qcow2 });
+        let format = Some(if was == "base" { self.base } else { self.deltas });
         let opening = Opening::reading().with_format(format);
         let before = Chain::open(&self.host, &self.path(&format!("before/{was}")), &opening).map_err(told)?;
         let now = self.open(name, Access::ReadShared).map_err(told)?;
@@ -141,7 +148,7 @@ impl Scene {
         if names != left {
             return Err(format!("{names:?} are left, not {left:?}"));
         }
-        let images = left.iter().filter(|name| **name != "base" || self.base == Format::Qcow2);
+        let images = left.iter().filter(|name| **name != "base" || self.base != Format::Raw);
         images.map(|name| folder.join(name)).try_for_each(|image| check(program, &image))
     }
 
