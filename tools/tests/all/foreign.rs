@@ -6,6 +6,21 @@ use std::{
     process::{Command, Output},
 };
 
+/// Reads a chain of VHDs or VHDX images, the head first, with libvhdi, which keeps parents apart.
+const LIBVHDI: &str = "
+import pyvhdi, sys
+files = []
+for name in sys.argv[2:]:
+    files.append(pyvhdi.file())
+    files[-1].open(name)
+for child, parent in reversed(list(zip(files, files[1:]))):
+    assert child.get_parent_identifier() == parent.get_identifier()
+    child.set_parent(parent)
+out = open(sys.argv[1], 'wb')
+for at in range(0, files[0].get_media_size(), 4096):
+    out.write(files[0].read_buffer_at_offset(min(4096, files[0].get_media_size() - at), at))
+";
+
 /// A folder of its own for one test, gone afterwards.
 pub(crate) struct Scratch(tempfile::TempDir);
 
@@ -65,12 +80,24 @@ impl Scratch {
         assert!(!failed, "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// The whole view of a chain, the head first, as libvhdi sees it.
+    pub(crate) fn by_libvhdi(&self, chain: &[&str]) -> Vec<u8> {
+        let arguments = ["-c", LIBVHDI, "flat.by-libvhdi"].into_iter().chain(chain.iter().copied());
+        let output = self.try_run("/usr/bin/python3", arguments);
+        assert!(output.status.success(), "{chain:?}: {}", String::from_utf8_lossy(&output.stderr));
+        self.taken("flat.by-libvhdi")
+    }
+
     /// The whole view of an image as qemu sees it.
     pub(crate) fn flat(&self, format: &str, image: &str) -> Vec<u8> {
-        let out = self.file("flat.by-qemu");
-        self.qemu_img(&format!("convert -U -f {format} -O raw {image} {}", out.display()));
-        let bytes = std::fs::read(&out).unwrap();
-        std::fs::remove_file(&out).unwrap();
+        self.qemu_img(&format!("convert -U -f {format} -O raw {image} flat.by-qemu"));
+        self.taken("flat.by-qemu")
+    }
+
+    /// What a file of the folder holds, which goes.
+    fn taken(&self, name: &str) -> Vec<u8> {
+        let bytes = std::fs::read(self.file(name)).unwrap();
+        std::fs::remove_file(self.file(name)).unwrap();
         bytes
     }
 }

@@ -12,35 +12,10 @@ use deltachain::{
     disk::Disk,
     io::{Host, real::RealHost},
 };
-use std::{fs, process::Command, sync::Arc};
+use std::{fs, sync::Arc};
 
 /// Bytes of the disks here.
 const SIZE: usize = 5 << 20;
-
-/// Reads a chain of VHDs, the head first, with libvhdi, which keeps parents apart.
-const READER: &str = "
-import pyvhdi, sys
-files = []
-for name in sys.argv[2:]:
-    files.append(pyvhdi.file())
-    files[-1].open(name)
-for child, parent in reversed(list(zip(files, files[1:]))):
-    assert child.get_parent_identifier() == parent.get_identifier()
-    child.set_parent(parent)
-out = open(sys.argv[1], 'wb')
-for at in range(0, files[0].get_media_size(), 4096):
-    out.write(files[0].read_buffer_at_offset(min(4096, files[0].get_media_size() - at), at))
-";
-
-/// What libvhdi reads of a chain, the head first.
-fn by_libvhdi(folder: &Scratch, chain: &[&str]) -> Vec<u8> {
-    let out = folder.file("by-libvhdi");
-    let mut command = Command::new("/usr/bin/python3");
-    command.current_dir(folder.path()).args(["-c", READER]).arg(&out).args(chain);
-    let output = command.output().expect("python3 and python3-libvhdi are needed for the tests");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fs::read(&out).unwrap()
-}
 
 /// What `dchain convert` makes of an image.
 fn by_us(folder: &Scratch, image: &str) -> Vec<u8> {
@@ -71,7 +46,7 @@ fn flat_images_go_to_qemu_and_back() {
         let ours = format!("ours{nth}.vhd");
         done(&folder.path(), &["convert", "-f", "raw", "-O", "vpc", "-o", options, "disk", &ours]);
         assert_same(&folder.flat("vpc", &ours), &bytes, options);
-        assert_same(&by_libvhdi(&folder, &[&ours]), &bytes, options);
+        assert_same(&folder.by_libvhdi(&[&ours]), &bytes, options);
         assert_same(&by_us(&folder, &ours), &bytes, options);
         done(&folder.path(), &["check", &ours]);
         // qemu goes on where we ended.
@@ -117,7 +92,7 @@ fn libvhdi_reads_our_children_and_the_child_of_a_stranger_is_refused() {
         chain.flush().unwrap();
     }
     assert_same(&by_us(&folder, "top.vhd"), &bytes, "ours");
-    assert_same(&by_libvhdi(&folder, &["top.vhd", "mid.vhd", "base.vhd"]), &bytes, "libvhdi");
+    assert_same(&folder.by_libvhdi(&["top.vhd", "mid.vhd", "base.vhd"]), &bytes, "libvhdi");
     let info = done(&at, &["info", "--output", "json", "top.vhd"]).json();
     assert_eq!(info["format-specific"]["data"]["subformat"], "differencing");
     // Another disk under the parent's name.

@@ -200,6 +200,60 @@ fn children_of_hyper_v_s_kind_are_read_written_and_folded_into_their_base() {
 }
 
 #[test]
+fn libvhdi_reads_our_children() {
+    let scratch = Scratch::in_memory();
+    let folder = scratch.path();
+    let mut disk = vec![0; 12 << 20];
+    let chain = ["head.vhdx", "mid.vhdx", "base.vhdx"];
+    done(&folder, &["create", "-q", "-f", "vhdx", "-o", "block_size=1M", "base.vhdx", "12M"]);
+    write_through(&scratch.file("base.vhdx"), &mut disk, &[0, 3 << 20, (9 << 20) - 2000], 1);
+    for (nth, byte) in [(1, 2), (0, 3)] {
+        done(&folder, &["snapshot", "-q", "-O", "vhdx", chain[nth + 1], chain[nth]]);
+        let places = [u64::from(byte) << 20, 700, (9 << 20) + 70_000 * u64::from(byte)];
+        write_through(&scratch.file(chain[nth]), &mut disk, &places, byte);
+    }
+    assert_same(&scratch.by_libvhdi(&chain), &disk, "libvhdi");
+}
+
+#[test]
+fn the_crate_vhdx_reads_what_we_write() {
+    for options in [&[("block_size", "1M")][..], &[], &[("subformat", "fixed"), ("block_size", "4M")]] {
+        let scratch = Scratch::in_memory();
+        let file = RealHost::new().create(&scratch.file("image")).unwrap();
+        let image = format::create(Format::Vhdx, file, &sized(30 << 20, options), &NoParts).unwrap();
+        let mut disk = vec![0; 30 << 20];
+        scribble(image.as_ref(), &mut disk, 11);
+        image.flush().unwrap();
+        drop(image);
+        let theirs = dchain_oracles::vhdx(&scratch.file("image"), disk.len()).unwrap();
+        assert_same(&theirs, &disk, &format!("{options:?}"));
+    }
+}
+
+/// A guest goes by the sectors that it was set up with, whatever format its head has.
+#[test]
+fn a_disk_of_large_sectors_keeps_them_where_its_format_can_say_so() {
+    let scratch = Scratch::in_memory();
+    let folder = scratch.path();
+    let large = ["create", "-q", "-f", "vhdx", "-o", "block_size=1M,logical_sector_size=4096"];
+    done(&folder, &[&large[..], &["base.vhdx", "8M"]].concat());
+    done(&folder, &["snapshot", "-q", "base.vhdx", "head.qcow2"]);
+    done(&folder, &["snapshot", "-q", "-O", "vhdx", "head.qcow2", "top.vhdx"]);
+    done(&folder, &["convert", "-q", "-O", "vhdx", "top.vhdx", "flat.vhdx"]);
+    done(&folder, &["convert", "-q", "-O", "raw", "top.vhdx", "flat.raw"]);
+    done(&folder, &["resize", "-q", "flat.vhdx", "+1000"]);
+    let host: Arc<dyn Host> = Arc::new(RealHost::new());
+    let sectors = |name: &str| {
+        let chain = Chain::open(&host, &scratch.file(name), &Opening::reading()).unwrap();
+        (chain.sector_bytes(), chain.size() % 4096)
+    };
+    for name in ["base.vhdx", "head.qcow2", "top.vhdx", "flat.vhdx"] {
+        assert_eq!(sectors(name), (4096, 0), "{name}");
+    }
+    assert_eq!(sectors("flat.raw").0, 512);
+}
+
+#[test]
 fn a_parent_that_another_program_wrote_is_refused() {
     let scratch = Scratch::in_memory();
     let folder = scratch.path();
