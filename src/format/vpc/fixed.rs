@@ -111,8 +111,8 @@ impl FixedImage {
             put(old.end_at, footer)?;
             if end_at < old.end_at {
                 put(end_at, footer)?;
+                // Durable or not: either end has the new footer.
                 file.set_bytes(end_at.plus(SECTOR_BYTES).bytes())?;
-                file.flush()?;
             }
         }
         *state = Sized { bytes, footer, end_at };
