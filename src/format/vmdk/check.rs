@@ -132,6 +132,11 @@ impl Look<'_> {
             Ok(None) => 1,
             Err(error) => return self.wrong(error.what()),
         };
+        let is_odd = !at.abs_diff(layout.overhead).is_multiple_of(layout.grain);
+        if !layout.is_packed() && is_odd && at + bytes > end {
+            let what = format!("passes the file's end (0x{:x} of 0x{end:x})", at + bytes);
+            return self.wrong(&format!("the grain for byte 0x{guest:x} {what}"));
+        }
         // As many as a sound file has room for; what is more is shared.
         if count(self.used.len()) <= self.bytes / SECTOR_BYTES {
             self.used.push((at, bytes));

@@ -217,7 +217,10 @@ fn grains(file: &Arc<dyn File>, layout: Layout, nth: usize, budget: &Budget) -> 
         Some(at) => read_directory(file.as_ref(), &layout, at)?,
         None => Vec::new(),
     };
-    let end = HostOffset::new(file.bytes()?.max(layout.overhead)).ceil(layout.grain);
+    let held = file.bytes()?.max(layout.overhead);
+    // The last grain may be cut off where the file ends: what it lacks are zeros, and nobody else's room.
+    let is_cut = !(held - layout.overhead).is_multiple_of(layout.grain);
+    let end = HostOffset::new(held).ceil(layout.grain).plus(if is_cut { layout.grain } else { 0 });
     let held = budget.hold(Part::FirstLevels, count(tables.len() + twins.len()) * 4);
     Ok(Grains {
         layout,

@@ -582,3 +582,18 @@ fn a_descriptor_that_ends_within_a_line_takes_a_parent_and_a_record() {
     let lost: Vec<_> = facts.lines().filter(|fact| !now.lines().any(|line| line == *fact)).collect();
     assert!(lost.is_empty() && now.contains("\nddb.adapterType = \"ide\"\n"), "{lost:?}\n{now}");
 }
+
+#[test]
+fn a_last_grain_that_is_cut_off_shares_its_room_with_nobody() {
+    let file = Arc::new(MemoryFile::new("disk.vmdk"));
+    let image = create(file.clone(), &sized(1 << 20, &[]), &NoParts).unwrap();
+    image.write(GuestOffset::new(0), &[1; 512], &Nothing).unwrap();
+    image.flush().unwrap();
+    // As one whose grains are twice as large, of which the file has half of the only one.
+    file.write_at(HostOffset::new(20), &256_u64.to_le_bytes()).unwrap();
+    let image = open(file.clone(), true, &NoParts).unwrap();
+    image.write(GuestOffset::new(1 << 19), &[2; 512], &Nothing).unwrap();
+    image.write(GuestOffset::new(100 << 10), &[3; 512], &Nothing).unwrap();
+    image.flush().unwrap();
+    assert_eq!(check(&file, Repair::Nothing, &NoParts).unwrap().corruptions, 0);
+}
