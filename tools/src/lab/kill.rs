@@ -271,7 +271,8 @@ impl Round<'_> {
         let output = child.wait_with_output().map_err(told)?;
         remote::wait_for_agent(scene)?;
         struck?;
-        let is_wrong = |code: &i32| *code != 0 && !(is_far && *code == RESUMABLE);
+        let is_cut = |code: i32| code == RESUMABLE || remote::had_said_nothing(&output.stderr);
+        let is_wrong = |code: &i32| *code != 0 && !(is_far && is_cut(*code));
         if let Some(code) = output.status.code().filter(is_wrong) {
             return Err(format!("exit code {code}: {}", String::from_utf8_lossy(&output.stderr)));
         }

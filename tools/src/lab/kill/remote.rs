@@ -38,6 +38,12 @@ pub(super) fn kill_agent(scene: &Scene) {
     }
 }
 
+/// Returns whether the near side complained of a far side that was killed before its first word: there is nothing to go on
+/// from then, and whoever calls is to look why.
+pub(super) fn had_said_nothing(complaint: &[u8]) -> bool {
+    String::from_utf8_lossy(complaint).contains("ended before it had said what it has")
+}
+
 /// Waits until the far side has ended: what it does after its peer is gone is a part of the story.
 pub(super) fn wait_for_agent(scene: &Scene) -> Told<()> {
     let since = Stopwatch::start();
