@@ -8,6 +8,7 @@ mod bits;
 mod facts;
 mod foreign;
 mod pages;
+mod part;
 pub mod qcow2;
 pub mod raw;
 mod source;

@@ -13,7 +13,7 @@ use crate::{
         Error, GuestOffset, GuestRange, Result,
         units::{count, index},
     },
-    format::Below,
+    format::{Below, part::part},
     map::{self, Extent},
 };
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
@@ -134,11 +134,4 @@ impl Qcow2Image {
         buf.copy_from_slice(part(&mut whole, start.range(size), packed.range)?);
         Ok(())
     }
-}
-
-/// Returns the part of `buf`, which stands for `whole`, that stands for `range`.
-pub(super) fn part(buf: &mut [u8], whole: GuestRange, range: GuestRange) -> Result<&mut [u8]> {
-    let from = index(range.start.since(whole.start));
-    let missing = || Error::invalid(format!("guest byte 0x{:x} is outside its buffer", range.start));
-    buf.get_mut(from..from + index(range.bytes)).ok_or_else(missing)
 }

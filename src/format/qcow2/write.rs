@@ -12,12 +12,12 @@ use super::{
     entry::{self, Cluster, Held},
     flush::Tried,
     image::{Qcow2Image, State},
-    read::part,
 };
 use crate::{
     base::{GuestOffset, GuestRange, HostOffset, HostRange, Result, units::index},
     format::{
         Below,
+        part::part,
         source::{Job, Source},
     },
     io::{Kept, Moved},

@@ -5,11 +5,8 @@
 
 use super::{image::VhdxImage, state::State};
 use crate::{
-    base::{
-        Error, GuestOffset, GuestRange, Result,
-        units::{count, index},
-    },
-    format::Below,
+    base::{GuestOffset, GuestRange, Result, units::count},
+    format::{Below, part::part},
     map::{self, Extent},
 };
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
@@ -85,11 +82,4 @@ impl VhdxImage {
         }
         Ok(())
     }
-}
-
-/// Returns the part of `buf`, which stands for `whole`, that stands for `range`.
-pub(super) fn part(buf: &mut [u8], whole: GuestRange, range: GuestRange) -> Result<&mut [u8]> {
-    let from = index(range.start.since(whole.start));
-    let missing = || Error::invalid(format!("guest byte 0x{:x} is outside its buffer", range.start));
-    buf.get_mut(from..from + index(range.bytes)).ok_or_else(missing)
 }

@@ -9,11 +9,8 @@ use super::{
     tables::{Body, Grain},
 };
 use crate::{
-    base::{
-        Error, GuestOffset, GuestRange, HostOffset, Result,
-        units::{count, index},
-    },
-    format::Below,
+    base::{Error, GuestOffset, GuestRange, HostOffset, Result, units::count},
+    format::{Below, part::part},
     io::File,
     map::{self, Extent},
 };
@@ -103,12 +100,12 @@ impl VmdkImage {
     /// Fills `buf` with what is read at `range`.
     pub(super) fn read_range(&self, range: GuestRange, buf: &mut [u8], below: &dyn Below) -> Result<()> {
         self.each_piece(range, |piece| match piece {
-            Piece::Zero(part) => {
-                slice(buf, range, part)?.fill(0);
+            Piece::Zero(own) => {
+                part(buf, range, own)?.fill(0);
                 Ok(())
             }
-            Piece::Flat(part, host) => self.space.read_at(host, slice(buf, range, part)?),
-            Piece::Grains(part) => self.read_grains(part, slice(buf, range, part)?, below),
+            Piece::Flat(own, host) => self.space.read_at(host, part(buf, range, own)?),
+            Piece::Grains(own) => self.read_grains(own, part(buf, range, own)?, below),
         })
     }
 
@@ -121,7 +118,7 @@ impl VmdkImage {
         for extent in extents {
             match extent.state {
                 map::State::Data { host } => {
-                    self.space.read_at(host, slice(buf, range, extent.range)?)?;
+                    self.space.read_at(host, part(buf, range, extent.range)?)?;
                 }
                 map::State::Packed => packed.push(extent.range),
                 map::State::Zero { .. } | map::State::Absent => others.push(extent),
@@ -129,13 +126,13 @@ impl VmdkImage {
         }
         drop(state);
         for extent in others {
-            let part = slice(buf, range, extent.range)?;
+            let part = part(buf, range, extent.range)?;
             match extent.state {
                 map::State::Absent => below.read(extent.range.start, part)?,
                 _ => part.fill(0),
             }
         }
-        packed.into_iter().try_for_each(|run| self.read_packed(run, slice(buf, range, run)?))
+        packed.into_iter().try_for_each(|run| self.read_packed(run, part(buf, range, run)?))
     }
 
     /// Reads compressed grains, one after the other. (What is compressed never moves: no guard is needed.)
@@ -153,17 +150,10 @@ impl VmdkImage {
             let bytes = packing::read(target.file.as_ref(), at, (&layout, local - inside))?;
             let start = GuestOffset::new(piece.start.bytes() - inside);
             let packed = Packed { start, grain: layout.grain, bytes };
-            packed.unpack(piece, slice(buf, run, piece)?)?;
+            packed.unpack(piece, part(buf, run, piece)?)?;
         }
         Ok(())
     }
-}
-
-/// Returns the part of `buf`, which stands for `whole`, that stands for `range`.
-pub(super) fn slice(buf: &mut [u8], whole: GuestRange, range: GuestRange) -> Result<&mut [u8]> {
-    let from = index(range.start.since(whole.start));
-    let missing = || Error::invalid(format!("guest byte 0x{:x} is outside its buffer", range.start));
-    buf.get_mut(from..from + index(range.bytes)).ok_or_else(missing)
 }
 
 /// Returns the range that `buf` stands for at `at`.

@@ -20,7 +20,7 @@ use crate::{
         error::InFile,
         units::{SECTOR_BYTES, count, index},
     },
-    format::{Below, Creation, Details, Format, Identity, Image, ParentName, Parts},
+    format::{self, Below, Creation, Details, Format, Identity, Image, ParentName, Parts},
     io::{File, Kept, Moved},
     map::{self, Extent, State},
 };
@@ -256,7 +256,7 @@ impl Image for StreamImage {
     fn read(&self, at: GuestOffset, buf: &mut [u8], _below: &dyn Below) -> Result<()> {
         let range = at.range(count(buf.len()));
         for piece in range.pieces(self.layout.grain) {
-            self.read_piece(piece, super::read::slice(buf, range, piece)?).in_file(self.file.path())?;
+            self.read_piece(piece, format::part::part(buf, range, piece)?).in_file(self.file.path())?;
         }
         Ok(())
     }

@@ -4,11 +4,8 @@
 
 use super::image::{SparseImage, State};
 use crate::{
-    base::{
-        Error, GuestRange, Result,
-        units::{SECTOR_BYTES, index},
-    },
-    format::Below,
+    base::{GuestRange, Result, units::SECTOR_BYTES},
+    format::{Below, part::part},
     map::{self, Extent, State as Held},
 };
 
@@ -63,10 +60,4 @@ impl SparseImage {
         }
         Ok(())
     }
-}
-
-/// Returns the part of `buf`, which stands for `range`, that stands for `piece`.
-pub(super) fn part(buf: &mut [u8], range: GuestRange, piece: GuestRange) -> Result<&mut [u8]> {
-    let from = index(piece.start.since(range.start));
-    buf.get_mut(from..from + index(piece.bytes)).ok_or_else(|| Error::invalid("a buffer of another length"))
 }

@@ -18,7 +18,7 @@ use crate::{
         GuestOffset, GuestRange, HostOffset, Result,
         units::{SECTOR_BYTES, index},
     },
-    format::{Below, source::Job},
+    format::{self, Below, source::Job},
     io::{Kept, Moved},
 };
 
@@ -117,7 +117,7 @@ impl SparseImage {
             }
             let mut bytes = [0; index(SECTOR_BYTES)];
             job.below.read(sector.start, &mut bytes)?;
-            let own = super::read::part(&mut bytes, sector, part)?;
+            let own = format::part::part(&mut bytes, sector, part)?;
             job.source.fill(part.start.since(job.range.start), own)?;
             self.file.write_at(self.place(host, sector).start, &bytes)?;
             rest = if part.start == rest.start {
