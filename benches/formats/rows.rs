@@ -103,19 +103,10 @@ const FOLD_VHDX: Row = Row {
 };
 const FOLD_VHD: Row = Row {
     name: "consolidate a VHD child, 910 MiB",
-    command: "consolidate",
-    pieces: &[Scattered],
-    // A chain of two in that format, which shows what d.1 shows.
     prepare: "test -d of-vpc || (rm -rf part-vpc && mkdir part-vpc && $DCHAIN convert --chain -q -O vpc d.1 part-vpc && \
               rm -rf part-vpc/.dchain && sync part-vpc/* && mv part-vpc of-vpc)",
     setup: "mkdir $W.to && cp --reflink=never of-vpc/* $W.to/ && sync $W.to/*",
-    ours: "exec $DCHAIN consolidate -q --yes $W.to/d.1",
-    theirs: &["cp --reflink=never $W.to/d.1 $W.copy && sync $W.copy"],
-    against: "cp of the child, sync",
-    proof: "$DCHAIN compare ours.to/d.1 d.1 >&2",
-    reach: &[Reach::wall(1.2)],
-    ends: "ours: journal, flush, rename, proved by tree; theirs: sync, nothing verified",
-    ..ROW
+    ..FOLD_VHDX
 };
 /// Makes `live.FMT`, every byte of it stored, and has fio do so many requests of 4 KiB on it through `dchaind`. `$F` is the format,
 /// `$RW` what is done.
