@@ -4,4 +4,4 @@ mod take;
 mod write;
 
 pub use take::{Outcome, Taken, Verdict, convert_disk, verify, verify_descriptor};
-pub use write::{Written, WrittenDisk, write};
+pub use write::{Written, write};

@@ -44,20 +44,7 @@ pub struct Written {
     #[serde(serialize_with = "crate::base::name::serialize")]
     pub archive: PathBuf,
     /// Its disks.
-    pub disks: Vec<WrittenDisk>,
-}
-
-/// A disk in it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct WrittenDisk {
-    /// Its file.
-    pub file: String,
-    /// Bytes of that.
-    pub file_bytes: u64,
-    /// Size of the disk in bytes.
-    pub size: u64,
-    /// Bytes of the disk that were written; the rest is zeros.
-    pub written_bytes: u64,
+    pub disks: Vec<NewDisk>,
 }
 
 /// A disk in a file of its own.
@@ -119,13 +106,7 @@ pub fn write(host: &Arc<dyn Host>, disks: &[View], path: &Path, progress: &Progr
     pack(file.as_ref(), &names, &parts, &names.describe(&all).in_file(path)?, progress)
         .map_err(|e| e.renamed(file.path(), path))?;
     draft.publish(path, Publish::New)?;
-    let written = |disk: NewDisk| WrittenDisk {
-        file: disk.file,
-        file_bytes: disk.file_bytes,
-        size: disk.size,
-        written_bytes: disk.written_bytes,
-    };
-    Ok(Written { archive: path.to_path_buf(), disks: all.into_iter().map(written).collect() })
+    Ok(Written { archive: path.to_path_buf(), disks: all })
 }
 
 /// Converts one disk.

@@ -38,7 +38,7 @@ const MACHINE: [&[(&str, &str)]; 3] = [
 const NAME_BYTES_MAX: usize = 80;
 
 /// A disk of a new OVA.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct NewDisk {
     /// Its file in the archive.
     pub file: String,

@@ -5,6 +5,7 @@ use deltachain::{
     chain::{Chain, Opening, Package, View},
     io::Host,
     job::ova::{self, Written},
+    store::ova::NewDisk,
 };
 use std::{
     path::{Path, PathBuf},
@@ -34,7 +35,7 @@ pub fn pack(
 
 fn lines(written: &Written) -> Vec<String> {
     let archive = written.archive.display();
-    let disk = |disk: &ova::WrittenDisk| {
+    let disk = |disk: &NewDisk| {
         let (size, written) = (size::show(disk.size), size::show(disk.written_bytes));
         format!("{archive}: {}, {size}, of which {written} written", disk.file)
     };
