@@ -1,7 +1,10 @@
 //! What tests with other projects' tools share: a folder, and the tools.
 
+use super::dchain::done;
+use deltachain::base::seed::Seeded;
 use std::{
     ffi::OsStr,
+    fs,
     path::PathBuf,
     process::{Command, Output},
 };
@@ -109,4 +112,28 @@ pub(crate) fn assert_same(ours: &[u8], theirs: &[u8], what: &str) {
     if let Some(at) = ours.iter().zip(theirs).position(|(a, b)| a != b) {
         panic!("{what}: byte {at:#x} is {:#x}, not {:#x}", ours[at], theirs[at]);
     }
+}
+
+/// Bytes of the disks that [`disk`] makes.
+pub(crate) const SIZE: usize = 5 << 20;
+
+/// What `dchain convert` makes of an image.
+pub(crate) fn by_us(folder: &Scratch, image: &str) -> Vec<u8> {
+    let out = folder.file("by-us");
+    let _ = fs::remove_file(&out);
+    done(&folder.path(), &["convert", "-q", "-O", "raw", image, out.to_str().unwrap()]);
+    fs::read(&out).unwrap()
+}
+
+/// Makes a raw disk of `SIZE` bytes and what it is to show.
+pub(crate) fn disk(folder: &Scratch, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; SIZE];
+    let mut random = Seeded::new(seed);
+    for _ in 0..12 {
+        let at = usize::try_from(random.below(SIZE as u64 / 512 - 400)).unwrap() * 512;
+        let length = usize::try_from(1 + random.below(200_000)).unwrap();
+        random.fill(&mut bytes[at..at + length]);
+    }
+    fs::write(folder.file("disk"), &bytes).unwrap();
+    bytes
 }

@@ -4,7 +4,7 @@
 
 use super::{
     dchain::{dchain, done},
-    foreign::{Scratch, assert_same},
+    foreign::{SIZE, Scratch, assert_same, by_us, disk},
 };
 use deltachain::{
     base::{GuestOffset, seed::Seeded},
@@ -13,30 +13,6 @@ use deltachain::{
     io::{Host, real::RealHost},
 };
 use std::{fs, sync::Arc};
-
-/// Bytes of the disks here.
-const SIZE: usize = 5 << 20;
-
-/// What `dchain convert` makes of an image.
-fn by_us(folder: &Scratch, image: &str) -> Vec<u8> {
-    let out = folder.file("by-us");
-    let _ = fs::remove_file(&out);
-    done(&folder.path(), &["convert", "-O", "raw", image, out.to_str().unwrap()]);
-    fs::read(&out).unwrap()
-}
-
-/// Makes an image of `SIZE` bytes and what it is to show.
-fn disk(folder: &Scratch, seed: u64) -> Vec<u8> {
-    let mut bytes = vec![0; SIZE];
-    let mut random = Seeded::new(seed);
-    for _ in 0..12 {
-        let at = usize::try_from(random.below(SIZE as u64 / 512 - 400)).unwrap() * 512;
-        let length = usize::try_from(1 + random.below(200_000)).unwrap();
-        random.fill(&mut bytes[at..at + length]);
-    }
-    fs::write(folder.file("disk"), &bytes).unwrap();
-    bytes
-}
 
 #[test]
 fn flat_images_go_to_qemu_and_back() {
