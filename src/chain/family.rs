@@ -34,10 +34,19 @@ pub struct Member {
     pub witness: Witness,
     /// The parent that its header names.
     pub link: Option<Link>,
-    /// Which file its bytes are in, if not in its own.
-    pub data: Option<Witness>,
+    /// The further files that its bytes are in: a data file, or extents.
+    pub data: Vec<DataFile>,
     /// Whether it is known as a raw disk, whatever its header.
     pub is_known_raw: bool,
+}
+
+/// A further file of an image.
+#[derive(Clone, Debug)]
+pub struct DataFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Which file it is.
+    pub witness: Witness,
 }
 
 /// A child's link to its parent.
@@ -102,6 +111,7 @@ impl Family {
             family.folders.push(folder);
         }
         family.look_elsewhere(host, parents, &plain)?;
+        family.set_extents_aside();
         family.add_raw(plain);
         family.members.sort_by(|a, b| a.path.cmp(&b.path));
         for (at, member) in family.members.iter().enumerate() {
@@ -111,6 +121,17 @@ impl Family {
             }
         }
         Ok(family)
+    }
+
+    /// An extent with a header of its own is no image: whoever takes it for one shows a piece of a disk.
+    fn set_extents_aside(&mut self) {
+        let further = self.members.iter().filter(|m| m.format == Format::Vmdk);
+        let extents: BTreeSet<FileKey> =
+            further.flat_map(|m| m.data.iter().map(|file| key(&file.witness))).collect();
+        // What names itself as its extent is an image, though a bad one.
+        let names_itself = |m: &Member| m.data.iter().any(|file| file.witness.same_file(&m.witness));
+        let is_extent = |m: &Member| m.format == Format::Vmdk && extents.contains(&key(&m.witness));
+        self.members.retain(|m| names_itself(m) || !is_extent(m));
     }
 
     fn look_at(&mut self, host: &dyn Host, path: &Path, plain: &mut Vec<Member>) {
@@ -189,7 +210,7 @@ impl Family {
 
     /// Returns the images other than the one at `own` that keep their bytes in that file.
     pub fn users_of<'f>(&'f self, data: &Witness, own: &Path) -> impl Iterator<Item = &'f Member> {
-        let is_it = |member: &Member| member.data.is_some_and(|file| file.same_file(data));
+        let is_it = |member: &Member| member.data.iter().any(|file| file.witness.same_file(data));
         self.members.iter().filter(move |member| is_it(member) && member.path != own)
     }
 
@@ -208,8 +229,11 @@ pub fn member(host: &dyn Host, path: &Path) -> Result<Member> {
     let peek = format::peek(format, file.as_ref())?;
     let path = host.canonical(path)?;
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let data =
-        peek.data_name.and_then(|name| host.witness(&join(folder, Path::new(OsStr::from_bytes(&name)))).ok());
+    let data = peek.data_names.iter().filter_map(|name| {
+        let path = join(folder, Path::new(OsStr::from_bytes(name)));
+        host.witness(&path).ok().map(|witness| DataFile { path, witness })
+    });
+    let data = data.collect();
     let link = peek.parent.map(|name| find(host, &path, name));
     Ok(Member { path, format, size: peek.size, witness: file.witness()?, link, data, is_known_raw: is_raw })
 }

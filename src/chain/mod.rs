@@ -20,7 +20,7 @@ mod pair;
 mod policy;
 mod view;
 
-pub use family::{Family, Link, Member, member};
+pub use family::{DataFile, Family, Link, Member, member};
 pub use lease::{lease, refuse_leased};
 pub use lineage::{Standing, check_lineage, freeze, join, lineage, refuse_cut_off};
 pub use link::{header_name, is_plain, relative_name};

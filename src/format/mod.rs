@@ -328,8 +328,8 @@ pub struct Peek {
     pub size: u64,
     /// The parent that it names.
     pub parent: Option<ParentName>,
-    /// The name of the file that it keeps its bytes in, if that is not its own.
-    pub data_name: Option<Vec<u8>>,
+    /// The names of the further files that it keeps its bytes in: a data file, or extents.
+    pub data_names: Vec<Vec<u8>>,
 }
 
 /// Reads an image's header and nothing else.
@@ -337,12 +337,16 @@ pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
     match format {
         Format::Raw => {
             let size = file.bytes()?.next_multiple_of(SECTOR_BYTES);
-            Ok(Peek { size, parent: None, data_name: None })
+            Ok(Peek { size, parent: None, data_names: Vec::new() })
         }
         Format::Qcow2 => {
             let header = qcow2::Header::read(file)?;
             let data_name = header.data_file_name().filter(|_| header.has_data_file()).map(<[u8]>::to_vec);
-            Ok(Peek { size: header.disk_bytes, parent: header.parent(), data_name })
+            Ok(Peek {
+                size: header.disk_bytes,
+                parent: header.parent(),
+                data_names: data_name.into_iter().collect(),
+            })
         }
         Format::Vhdx => vhdx::peek(file),
         Format::Vpc => vpc::peek(file),

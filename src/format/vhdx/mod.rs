@@ -73,5 +73,5 @@ pub fn check(file: Arc<dyn File>, repair: Repair) -> Result<Checked> {
 pub fn peek(file: &dyn File) -> Result<Peek> {
     let Layout { metadata, .. } = Layout::read(file)?;
     let parent = metadata.locator.as_ref().map(Locator::parent).transpose().in_file(file.path())?;
-    Ok(Peek { size: metadata.size, parent, data_name: None })
+    Ok(Peek { size: metadata.size, parent, data_names: Vec::new() })
 }

@@ -64,17 +64,17 @@ pub fn check(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<
 pub fn peek(file: &dyn File) -> Result<Peek> {
     let peek = || {
         Ok(match Head::read(file)? {
-            Head::Sparse(layout, text) => {
-                Peek { size: layout.bytes, parent: text.as_ref().and_then(open::parent), data_name: None }
-            }
+            Head::Sparse(layout, text) => Peek {
+                size: layout.bytes,
+                parent: text.as_ref().and_then(open::parent),
+                data_names: Vec::new(),
+            },
             Head::Text(text) => {
                 let extents = text.extents()?;
                 let size = extents.iter().map(|extent| extent.bytes).sum();
-                let mut names = extents.into_iter().map(|extent| extent.name).filter(|name| !name.is_empty());
-                let first = names.next();
-                // One that leads elsewhere, if there is any: that is what it is asked for.
-                let far = names.find(|name| name.starts_with(b"/"));
-                Peek { size, parent: open::parent(&text), data_name: far.or(first) }
+                let names = extents.into_iter().map(|extent| extent.name);
+                let data_names = names.filter(|name| !name.is_empty()).collect();
+                Peek { size, parent: open::parent(&text), data_names }
             }
         })
     };

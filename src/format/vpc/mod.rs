@@ -75,7 +75,7 @@ pub fn peek(file: &dyn File) -> Result<Peek> {
             Kind::Differencing => parent_name(&Header::read(file, (at, size), kind, footers.is_unsigned)?),
             Kind::Fixed | Kind::Dynamic => None,
         };
-        Ok(Peek { size, parent, data_name: None })
+        Ok(Peek { size, parent, data_names: Vec::new() })
     };
     peek().in_file(file.path())
 }

@@ -123,9 +123,10 @@ fn refuse_far_bytes(layer: &Layer, files: &[Arc<dyn File>]) -> Result<()> {
     if further.is_empty() {
         return Ok(());
     }
-    match format::peek(layer.format(), header.as_ref())?.data_name {
-        Some(name) if Path::new(OsStr::from_bytes(&name)).is_absolute() => {
-            let name = String::from_utf8_lossy(&name).into_owned();
+    let names = format::peek(layer.format(), header.as_ref())?.data_names;
+    match names.iter().find(|name| Path::new(OsStr::from_bytes(name)).is_absolute()) {
+        Some(name) => {
+            let name = String::from_utf8_lossy(name);
             let what = format!(
                 "names its data file by a whole path, '{}': its copy would write there, too; it can only be copied into \
                  another format, or as one image",
@@ -133,7 +134,7 @@ fn refuse_far_bytes(layer: &Layer, files: &[Arc<dyn File>]) -> Result<()> {
             );
             Err(Error::unsupported(what).path(&layer.path))
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -152,7 +152,7 @@ impl Facts {
             filename: name::text(name).into_owned(),
             format,
             virtual_size: layer.size(),
-            actual_size: files.first().map_or(Ok(0), |f| f.allocated_bytes())?,
+            actual_size: files.iter().map(|f| f.allocated_bytes()).sum::<deltachain::base::Result<u64>>()?,
             cluster_size: details.cluster_bytes,
             encrypted: details.is_encrypted,
             dirty_flag: details.is_dirty,

@@ -10,11 +10,14 @@ use clap::Args;
 use deltachain::{
     base::name,
     chain::{Family, Member, Policy},
-    io::Host,
+    io::{Access, EntryKind, Host},
     store::{self, Used},
 };
 use serde::Serialize;
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 /// Show every hierarchy in folders: children as well as parents
 ///
@@ -129,7 +132,15 @@ impl Forest<'_> {
             }
         }
         let lost = |l: &&deltachain::chain::Link| l.witness.is_none_or(|p| self.family.member(&p).is_none());
-        let file = self.host.open(&member.path, deltachain::io::Access::ReadShared)?;
+        let held = |path: &Path| self.host.open(path, Access::ReadShared)?.allocated_bytes();
+        // A header may name anything.
+        let is_beside = |path: &&PathBuf| {
+            path.parent() == member.path.parent()
+                && self.host.kind(path).is_ok_and(|kind| kind == Some(EntryKind::File))
+        };
+        let data = member.data.iter().map(|file| &file.path).filter(is_beside);
+        let actual_size =
+            held(&member.path)? + data.map(|path| held(path)).sum::<deltachain::base::Result<u64>>()?;
         let is_here = |folder: &PathBuf| member.path.parent() == Some(folder);
         let shown = member.path.file_name().filter(|_| self.family.folders.iter().any(is_here));
         Ok(Node {
@@ -137,7 +148,7 @@ impl Forest<'_> {
             filename: name::text(&member.path).into_owned(),
             format: member.format.name(),
             virtual_size: member.size,
-            actual_size: file.allocated_bytes()?,
+            actual_size,
             missing_parent: member
                 .link
                 .as_ref()

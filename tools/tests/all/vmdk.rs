@@ -209,3 +209,37 @@ fn the_stream_in_an_ova_becomes_an_image() {
     assert_same(&folder.flat("qcow2", "out.qcow2"), &bytes, "as qcow2");
     assert!(Path::new(&folder.file("disk.vmdk")).exists());
 }
+
+#[test]
+fn extents_are_pieces_of_their_image_and_no_images() {
+    let folder = Scratch::new();
+    let at = folder.path();
+    for kind in ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"] {
+        let at = at.join(kind);
+        fs::create_dir(&at).unwrap();
+        let options = format!("subformat={kind}");
+        done(&at, &["create", "-f", "vmdk", "-o", &options, "disk.vmdk", "5G"]);
+        done(&at, &["create", "-f", "vmdk", "-b", "disk.vmdk", "-F", "vmdk", "child.vmdk"]);
+        let tree = done(&at, &["tree", "--output", "json"]).json();
+        let [root] = tree.as_array().unwrap().as_slice() else { panic!("{tree}") };
+        assert!(root["filename"].as_str().unwrap().ends_with("disk.vmdk"), "{tree}");
+        assert_eq!(root["children"].as_array().unwrap().len(), 1);
+        let ours = done(&at, &["info", "--output", "json", "disk.vmdk"]).json();
+        let theirs = folder.qemu_img(&format!("info --output=json {kind}/disk.vmdk"));
+        let theirs: serde_json::Value = serde_json::from_str(&theirs).unwrap();
+        assert_eq!(ours["actual-size"], theirs["actual-size"], "{kind}");
+        assert_eq!(root["actual-size"], theirs["actual-size"], "{kind}");
+        let letter = if kind.ends_with("Flat") { 'f' } else { 's' };
+        for nth in 1..=3 {
+            let refused = dchain(&at, &["rm", "--yes", &format!("disk-{letter}00{nth}.vmdk")]);
+            assert!(refused.err.contains("keeps its bytes in it"), "{kind} {nth}: {}", refused.err);
+        }
+        fs::create_dir(at.join("moved")).unwrap();
+        done(&at, &["convert", "--chain", "-q", "-O", "qcow2", ".", "moved"]);
+        let mut moved: Vec<_> =
+            fs::read_dir(at.join("moved")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        moved.retain(|name| name != ".dchain");
+        moved.sort();
+        assert_eq!(moved, ["child.qcow2", "disk.qcow2"]);
+    }
+}
