@@ -23,6 +23,7 @@ use crate::{
     chain::{Chain, Layer},
     disk::Disk,
     export::{Context, Export},
+    format::Format,
     job::consolidate::{LiveConsolidation, Request},
     store::Ledger,
 };
@@ -187,8 +188,8 @@ impl Service {
             return Err(Error::new(ErrorKind::Exists, what));
         }
         let since = since.map(|since| find_id(book.written(), since).unwrap_or_else(|_| since.to_owned()));
-        let new = |disk: &String| Some(fresh_name(disk, &format!("-{coming}")));
-        let of: Vec<_> = disks.iter().map(|d| SnapshotOf { disk: d.clone(), new: new(d) }).collect();
+        let new = |disk: &str| fresh_name(disk, &format!("-{coming}"), Format::Qcow2);
+        let of: Vec<_> = disks.iter().map(|d| SnapshotOf::qcow2(d, Some(new(d)))).collect();
         self.snapshot_by(&mut book, &of)?;
         let ledger = self.ledger();
         let mut marks = BTreeMap::new();

@@ -24,13 +24,22 @@ pub struct SnapshotOf {
     /// The name of its new head, in the folder of the present one unless it is absolute; `None`: made of the disk's name
     /// and the time.
     pub new: Option<PathBuf>,
+    /// The new head's format, one that knows parents.
+    pub format: Format,
+}
+
+impl SnapshotOf {
+    /// Returns one with a qcow2 image for its new head.
+    pub fn qcow2(disk: &str, new: Option<PathBuf>) -> Self {
+        Self { disk: disk.to_owned(), new, format: Format::Qcow2 }
+    }
 }
 
 /// Writes the heads into the book.
 struct Recording<'a> {
     book: &'a mut Book,
     before: Written,
-    names: &'a [String],
+    asked: &'a [SnapshotOf],
 }
 
 impl Heads for Recording<'_> {
@@ -40,8 +49,8 @@ impl Heads for Recording<'_> {
 
     fn record(&mut self, taken: &[Taken]) -> Result<()> {
         self.book.change(|written| {
-            for (name, one) in self.names.iter().zip(taken) {
-                written.with(name, |known| known.set_head(&one.head, Format::Qcow2));
+            for (of, one) in self.asked.iter().zip(taken) {
+                written.with(&of.disk, |known| known.set_head(&one.head, of.format));
             }
             written.intended.clear();
         })
@@ -83,7 +92,7 @@ impl Service {
         }
         let taken = self.while_frozen(book, &names, |book| {
             let before = book.written().clone();
-            let mut recording = Recording { book, before, names: &names };
+            let mut recording = Recording { book, before, asked };
             snapshot_live(&self.settings.host, &disks, &self.settings.opening, &mut recording)
         })?;
         for name in &names {
@@ -111,7 +120,7 @@ impl Service {
         let folder = head.path.parent().unwrap_or(Path::new("/"));
         let new = match &asked.new {
             Some(new) => new.clone(),
-            None => self.unused_name(folder, &asked.disk)?,
+            None => self.unused_name(folder, asked)?,
         };
         if new.as_os_str().is_empty() {
             return Err(Error::invalid(format!("the new head of disk '{}' has no name", asked.disk)));
@@ -121,18 +130,19 @@ impl Service {
         // The book has whole names, which it compares.
         let folder = self.settings.host.canonical(new.parent().unwrap_or(folder))?;
         let new = folder.join(new.file_name().unwrap_or_default());
-        Ok(Disk { disk: Arc::clone(&held.disk), new, options: Vec::new() })
+        Ok(Disk { disk: Arc::clone(&held.disk), new, format: asked.format, options: Vec::new() })
     }
 
     /// Returns a name for a new head that no file has: there may be several in a second.
-    fn unused_name(&self, folder: &Path, disk: &str) -> Result<PathBuf> {
+    fn unused_name(&self, folder: &Path, asked: &SnapshotOf) -> Result<PathBuf> {
         let names = std::iter::once(String::new()).chain((2..100).map(|n| format!("-{n}")));
-        for name in names.map(|more| fresh_name(disk, &more)) {
+        let fresh = |more: &str| fresh_name(&asked.disk, more, asked.format);
+        for name in names.map(|more| fresh(&more)) {
             if self.settings.host.kind(&folder.join(&name))?.is_none() {
                 return Ok(name);
             }
         }
-        Ok(fresh_name(disk, ""))
+        Ok(fresh(""))
     }
 }
 
@@ -141,7 +151,7 @@ const NAME_BYTES: usize = 128;
 
 /// Returns a name for a new head: the disk's, as far as it can be one of a file, the time, and `more`. Disks with different
 /// names get different ones.
-pub(super) fn fresh_name(disk: &str, more: &str) -> PathBuf {
+pub(super) fn fresh_name(disk: &str, more: &str, format: Format) -> PathBuf {
     let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let ns = i128::try_from(clock::since_epoch().as_nanos()).unwrap_or_default();
     let digits: String = clock::utc(ns).chars().filter(char::is_ascii_digit).collect();
@@ -150,5 +160,6 @@ pub(super) fn fresh_name(disk: &str, more: &str) -> PathBuf {
     let name = name.trim_start_matches('.');
     let name = name.get(..name.floor_char_boundary(NAME_BYTES)).unwrap_or_default();
     let own = if name == disk { String::new() } else { format!("-{:08x}", crc32c::crc32c(disk.as_bytes())) };
-    format!("{name}{own}-{day}-{time}{more}.qcow2").into()
+    let called = format.suffixes().first().copied().unwrap_or_default();
+    format!("{name}{own}-{day}-{time}{more}.{called}").into()
 }

@@ -534,14 +534,14 @@ fn a_job_that_is_not_to_go_on_is_given_up_before_guests_write() {
 fn a_snapshot_is_the_head_that_the_next_start_opens() {
     let scene = Scene::new();
     let service = scene.start();
-    let asked = SnapshotOf { disk: "vm".to_owned(), new: Some("monday".into()) };
+    let asked = SnapshotOf::qcow2("vm", Some("monday".into()));
     service.snapshot(&[asked]).unwrap();
     write(&service, 0, 3);
     stop(service);
     assert!(scene.shown("top") == expected(&[]));
     let service = scene.start();
     assert_eq!(service.view_disk("vm").unwrap().path.0, scene.path("monday"));
-    let new = SnapshotOf { disk: "vm".to_owned(), new: None };
+    let new = SnapshotOf::qcow2("vm", None);
     let taken = service.snapshot(std::slice::from_ref(&new)).unwrap();
     assert!(taken.taken[0].head.file_name().unwrap().to_str().unwrap().starts_with("vm-20"));
     assert_eq!(service.snapshot(&[new.clone(), new]).unwrap_err().kind(), ErrorKind::Invalid);

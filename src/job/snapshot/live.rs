@@ -31,7 +31,9 @@ pub struct Disk {
     pub disk: Arc<LiveDisk>,
     /// The new head's name.
     pub new: PathBuf,
-    /// Its options, as for a new qcow2 image.
+    /// Its format, one that knows parents.
+    pub format: Format,
+    /// Its options, as for a new image of that format.
     pub options: Vec<(String, String)>,
 }
 
@@ -157,8 +159,8 @@ impl<'a> Going<'a> {
     fn make(&mut self, host: &Arc<dyn Host>, opening: &Opening) -> Result<Chain> {
         let head = self.before.head()?;
         let likeness = head.likeness().map(Likeness::at_work);
-        let Disk { new, options, .. } = self.disk;
-        let child = Child { target: new, format: Format::Qcow2, options, how: Publish::New, likeness };
+        let Disk { new, format, options, .. } = self.disk;
+        let child = Child { target: new, format: *format, options, how: Publish::New, likeness };
         let (ledger, thawed) = (&self.ledger, &mut self.thawed);
         child.publish(host, self.before.layers(), || {
             // Guests go on writing it until they go over: no witness can stand for its bytes yet.

@@ -15,9 +15,9 @@ use crate::{
 use std::sync::Arc;
 
 impl Revert {
-    /// Returns the format of the head that is made.
-    pub const fn format(&self) -> Format {
-        Format::Qcow2
+    /// Returns the format of the head that is made: that of the head that is given up, whose name it gets.
+    pub fn format(&self) -> Format {
+        self.chain.head().map_or(Format::Qcow2, Layer::format)
     }
 
     /// Does it with the disk in use whose chain this is, and whose layers are opened as `opening` says. What fails tells

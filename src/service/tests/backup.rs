@@ -129,7 +129,7 @@ fn a_point_in_time_of_a_person_is_not_folded() {
     let service = scene.start();
     let first = begin(&service, None);
     end(&service, &first.id);
-    service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: Some("monday".into()) }]).unwrap();
+    service.snapshot(&[SnapshotOf::qcow2("vm", Some("monday".into()))]).unwrap();
     write(&service, 6 * MIB, 3);
     let second = begin(&service, Some(&first.id));
     assert_eq!(look(&service, &second).1, [(6, 1)]);
@@ -204,7 +204,7 @@ fn nothing_begins_on_a_disk_whose_last_job_could_not_be_ended() {
     let held = service.held("vm").unwrap();
     *held.stuck.lock() = Some(Box::new(folding));
     // As if it had got stuck a moment after whoever asks has looked.
-    let of = [SnapshotOf { disk: "vm".to_owned(), new: None }];
+    let of = [SnapshotOf::qcow2("vm", None)];
     let said = service.snapshot_by(&mut service.book.lock(), &of).map(drop);
     assert_eq!(said.unwrap_err().kind(), ErrorKind::Busy);
     held.settle().unwrap();

@@ -67,7 +67,7 @@ fn a_bitmap_of_a_layer_that_froze_under_its_guest_stands_there() {
     let scene = scene();
     let service = scene.start();
     write(&service, 3 * MIB, 7);
-    service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: Some("monday".into()) }]).unwrap();
+    service.snapshot(&[SnapshotOf::qcow2("vm", Some("monday".into()))]).unwrap();
     write(&service, 4 * MIB, 7);
     stop(service);
     assert_eq!(stored(&scene), Some(0xff));

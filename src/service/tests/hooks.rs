@@ -39,7 +39,7 @@ fn start(scene: &Scene, asker: &Arc<Asker>, freeze: [&str; 2]) -> Arc<Service> {
 }
 
 fn take(service: &Service) -> Result<crate::job::snapshot::LiveTaken> {
-    let of = |disk: &str| SnapshotOf { disk: disk.to_owned(), new: None };
+    let of = |disk: &str| SnapshotOf::qcow2(disk, None);
     service.snapshot(&[of("vm"), of("other")])
 }
 
@@ -62,7 +62,7 @@ fn guests_hold_still_while_a_snapshot_is_taken_and_go_on_whatever_becomes_of_it(
     stop(service);
     // The snapshot itself fails.
     let service = start(&scene, &asker, ["quiet", "quiet"]);
-    let there = SnapshotOf { disk: "vm".to_owned(), new: Some("base".into()) };
+    let there = SnapshotOf::qcow2("vm", Some("base".into()));
     assert_eq!(service.snapshot(&[there]).unwrap_err().kind(), ErrorKind::Exists);
     assert_eq!(std::mem::take(&mut *asker.asked.lock()), ["freeze vm", "thaw vm"]);
     stop(service);
@@ -109,7 +109,7 @@ fn a_job_is_told_to_wait_while_the_guest_of_another_disk_takes_long_to_hold_stil
     let service = start(&scene, &asker, ["quiet", "quiet"]);
     let job = service.consolidate("vm", &slow()).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| service.snapshot(&[SnapshotOf { disk: "other".to_owned(), new: None }]).unwrap());
+        scope.spawn(|| service.snapshot(&[SnapshotOf::qcow2("other", None)]).unwrap());
         while asker.asked.lock().is_empty() {
             std::thread::sleep(GLANCE);
         }

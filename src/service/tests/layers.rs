@@ -24,7 +24,7 @@ fn nobody_comes_in_while_a_disk_goes_back() {
 fn what_a_client_wrote_is_there_as_long_as_it_has_the_disk_however_often_that_goes_back() {
     let scene = Scene::new();
     let service = scene.start();
-    service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: None }]).unwrap();
+    service.snapshot(&[SnapshotOf::qcow2("vm", None)]).unwrap();
     let (is_over, visits) = (AtomicBool::new(false), std::sync::atomic::AtomicUsize::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {

@@ -15,7 +15,7 @@ fn cid_5_the_layers_of_a_disk_in_use_are_leased_as_long_as_it_stands_on_them() {
     };
     assert!(matches!(used("base").as_slice(), [one] if one.ends_with(": disk 'vm'")), "{:?}", used("base"));
     assert_eq!(used("top"), Vec::<String>::new());
-    service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: Some("next".into()) }]).unwrap();
+    service.snapshot(&[SnapshotOf::qcow2("vm", Some("next".into()))]).unwrap();
     assert_eq!((used("base").len(), used("top").len(), used("next").len()), (1, 1, 0));
     // What the disk itself has leased does not keep it from being folded.
     let job = service.consolidate("vm", &FoldRequest::default()).unwrap();

@@ -61,7 +61,7 @@ fn a_disk_goes_to_another_store_while_it_is_served() {
     wait_for_the_head(&scene, &job);
     write(&service, 0, 7);
     // One thing at a time.
-    let snapshot = [SnapshotOf { disk: "vm".to_owned(), new: None }];
+    let snapshot = [SnapshotOf::qcow2("vm", None)];
     assert_eq!(service.snapshot(&snapshot).unwrap_err().kind(), ErrorKind::Busy);
     assert_eq!(service.consolidate("vm", &fold(0)).unwrap_err().kind(), ErrorKind::Busy);
     faster(&service, &job);

@@ -19,7 +19,7 @@ fn a_new_head_has_a_name_that_can_last() {
     let service = scene.start();
     let take = |new: &str| {
         service
-            .snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: Some(new.into()) }])
+            .snapshot(&[SnapshotOf::qcow2("vm", Some(new.into()))])
             .map(|taken| taken.taken[0].head.clone())
     };
     for bad in ["", "..", ".dchain", ".x.dchain-draft-1"] {
@@ -29,13 +29,13 @@ fn a_new_head_has_a_name_that_can_last() {
     assert_eq!(take("sub/../next").unwrap(), scene.path("next"));
     // Several in a second have names of their own.
     for _ in 0..3 {
-        service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: None }]).unwrap();
+        service.snapshot(&[SnapshotOf::qcow2("vm", None)]).unwrap();
     }
     assert_eq!(service.view_disk("vm").unwrap().layers.len(), 6);
     stop(service);
-    let names = ["a b", "a_b"].map(|disk| fresh_name(disk, ""));
+    let names = ["a b", "a_b"].map(|disk| fresh_name(disk, "", Format::Qcow2));
     assert_ne!(names[0], names[1]);
-    assert!(fresh_name(&"\u{fc}".repeat(300), "").as_os_str().len() < 200);
+    assert!(fresh_name(&"\u{fc}".repeat(300), "", Format::Qcow2).as_os_str().len() < 200);
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_name_is_free_again_once_its_disk_is_forgotten() {
     let scene = Scene::new();
     let service = Service::start(scene.settings(), &[]).unwrap();
     service.attach(&scene.named("top")).unwrap();
-    service.snapshot(&[SnapshotOf { disk: "vm".to_owned(), new: None }]).unwrap();
+    service.snapshot(&[SnapshotOf::qcow2("vm", None)]).unwrap();
     service.detach("vm", false).unwrap();
     let other = Named { is_read_only: true, ..scene.named("base") };
     assert_eq!(service.attach(&other).unwrap_err().kind(), ErrorKind::Policy);

@@ -9,7 +9,7 @@ use crate::{
     size,
 };
 use clap::Args;
-use deltachain::{format::Format, io::Access, job::snapshot::Revert};
+use deltachain::{chain::member, format::Format, io::Access, job::snapshot::Revert};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,10 @@ impl Arguments {
     /// Plans, asks, reverts.
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         if self.options.wants_help() {
-            options::list_format_options(answer, Format::Qcow2, FormatOptions::is_of_one_file)?;
+            // The new head is of the old one's format.
+            let top = self.images.first().map(|top| member(options::host().as_ref(), top)).transpose()?;
+            let format = self.source.format.or(top.map(|top| top.format)).unwrap_or(Format::Qcow2);
+            options::list_format_options(answer, format, FormatOptions::is_of_one_file)?;
             return Ok(Exit::Done);
         }
         self.options.refuse_data_file()?;

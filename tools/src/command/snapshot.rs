@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub struct Arguments {
     #[command(flatten)]
     source: Source,
-    /// Format of NEW: qcow2, or what Hyper-V (vhdx) and its elders (vpc) know as differencing disks of theirs
+    /// Format of NEW: qcow2, or what VMware (vmdk), Hyper-V (vhdx) and its elders (vpc) know as children of theirs
     #[arg(short = 'O', long, value_name = "FMT", value_parser = options::format, default_value_t = Format::Qcow2)]
     target_format: Format,
     #[command(flatten)]
@@ -26,7 +26,7 @@ pub struct Arguments {
     yes: bool,
     /// Take it of this disk of dchaind, at one point in time with all others that are named (may be repeated); NEW is in
     /// the head's folder, and is made of the disk's name and the time if not given
-    #[arg(long = "disk", value_name = "NAME[=NEW]", conflicts_with_all = ["top", "new", "format", "target_format", "options", "allow_dir"])]
+    #[arg(long = "disk", value_name = "NAME[=NEW]", conflicts_with_all = ["top", "new", "format", "options", "allow_dir"])]
     disks: Vec<String>,
     #[command(flatten)]
     daemon: Daemon,
@@ -62,9 +62,10 @@ impl Arguments {
     }
 
     fn take_live(&self, answer: &Answer) -> Result<Exit, Failure> {
+        let format = self.target_format.name();
         let of = |text: &String| match text.split_once('=') {
-            Some((name, new)) => json!({ "name": name, "new": new }),
-            None => json!({ "name": text }),
+            Some((name, new)) => json!({ "name": name, "new": new, "format": format }),
+            None => json!({ "name": text, "format": format }),
         };
         let disks: Vec<_> = self.disks.iter().map(of).collect();
         let taken = self.daemon.post("/v1/snapshot", &json!({ "disks": disks }))?;

@@ -1,4 +1,4 @@
-//! A qcow2 head on a base of every format, served, and folded into that base while a client writes.
+//! Disks whose layers are of other formats than qcow2, served: folds under a client that writes, snapshots, going back.
 
 use super::{
     control::{MIB, answer, ask, start_fold, wait_for_bytes},
@@ -94,6 +94,55 @@ fn a_qcow2_head_is_folded_under_a_client_into_a_base_of_every_format() {
     std::thread::scope(|scope| {
         for base in Format::ALL {
             scope.spawn(move || folds_into(base));
+        }
+    });
+}
+
+/// A disk whose layers are all of one format: two snapshots, each followed by writes, a fold, and back to what stands below.
+fn has_heads_of(format: Format) {
+    let folder = Scratch::new();
+    let (at, name) = (folder.path(), format.name());
+    let mut disk = vec![0; DISK];
+    Seeded::new(9).fill(&mut disk[MIB..3 * MIB]);
+    fs::write(folder.file("disk"), &disk).unwrap();
+    let suffix = format.suffixes()[0];
+    let base = format!("base.{suffix}");
+    done(&at, &["convert", "-q", "-f", "raw", "-O", name, "disk", &base]);
+    let daemon =
+        Daemon::start_with(&folder, &[&format!("vm={base}")], &["--control", "unix:c", "--state", "state"]);
+    let head = || answer(&folder, "disk show vm")["path"].as_str().unwrap().to_owned();
+    answer(&folder, &format!("snapshot --disk vm=one.{suffix} -O {name}"));
+    assert!(client(&folder, &daemon, &script(4, 60, &mut disk)).wait().unwrap().success());
+    let one = disk.clone();
+    answer(&folder, &format!("snapshot --disk vm -O {name}"));
+    assert!(head().ends_with(&format!(".{suffix}")), "{}", head());
+    assert!(client(&folder, &daemon, &script(5, 60, &mut disk)).wait().unwrap().success());
+    folder.qemu_img(&format!("convert -f raw -O raw {} served", daemon.uri("vm")));
+    assert_same(&fs::read(folder.file("served")).unwrap(), &disk, name);
+    let layers = answer(&folder, "disk show vm")["layers"].clone();
+    let formats: Vec<_> = layers.as_array().unwrap().iter().map(|layer| layer["format"].clone()).collect();
+    assert_eq!(formats, [name; 3], "{layers}");
+    answer(&folder, &format!("revert --disk vm --force --yes one.{suffix}"));
+    folder.qemu_img(&format!("convert -f raw -O raw {} served", daemon.uri("vm")));
+    assert_same(&fs::read(folder.file("served")).unwrap(), &one, name);
+    let mut disk = one;
+    assert!(client(&folder, &daemon, &script(6, 60, &mut disk)).wait().unwrap().success());
+    let job = answer(&folder, "consolidate --disk vm --yes");
+    assert_eq!(job["state"], "concluded", "{job}");
+    folder.qemu_img(&format!("convert -f raw -O raw {} served", daemon.uri("vm")));
+    assert_same(&fs::read(folder.file("served")).unwrap(), &disk, name);
+    let last = head();
+    assert!(daemon.stop().0.success());
+    done(&at, &["convert", "-q", "-O", "raw", &last, "left"]);
+    assert_same(&fs::read(folder.file("left")).unwrap(), &disk, name);
+    done(&at, &["check", "-f", name, &base]);
+}
+
+#[test]
+fn a_disk_keeps_its_format_through_snapshots_a_revert_and_a_fold() {
+    std::thread::scope(|scope| {
+        for format in [Format::Qcow2, Format::Vhdx, Format::Vpc, Format::Vmdk] {
+            scope.spawn(move || has_heads_of(format));
         }
     });
 }

@@ -18,6 +18,7 @@ use axum::{
 };
 use deltachain::{
     base::{Error, name},
+    format::Format,
     job::consolidate::{NewImage, Request},
     service::{FoldRequest, JobView, Service, SnapshotOf, Speed},
 };
@@ -197,13 +198,20 @@ struct Snapshot {
 struct SnapshotDisk {
     name: String,
     new: Option<String>,
+    format: Option<String>,
 }
 
 async fn snapshot(State(service): Held, bytes: Bytes) -> Answer {
     let asked: Snapshot = body(&bytes)?;
-    let of = |one: SnapshotDisk| SnapshotOf { disk: one.name, new: one.new.as_deref().map(name::path) };
-    let disks: Vec<_> = asked.disks.into_iter().map(of).collect();
-    done(service, move |service| service.snapshot(&disks)).await
+    done(service, move |service| {
+        let of = |one: SnapshotDisk| -> deltachain::base::Result<SnapshotOf> {
+            let format = one.format.as_deref().map_or(Ok(Format::Qcow2), Format::parse)?;
+            Ok(SnapshotOf { disk: one.name, new: one.new.as_deref().map(name::path), format })
+        };
+        let disks = asked.disks.into_iter().map(of).collect::<Result<Vec<_>, _>>()?;
+        service.snapshot(&disks)
+    })
+    .await
 }
 
 async fn jobs(State(service): Held) -> Answer {
