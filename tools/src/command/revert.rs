@@ -40,7 +40,7 @@ impl Arguments {
     pub fn run(&self, answer: &Answer) -> Result<Exit, Failure> {
         if self.options.wants_help() {
             // The new head is of the old one's format.
-            let top = self.images.first().map(|top| member(options::host().as_ref(), top)).transpose()?;
+            let top = self.images.first().and_then(|top| member(options::host().as_ref(), top).ok());
             let format = self.source.format.or(top.map(|top| top.format)).unwrap_or(Format::Qcow2);
             options::list_format_options(answer, format, FormatOptions::is_of_one_file)?;
             return Ok(Exit::Done);

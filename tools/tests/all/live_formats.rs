@@ -135,7 +135,7 @@ fn has_heads_of(format: Format) {
     assert!(daemon.stop().0.success());
     done(&at, &["convert", "-q", "-O", "raw", &last, "left"]);
     assert_same(&fs::read(folder.file("left")).unwrap(), &disk, name);
-    done(&at, &["check", "-f", name, &base]);
+    done(&at, &["check", "-f", name, &last]);
 }
 
 #[test]

@@ -104,6 +104,7 @@ fn group(guest: &Guest) -> Vec<Disk> {
     let new = |(disk, name): (&Arc<LiveDisk>, &str)| Disk {
         disk: Arc::clone(disk),
         new: path(name),
+        format: Format::Qcow2,
         options: vec![("cluster_size".into(), "512".into())],
     };
     guest.disks.iter().zip(["a1", "b1"]).map(new).collect()
