@@ -490,6 +490,11 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// Returns whether [`Image::zero`] is known to store no zeros for this range.
     fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool;
 
+    /// Gives the disk now the identity that the first write of this opening brings: a child may name it from here on.
+    fn begin_writing(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes everything before this call durable, in an order that leaves at worst leaks after a cut.
     fn flush(&self) -> Result<()>;
 

@@ -119,7 +119,7 @@ impl VhdxImage {
     }
 
     /// Goes before what the guest sees is changed for the first time.
-    pub(super) fn begin_writing(&self) -> Result<()> {
+    pub(super) fn begin(&self) -> Result<()> {
         self.check_writable()?;
         if self.is_data_begun.load(Ordering::Acquire) {
             return Ok(());
@@ -134,7 +134,7 @@ impl VhdxImage {
 
     fn write_checked(&self, job: Job<'_>) -> Result<Moved> {
         self.check_range(job.range)?;
-        self.begin_writing()?;
+        self.begin()?;
         self.write_job(job)
     }
 }
@@ -222,6 +222,10 @@ impl Image for VhdxImage {
 
     fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool {
         range.is_empty() || self.erases_whole(range, kept) || self.file.zeroes_fast(kept)
+    }
+
+    fn begin_writing(&self) -> Result<()> {
+        self.begin().in_file(self.file.path())
     }
 
     fn flush(&self) -> Result<()> {

@@ -142,7 +142,7 @@ impl VhdxImage {
     /// Makes `range` read as zeros.
     pub(super) fn zero_range(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
         self.check_range(range)?;
-        self.begin_writing()?;
+        self.begin()?;
         self.zero_unchecked(range, kept, below)
     }
 

@@ -126,11 +126,16 @@ impl VmdkImage {
         if self.is_writable { Ok(()) } else { Err(Error::invalid("is open for reading only")) }
     }
 
-    /// Goes before bytes of `range` are changed: the disk gets another identity first, durably.
-    fn begin_writing(&self, range: GuestRange) -> Result<()> {
+    /// Goes before bytes of `range` are changed.
+    fn begin_at(&self, range: GuestRange) -> Result<()> {
         self.check_writable()?;
         self.check_range(range)?;
-        if self.is_begun.load(Ordering::Acquire) || range.is_empty() {
+        if range.is_empty() { Ok(()) } else { self.begin() }
+    }
+
+    /// Gives the disk another identity, durably, if this opening has not done so yet.
+    fn begin(&self) -> Result<()> {
+        if self.is_begun.load(Ordering::Acquire) {
             return Ok(());
         }
         let mut desk = self.desk.lock();
@@ -144,7 +149,7 @@ impl VmdkImage {
     }
 
     fn write_checked(&self, job: Job<'_>) -> Result<Moved> {
-        self.begin_writing(job.range)?;
+        self.begin_at(job.range)?;
         self.write_job(job)
     }
 
@@ -230,12 +235,16 @@ impl Image for VmdkImage {
     }
 
     fn zero(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
-        let done = self.begin_writing(range).and_then(|()| self.zero_range(range, kept, below));
+        let done = self.begin_at(range).and_then(|()| self.zero_range(range, kept, below));
         self.named(done)
     }
 
     fn zeroes_fast(&self, range: GuestRange, kept: Kept) -> bool {
         self.zeroes_without_bytes(range, kept)
+    }
+
+    fn begin_writing(&self) -> Result<()> {
+        self.named(self.check_writable().and_then(|()| self.begin()))
     }
 
     fn flush(&self) -> Result<()> {

@@ -161,6 +161,8 @@ impl<'a> Going<'a> {
         let likeness = head.likeness().map(Likeness::at_work);
         let Disk { new, format, options, .. } = self.disk;
         let child = Child { target: new, format: *format, options, how: Publish::New, likeness };
+        // The child names the identity that the old head has: no write that comes before the swap may change it.
+        head.image.begin_writing()?;
         let (ledger, thawed) = (&self.ledger, &mut self.thawed);
         child.publish(host, self.before.layers(), || {
             // Guests go on writing it until they go over: no witness can stand for its bytes yet.

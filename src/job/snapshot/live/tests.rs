@@ -205,3 +205,38 @@ fn what_fails_before_the_record_leaves_the_disks_as_they_were() {
     }
     assert!(undone > 5, "{undone}");
 }
+
+/// A guest that writes for the first time while its new head is made.
+struct Late(Vec<Disk>);
+
+impl Heads for Late {
+    fn intend(&mut self, _taken: &[Taken]) -> Result<()> {
+        Ok(())
+    }
+
+    fn record(&mut self, _taken: &[Taken]) -> Result<()> {
+        self.0.iter().try_for_each(|one| one.disk.write(GuestOffset::new(0), &[7; 512]))
+    }
+
+    fn take_back(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_first_write_beside_the_new_head_does_not_cut_it_off() {
+    for format in [Format::Vhdx, Format::Vpc, Format::Vmdk, Format::Qcow2] {
+        let host = SimHost::new();
+        host.make_folder(Path::new("/vm")).unwrap();
+        let new = NewImage { format, size: Some(4 << 20), parent: None, options: vec![] };
+        create(&arc(&host), &path("a"), &new, &opening(&host)).unwrap();
+        let disk = open(&host, "a");
+        let of = || Disk { disk: Arc::clone(&disk), new: path("a1"), format, options: vec![] };
+        let taken = snapshot_live(&arc(&host), &[of()], &opening(&host), &mut Late(vec![of()]));
+        taken.unwrap_or_else(|e| panic!("{format}: {e}"));
+        disk.write(GuestOffset::new(512), &[8; 512]).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        assert_eq!([shown(&host, "a"), shown(&host, "a1")], [7, 7], "{format}");
+    }
+}
