@@ -99,6 +99,9 @@ struct Malformed {
     /// The folder of the golden images; what is found is kept in its folder `fuzz`.
     #[arg(long, default_value = "testdata")]
     corpus: PathBuf,
+    /// Only sound inputs whose names start so: vhdx, vmdk, vpc, ova, vmx ...
+    #[arg(long, default_value = "")]
+    only: String,
 }
 
 #[derive(Args)]
@@ -201,14 +204,19 @@ fn say(done: &Result<String, String>) -> bool {
 
 fn feed(malformed: &Malformed) -> Result<String, String> {
     fuzz::listen();
-    let subjects = fuzz::Subject::all(&malformed.corpus)?;
+    let mut subjects = fuzz::Subject::all(&malformed.corpus)?;
+    subjects.retain(|subject| subject.name.starts_with(&malformed.only));
     let tally = fuzz::search(&subjects, malformed.seed, malformed.inputs);
     for (n, (recipe, wrong)) in tally.wrong.iter().enumerate() {
         let path = malformed.corpus.join("fuzz").join(format!("seed-{}-{n}", malformed.seed));
         println!("{}: {wrong}\n{recipe}", path.display());
-        std::fs::write(&path, recipe.to_string()).map_err(|e| format!("{}: {e}", path.display()))?;
+        let (Malformed { seed, only, .. }, what) = (malformed, wrong.lines().next().unwrap_or_default());
+        let kept = format!("# dchain-lab fuzz --seed {seed} --only '{only}': {what}\n{recipe}");
+        std::fs::write(&path, kept).map_err(|e| format!("{}: {e}", path.display()))?;
     }
-    if tally.wrong.is_empty() { Ok(tally.to_string()) } else { Err(tally.to_string()) }
+    println!("the slowest input:\n{}", tally.slowest.1);
+    let said = format!("seeds from {}: {tally}", malformed.seed);
+    if tally.wrong.is_empty() { Ok(said) } else { Err(said) }
 }
 
 /// Kills the `dchain` beside this program; returns whether nothing was wrong.

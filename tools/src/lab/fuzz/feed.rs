@@ -13,9 +13,9 @@ use deltachain::{
     format::{self, Checked, Format, Image, NoParts, Nothing, Parts, Repair, qcow2::Header},
     io::{File, Host, Kept, faulty::SimHost},
     map::{Extent, State},
-    store::{Journal, LayerRecord, Transfer},
+    store::{Journal, LayerRecord, Transfer, vmware},
 };
-use std::{io::Cursor, path::Path, sync::Arc};
+use std::{collections::BTreeSet, io::Cursor, path::Path, sync::Arc};
 
 /// The longest part of a disk whose map is asked for at once, in guest bytes.
 const MAP_BYTES: u64 = 1 << 30;
@@ -267,6 +267,18 @@ fn machine(input: &[u8], path: &Path) -> Result<Arc<dyn Host>, Wrong> {
     };
     place().map_err(|e| memory(&e))?;
     Ok(host)
+}
+
+/// Reads what names the disks of a virtual machine: each once, and none without a name.
+pub(super) fn machine_text(input: &[u8]) -> Result<Fed, Wrong> {
+    let path = Path::new("/vm/vm.vmx");
+    let host = machine(input, path)?;
+    let Some(names) = sane("disks", vmware::disks(host.as_ref(), path))? else { return Ok(Fed::default()) };
+    let once: BTreeSet<_> = names.iter().collect();
+    if once.len() != names.len() || names.iter().any(|name| name.as_os_str().is_empty()) {
+        return Err(format!("names {names:?}"));
+    }
+    Ok(Fed { is_past_header: !names.is_empty(), ..Fed::default() })
 }
 
 /// Reads a consolidation's journal.

@@ -91,36 +91,38 @@ fn pick<'a, T>(from: &'a [T], seeded: &mut Seeded) -> Option<&'a T> {
     from.get(index(seeded.below(count(from.len()))))
 }
 
+/// Chooses what to damage: mostly images, and of these mostly qcow2, where there are any.
+fn choose<'a>(subjects: &'a [Subject], seeded: &mut Seeded) -> Option<&'a Subject> {
+    let is_qcow2 = |subject: &&Subject| matches!(subject.parser, Parser::Qcow2(_));
+    let chosen: Vec<_> = match seeded.below(40) {
+        0..10 => subjects.iter().filter(|s| s.is_image() && !is_qcow2(s)).collect(),
+        10..37 => subjects.iter().filter(is_qcow2).collect(),
+        _ => Vec::new(),
+    };
+    if chosen.is_empty() { pick(subjects, seeded) } else { pick(&chosen, seeded).copied() }
+}
+
 /// Makes the damages that belong to a seed.
 pub(super) fn recipe(subjects: &[Subject], seeded: &mut Seeded) -> Recipe {
-    let images = subjects.iter().filter(|s| matches!(s.parser, Parser::Qcow2(_))).collect::<Vec<_>>();
-    let others = subjects
-        .iter()
-        .filter(|s| matches!(s.parser, Parser::Vhdx | Parser::Vmdk(_) | Parser::Vpc))
-        .collect::<Vec<_>>();
-    if let Some(subject) = pick(&others, seeded).filter(|_| seeded.chance(1, 4)) {
-        let mut recipe = Recipe { subject: subject.name.clone(), ..Recipe::default() };
-        match subject.parser {
-            Parser::Vhdx => vhdx::damage(&subject.bytes, &mut recipe, seeded),
-            Parser::Vpc => vpc::damage(&subject.bytes, &mut recipe, seeded),
-            _ => vmdk::damage(&subject.bytes, &mut recipe, seeded),
-        }
-        return recipe;
-    }
-    let is_image = seeded.chance(9, 10);
-    let subject = if is_image { pick(&images, seeded).copied() } else { pick(subjects, seeded) };
-    let Some(subject) = subject else { return Recipe::default() };
+    let Some(subject) = choose(subjects, seeded) else { return Recipe::default() };
     let mut recipe = Recipe { subject: subject.name.clone(), ..Recipe::default() };
-    let places = match subject.parser {
-        Parser::Qcow2(_) => Places::find(&subject.bytes),
-        _ => Places::default(),
-    };
-    for _ in 0..=seeded.below(3) {
-        let edit = edit(subject, &places, &images, seeded);
-        recipe.edits.extend(edit);
+    let bytes = &subject.bytes;
+    match subject.parser {
+        Parser::Vhdx if seeded.chance(7, 8) => vhdx::damage(bytes, &mut recipe, seeded),
+        Parser::Vpc if seeded.chance(7, 8) => vpc::damage(bytes, &mut recipe, seeded),
+        Parser::Vmdk(_) if seeded.chance(7, 8) => vmdk::damage(bytes, &mut recipe, seeded),
+        _ => {
+            let places = match subject.parser {
+                Parser::Qcow2(_) => Places::find(bytes),
+                _ => Places::default(),
+            };
+            for _ in 0..=seeded.below(3) {
+                recipe.edits.extend(edit(subject, &places, subjects, seeded));
+            }
+        }
     }
     if seeded.chance(1, 16) {
-        recipe.cut = Some(seeded.below(count(subject.bytes.len()) + 1));
+        recipe.cut = Some(seeded.below(count(bytes.len()) + 1));
     }
     recipe
 }
@@ -129,7 +131,7 @@ pub(super) fn recipe(subjects: &[Subject], seeded: &mut Seeded) -> Recipe {
 fn edit(
     subject: &Subject,
     places: &Places,
-    images: &[&Subject],
+    others: &[Subject],
     seeded: &mut Seeded,
 ) -> Option<(u64, Vec<u8>)> {
     let bytes = &subject.bytes;
@@ -147,7 +149,7 @@ fn edit(
         }
         13 => {
             // A piece of one file in another.
-            let other = &pick(images, seeded)?.bytes;
+            let other = &pick(others, seeded)?.bytes;
             let from = index(seeded.below(count(other.len())) & !511);
             let rest = other.get(from..)?;
             let length = *pick(&[8, 64, 512, 1024], seeded)?;

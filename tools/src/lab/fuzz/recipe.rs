@@ -1,11 +1,12 @@
 //! A damaged input as it is kept: which sound one, where it is cut, and which bytes are put over it.
 //!
 //! ```text
+//! # seeds from 7
 //! qcow2/v3-4k.qcow2
 //! cut 28000
 //! 0x18 8000000000000000
 //! ```
-//! Kept so, a found input is a few lines that say what is wrong with it.
+//! Kept so, a found input is a few lines that say what is wrong with it; lines that start with `#` say how it was found.
 
 use deltachain::base::units::index;
 use std::fmt;
@@ -24,7 +25,7 @@ pub struct Recipe {
 impl Recipe {
     /// Reads the kept form; says which line is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut lines = text.lines().filter(|line| !line.is_empty());
+        let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         let mut recipe = Self { subject: lines.next().unwrap_or_default().to_owned(), ..Self::default() };
         for line in lines {
             let wrong = || format!("neither a cut nor an edit: '{line}'");
@@ -83,7 +84,7 @@ mod tests {
     fn a_recipe_is_read_as_it_was_kept() {
         let recipe =
             Recipe { subject: "a/b".into(), cut: Some(7), edits: vec![(0x10, vec![0, 255]), (3, vec![])] };
-        assert_eq!(Recipe::parse(&recipe.to_string()), Ok(recipe.clone()));
+        assert_eq!(Recipe::parse(&format!("# how\n{recipe}")), Ok(recipe.clone()));
         assert_eq!(recipe.apply(&[1; 18]), [1; 7]);
         let recipe = Recipe { cut: None, ..recipe };
         assert_eq!(recipe.apply(&[1; 17])[16], 0);

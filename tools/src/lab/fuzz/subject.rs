@@ -52,6 +52,8 @@ pub enum Parser {
     Stream(Side),
     /// An OVA, with the sums of its headers put right.
     Ova,
+    /// What names the disks of a virtual machine (`.vmx`, `.vmsd`).
+    Machine,
 }
 
 /// A sound input.
@@ -101,7 +103,13 @@ impl Subject {
             Parser::Nbd => wire::nbd(input),
             Parser::Stream(side) => streams::hear(input, *side),
             Parser::Ova => package::ova(input),
+            Parser::Machine => feed::machine_text(input),
         }
+    }
+
+    /// Whether it is an image of a format that allocates.
+    pub(super) const fn is_image(&self) -> bool {
+        matches!(self.parser, Parser::Qcow2(_) | Parser::Vhdx | Parser::Vmdk(_) | Parser::Vpc)
     }
 }
 
@@ -129,7 +137,9 @@ fn others() -> Answer<Vec<Subject>> {
     let (flat, data) = vmdk::flat();
     let mut all = vec![
         subject("vmdk child", vmdk::child()?, Parser::Vmdk(Vec::new())),
+        subject("vmdk stream", vmdk::stream()?, Parser::Vmdk(Vec::new())),
         subject("vmdk cowd", vmdk::cowd(), Parser::Vmdk(Vec::new())),
+        subject("vmdk sesparse", vmdk::space_efficient(), Parser::Vmdk(Vec::new())),
         subject("vmdk flat", flat, Parser::Vmdk(data)),
         subject("vhdx child", vhdx::dirty_child()?, Parser::Vhdx),
         subject("vpc child", vpc::child()?, Parser::Vpc),
@@ -138,6 +148,8 @@ fn others() -> Answer<Vec<Subject>> {
         subject("journal", journal, Parser::Journal(journal_at)),
         subject("note", note, Parser::Note(note_at)),
         subject("ova", package::sound(), Parser::Ova),
+        subject("vmx", MACHINE.into(), Parser::Machine),
+        subject("vmsd", SNAPSHOTS.into(), Parser::Machine),
         subject("nbd compact", wire::conversation(false), Parser::Nbd),
         subject("nbd extended", wire::conversation(true), Parser::Nbd),
     ];
@@ -155,6 +167,11 @@ fn layer() -> LayerRecord {
         claim: Some(Claim { parent_epoch: Epoch::new(9), parent_id: id, name, format }),
     }
 }
+
+const MACHINE: &str = ".encoding = \"UTF-8\"\nscsi0:0.present = \"TRUE\"\nscsi0:0.fileName = \"vm |22a|22.vmdk\"\n\
+    ide1:0.fileName = \"x.iso\"\nide1:0.deviceType = \"cdrom-image\"\n# disks\nSATA0:1.FileName = /far/b.vmdk\n";
+const SNAPSHOTS: &str = ".encoding = \"UTF-8\"\nsnapshot.numSnapshots = \"2\"\nsnapshot0.disk0.fileName = \"vm.vmdk\"\n\
+    snapshot0.disk0.node = \"scsi0:0\"\nsnapshot1.disk0.fileName = \"vm-000001.vmdk\"\n";
 
 const WITNESS: Witness = Witness { file_system: 1, inode: 2, bytes: 3, modified_ns: 4, boot: 5 };
 

@@ -174,12 +174,19 @@ pub(super) fn damage(bytes: &[u8], recipe: &mut Recipe, seeded: &mut Seeded) {
             put(&mut damaged, recipe, place.0, new);
         }
     }
-    if seeded.chance(1, 8) {
-        return;
+    if !seeded.chance(1, 8) {
+        recipe.edits.extend(mend_all(&mut damaged));
     }
-    let log = word(&damaged, LOG_FIELD, 8);
-    let entry = (log, word(&damaged, log.saturating_add(8), 4).min(MIB));
-    for structure in SUMMED.into_iter().chain([entry]) {
-        recipe.edits.extend(mend(&mut damaged, structure));
-    }
+}
+
+/// Puts the sums of headers, region tables and the log's first entry right; returns where, and what they were not.
+pub(super) fn mend_all(bytes: &mut [u8]) -> Vec<(u64, Vec<u8>)> {
+    let log = word(bytes, LOG_FIELD, 8);
+    let entry = (log, word(bytes, log.saturating_add(8), 4).min(MIB));
+    let is_entry = bytes.get(index(log)..).is_some_and(|rest| rest.starts_with(b"loge"));
+    SUMMED
+        .into_iter()
+        .chain(is_entry.then_some(entry))
+        .filter_map(|structure| mend(bytes, structure))
+        .collect()
 }

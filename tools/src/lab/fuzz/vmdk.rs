@@ -36,17 +36,34 @@ const COWD: [(u64, u64); 7] = [(4, 4), (8, 4), (12, 4), (16, 4), (20, 4), (24, 4
 
 /// Returns a child of 300 KiB in small grains, its identities always the same.
 pub(super) fn child() -> Answer<Vec<u8>> {
-    let file = Arc::new(MemoryFile::new("child"));
     let link = ParentName {
         identity: Some(Identity::Cid(7)),
         ..ParentName::new(b"../base.vmdk".to_vec(), Some("vmdk".to_owned()))
     };
-    let options = vec![("cluster_size".to_owned(), "4k".to_owned())];
-    let creation = Creation { size: 300 << 10, parent: Some(link), options };
-    let image = format::create(Format::Vmdk, file.clone(), &creation, &NoParts)?;
-    image.set_record(Some(&[5; 90]))?;
-    for at in [700, 100 << 10, 290 << 10] {
-        image.write(GuestOffset::new(at), &[3; 5000], &Nothing)?;
+    made(("cluster_size", "4k"), Some(link), (&[700, 100 << 10, 290 << 10], 5000))
+}
+
+/// Returns a stream of 300 KiB, which ends with its footer.
+pub(super) fn stream() -> Answer<Vec<u8>> {
+    made(("subformat", "streamOptimized"), None, (&[0, 128 << 10], 64 << 10))
+}
+
+/// Makes a disk with so many bytes at each of some places.
+fn made(
+    option: (&str, &str),
+    parent: Option<ParentName>,
+    (places, length): (&[u64], usize),
+) -> Answer<Vec<u8>> {
+    let file = Arc::new(MemoryFile::new("vm.vmdk"));
+    let options = vec![(option.0.to_owned(), option.1.to_owned())];
+    let is_child = parent.is_some();
+    let image =
+        format::create(Format::Vmdk, file.clone(), &Creation { size: 300 << 10, parent, options }, &NoParts)?;
+    if is_child {
+        image.set_record(Some(&[5; 90]))?;
+    }
+    for at in places {
+        image.write(GuestOffset::new(*at), &vec![3; length], &Nothing)?;
     }
     image.flush()?;
     let mut bytes = vec![0; index(file.bytes()?)];
@@ -83,6 +100,25 @@ pub(super) fn cowd() -> Vec<u8> {
     bytes
 }
 
+/// Returns a space-efficient extent with two grains, one that is not mapped, and one of zeros.
+pub(super) fn space_efficient() -> Vec<u8> {
+    let mut bytes = vec![0; 544 * 512];
+    let mut put = |sector: usize, words: &[u64]| {
+        let new = words.iter().flat_map(|word| word.to_le_bytes());
+        bytes.iter_mut().skip(sector * 512).zip(new).for_each(|(to, from)| *to = from);
+    };
+    let places = [1, 1, 2, 2, 4, 4, 8, 8, 64, 192, 256, 8, 264, 8, 512, 32];
+    put(0, &[&[0xcafe_babe, 0x2_0000_0001, 100_000, 8, 64, 0, 0, 0, 0, 0][..], &places].concat());
+    put(1, &[0xcafe_cafe]);
+    // The first table is the second in the file.
+    put(8, &[0x1000_0000_0000_0001]);
+    put(128, &[3 << 60 | 3 << 48, 0, 1 << 60 | 7, 2 << 60, 3 << 60 | 1 << 48]);
+    for (sector, byte) in [(520, 0x44), (536, 0x33)] {
+        put(sector, &[u64::from_le_bytes([byte; 8]); 512]);
+    }
+    bytes
+}
+
 fn word(bytes: &[u8], at: u64, width: u64) -> u64 {
     let part = bytes.get(index(at)..index(at.saturating_add(width))).unwrap_or_default();
     part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
@@ -107,6 +143,16 @@ fn place(bytes: &[u8], seeded: &mut Seeded) -> Option<(u64, u64)> {
             (&HOSTED, word(bytes, start + field, 8))
         }
         Some(b"COWD") => (&COWD, word(bytes, 20, 4)),
+        Some([0xbe, 0xba, 0xfe, 0xca]) => {
+            // Header, volatile header, directory, the table.
+            let at = match seeded.below(8) {
+                0..3 => 8 * seeded.below(26),
+                3 => SECTOR_BYTES + 8 * seeded.below(4),
+                4 => 8 * SECTOR_BYTES + 8 * seeded.below(4),
+                _ => 128 * SECTOR_BYTES + 8 * seeded.below(8),
+            };
+            return Some((at, pick(&[8, 8, 4], seeded)?));
+        }
         // A descriptor: any byte.
         _ => return Some((seeded.below(count(bytes.len())), 1)),
     };

@@ -102,17 +102,27 @@ pub(super) fn damage(bytes: &[u8], recipe: &mut Recipe, seeded: &mut Seeded) {
             }
         }
     }
-    if seeded.chance(1, 8) {
-        return;
+    if !seeded.chance(1, 8) {
+        recipe.edits.extend(mend_all(&mut damaged, header));
     }
+}
+
+/// Puts the sums of footers and header right; returns where, and what they were not.
+pub(super) fn mend_all(bytes: &mut [u8], header: u64) -> Vec<(u64, Vec<u8>)> {
+    let end = count(bytes.len()).saturating_sub(FOOTER);
     let footers = [0, end].map(|at| ((at, FOOTER), FOOTER_SUM));
+    let mut mended = Vec::new();
     for (place, sum_at) in footers.into_iter().chain([((header, HEADER), HEADER_SUM)]) {
         // What stands at the front of a fixed disk is its guest's.
-        if damaged
-            .get(index(place.0)..)
-            .is_some_and(|at| at.starts_with(b"conectix") || at.starts_with(b"cxsparse"))
-        {
-            recipe.edits.extend(mend(&mut damaged, place, sum_at));
+        let is_there = |at: &[u8]| at.starts_with(b"conectix") || at.starts_with(b"cxsparse");
+        if bytes.get(index(place.0)..).is_some_and(is_there) {
+            mended.extend(mend(bytes, place, sum_at));
         }
     }
+    mended
+}
+
+/// Returns where the header is, by the footer at the end.
+pub(super) fn header_at(bytes: &[u8]) -> u64 {
+    word(bytes, count(bytes.len()).saturating_sub(FOOTER) + 16, 8)
 }
