@@ -12,6 +12,8 @@ use vmdk::VmdkChainReader;
 
 /// How much is read in one go.
 const PIECE_BYTES: usize = 64 << 10;
+/// The same, of disks of gigabytes.
+const VHDX_PIECE_BYTES: usize = 1 << 20;
 
 /// Returns the whole view of a qcow2 image, parents included, as imago reads it.
 pub fn imago(image: &Path) -> Result<Vec<u8>, String> {
@@ -51,13 +53,17 @@ pub fn qcow2_rs(image: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Returns the first `size` bytes of what a VHDX image shows that stands alone, as the crate vhdx reads it.
-pub fn vhdx(image: &Path, size: usize) -> Result<Vec<u8>, String> {
+/// Shows the first `size` bytes of what a VHDX image has that stands alone to `each`, piece by piece with where it is, as the
+/// crate vhdx reads it.
+pub fn vhdx(image: &Path, size: u64, each: &mut dyn FnMut(u64, &[u8])) -> Result<(), String> {
     let mut disk = ::vhdx::Vhdx::load(image);
     let mut reader = disk.reader();
-    let mut bytes = vec![0; size];
-    for piece in bytes.chunks_mut(PIECE_BYTES) {
+    let mut bytes = vec![0; VHDX_PIECE_BYTES];
+    for at in (0..size).step_by(VHDX_PIECE_BYTES) {
+        let piece = usize::try_from(size - at).unwrap_or(usize::MAX).min(VHDX_PIECE_BYTES);
+        let piece = bytes.get_mut(..piece).unwrap_or_default();
         reader.read_exact(piece).map_err(|e| format!("vhdx: {e}"))?;
+        each(at, piece);
     }
-    Ok(bytes)
+    Ok(())
 }
