@@ -7,7 +7,7 @@
 use super::link::{is_plain, join};
 use crate::{
     base::{Budget, Error, ErrorKind, Guard, Result},
-    format::{ParentName, Parts},
+    format::{NAME_BYTES_MAX, ParentName, Parts},
     io::{Access, EntryKind, File, Host},
 };
 use std::{
@@ -107,6 +107,10 @@ impl Referrer<'_> {
 
     /// Returns the name as a path, unless it asks for anything but a file.
     fn checked_name<'n>(&self, name: &'n [u8]) -> Result<&'n Path> {
+        if name.len() > NAME_BYTES_MAX {
+            let what = format!("refers to a name of {} bytes, longer than {NAME_BYTES_MAX}", name.len());
+            return Err(Error::policy(format!("{what}: '{}...'", shown(name))).path(self.image));
+        }
         let wrong = if name.is_empty() {
             "an empty name"
         } else if name.contains(&0) {

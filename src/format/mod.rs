@@ -120,6 +120,9 @@ impl fmt::Display for Format {
     }
 }
 
+/// The longest name of another file that a header may have, in bytes: what qcow2 has room for, in every format.
+pub const NAME_BYTES_MAX: usize = 1023;
+
 /// The parent as a child's header names it: untrusted bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ParentName {

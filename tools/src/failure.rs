@@ -4,7 +4,8 @@ use crate::output::printable;
 use deltachain::{
     base::{Error, ErrorKind},
     chain::{COLON, FORMAT_UNSTATED, UNSTATED},
-    io::THIS_PROCESS,
+    format::Format,
+    io::{Access, Host, THIS_PROCESS, real::RealHost},
     store::{Arrival, Journal, NO_PLACE, Transfer},
 };
 use std::{fmt, io, os::unix::ffi::OsStrExt, path::Path, process::ExitCode};
@@ -157,13 +158,14 @@ fn hint_for(error: &Error) -> Option<String> {
     let file = error.file().map_or_else(|| "IMAGE".to_owned(), quoted);
     match (error.kind(), error.about()) {
         (ErrorKind::Policy, Some(folder)) if folder.is_dir() => {
-            // Only a format with a header of its own refers to anything, and is recognised: what has one is qcow2.
-            let state = if error.what().ends_with(UNSTATED) { "-f qcow2 " } else { "" };
+            let is_unstated = error.what().ends_with(UNSTATED);
+            let state = if is_unstated { format!("-f {} ", shown_format(error)) } else { String::new() };
             Some(format!("{state}--allow-dir {} follows references into that folder", quoted(folder)))
         }
-        (ErrorKind::Policy, None) if error.what().ends_with(UNSTATED) => {
-            Some("-f qcow2 states it: references into allowed folders are followed then".to_owned())
-        }
+        (ErrorKind::Policy, None) if error.what().ends_with(UNSTATED) => Some(format!(
+            "-f {} states it: references into allowed folders are followed then",
+            shown_format(error)
+        )),
         (ErrorKind::Policy, None) if error.what().contains(COLON) => Some(format!(
             "if a file of that name is meant: dchain rebase -b ./NAME -F FMT {file}, or dchain relink {file}"
         )),
@@ -227,6 +229,14 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Exists, _) => Some("choose another name: that one may be needed".to_owned()),
         _ => None,
     }
+}
+
+/// Returns the format that the image which an error is about has by its header.
+fn shown_format(error: &Error) -> &'static str {
+    let host = RealHost::new();
+    let file = error.file().and_then(|path| host.open(path, Access::ReadShared).ok());
+    let shown = file.and_then(|file| Format::recognise(file.as_ref()).ok());
+    shown.map_or("FMT", Format::name)
 }
 
 /// What helps where another program is in the way.

@@ -12,14 +12,13 @@ use super::{
     extension::{self, Extension},
     feature,
     header::{
-        Compression, Geometry, Header, L1_BYTES_MAX, NAME_BYTES_MAX, REFCOUNT_TABLE_BYTES_MAX, Table,
-        V2_BYTES, V3_BYTES,
+        Compression, Geometry, Header, L1_BYTES_MAX, REFCOUNT_TABLE_BYTES_MAX, Table, V2_BYTES, V3_BYTES,
     },
     options::{Options, Preallocation},
 };
 use crate::{
     base::{Error, HostOffset, HostRange, Result, error::InFile, units},
-    format::{Creation, ParentName, Parts},
+    format::{Creation, NAME_BYTES_MAX, ParentName, Parts},
     io::{File, Kept},
 };
 use std::sync::Arc;

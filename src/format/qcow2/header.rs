@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     base::{Error, HostOffset, HostRange, Result, error::InFile, units},
-    format::ParentName,
+    format::{NAME_BYTES_MAX, ParentName},
     io::File,
     record,
 };
@@ -70,8 +70,6 @@ pub const L1_BYTES_MAX: u64 = 32 << 20;
 pub const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 /// The most internal snapshots that qemu opens.
 pub const SNAPSHOTS_MAX: u64 = 65_536;
-/// The longest backing file name, in bytes.
-pub const NAME_BYTES_MAX: usize = 1023;
 /// Bytes in a version 2 header.
 pub const V2_BYTES: u64 = 72;
 /// Bytes in the shortest version 3 header.

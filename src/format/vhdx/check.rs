@@ -14,14 +14,14 @@ use super::{
     layout::Layout,
     replayed::Replayed,
     session::Session,
-    space::{Held, each_entry, fixed_parts, held, misplaced, name, pages_with},
+    space::{Fault, Held, each_entry, fixed_parts, held, misplaced, name, pages_with},
 };
 use crate::{
     base::{HostOffset, Result, error::InFile},
     format::{Checked, Repair},
     io::File,
 };
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 /// Looks at the image, mends what `repair` allows, and looks again.
 pub(super) fn check(file: Arc<dyn File>, repair: Repair) -> Result<Checked> {
@@ -36,14 +36,14 @@ fn check_file(file: Arc<dyn File>, repair: Repair) -> Result<Checked> {
             Some(replay) => Arc::new(Replayed { file, replay }),
             None => file,
         };
-        return Ok(look(seen.as_ref(), &layout)?.checked);
+        return Ok(look(seen.as_ref(), &layout, repair)?.checked);
     }
     // Only what another opening for writing would do, too.
     let mut session = Session::new(layout.header, layout.regions.clone());
     if let Some(replay) = layout.replay.take() {
         session.recover(file.as_ref(), &replay)?;
     }
-    let found = look(file.as_ref(), &layout)?;
+    let found = look(file.as_ref(), &layout, repair)?;
     if repair == Repair::Leaks || found.checked.corruptions == 0 {
         return Ok(found.checked);
     }
@@ -55,7 +55,7 @@ fn check_file(file: Arc<dyn File>, repair: Repair) -> Result<Checked> {
     let pages = pages_with(file.as_ref(), layout.regions.bat, &found.wrong)?;
     session.commit(file.as_ref(), &pages)?;
     session.empty_log(file.as_ref())?;
-    let mut left = look(file.as_ref(), &Layout::read(file.as_ref())?)?.checked;
+    let mut left = look(file.as_ref(), &Layout::read(file.as_ref())?, Repair::Nothing)?.checked;
     left.corruptions_fixed = found.checked.corruptions.saturating_sub(left.corruptions);
     Ok(left)
 }
@@ -69,27 +69,28 @@ struct Look {
 }
 
 impl Look {
-    fn find(&mut self, what: String) {
+    /// Notes what is wrong; it is put into words only where there is room for them.
+    fn find(&mut self, what: fmt::Arguments<'_>) {
         self.checked.corruptions += 1;
         if self.checked.findings.len() < Checked::FINDINGS_MAX {
-            self.checked.findings.push(what);
+            self.checked.findings.push(what.to_string());
         }
     }
 }
 
-/// Looks at everything; `file` shows what the log says.
-fn look(file: &dyn File, layout: &Layout) -> Result<Look> {
+/// Looks at everything; `file` shows what the log says. What can be mended is noted only if it is going to be.
+fn look(file: &dyn File, layout: &Layout, repair: Repair) -> Result<Look> {
     let (metadata, bat) = (&layout.metadata, layout.regions.bat);
     let (geometry, has_parent) = (metadata.geometry, metadata.has_parent());
     let mut look = Look::default();
     if !layout.header.is_twin_valid {
-        look.find("header: one of the two is damaged".to_owned());
+        look.find(format_args!("header: one of the two is damaged"));
     }
     if layout.regions.valid.contains(&false) {
-        look.find("region table: one of the two is damaged".to_owned());
+        look.find(format_args!("region table: one of the two is damaged"));
     }
     if let Some(why) = &layout.lost {
-        look.find(format!("{why}: the latest changes of the tables are lost, if there were any"));
+        look.find(format_args!("{why}: the latest changes of the tables are lost, if there were any"));
     }
     let mut space = fixed_parts(layout);
     let file_bytes = file.bytes()?;
@@ -98,28 +99,24 @@ fn look(file: &dyn File, layout: &Layout) -> Result<Look> {
     let mut bitmaps = Vec::new();
     each_entry(file, bat, 0..geometry.entries(metadata.size, has_parent), |entry, word| {
         let is_bitmap = geometry.entry_kind(entry) == EntryKind::Bitmap;
-        let shown = |why: &str| format!("{} {why}", name(geometry, bat, entry));
-        let Held { range, is_partial } = match held(geometry, has_parent, (entry, word)) {
-            Ok(Some(held)) => held,
+        let found = match held(geometry, has_parent, (entry, word)) {
             Ok(None) => return Ok(()),
-            Err(why) => {
-                look.find(shown(&why));
-                if !is_bitmap {
+            Ok(Some(held)) => misplaced(held.range, file_bytes).map_or(Ok(held), Err),
+            Err(fault) => Err(fault),
+        };
+        let Held { range, is_partial } = match found {
+            Ok(held) => held,
+            Err(fault) => {
+                look.find(format_args!("{} {fault}", name(geometry, bat, entry)));
+                // Without its bitmap a chunk is missing more than a block: that is not mended.
+                if !is_bitmap && repair == Repair::All {
                     look.wrong.push((entry, Block::Zero.encode()));
                 }
                 return Ok(());
             }
         };
-        if let Some(why) = misplaced(range, file_bytes) {
-            look.find(shown(&why));
-            // Without its bitmap a chunk is missing more than a block: that is not mended.
-            if !is_bitmap {
-                look.wrong.push((entry, Block::Zero.encode()));
-            }
-            return Ok(());
-        }
         if !space.take(range) {
-            look.find(shown(&format!("points to 0x{:x}, which something else uses", range.start)));
+            look.find(format_args!("{} {}", name(geometry, bat, entry), Fault::Shared(range.start)));
             return Ok(());
         }
         if is_bitmap {
@@ -131,13 +128,15 @@ fn look(file: &dyn File, layout: &Layout) -> Result<Look> {
             end = range.end();
         }
         if let (true, EntryKind::Payload(block)) = (is_partial, geometry.entry_kind(entry)) {
-            partial.push(geometry.bitmap_entry_of(block));
+            let bitmap = geometry.bitmap_entry_of(block);
+            if partial.last() != Some(&bitmap) {
+                partial.push(bitmap);
+            }
         }
         Ok(())
     })?;
-    partial.dedup();
     for entry in partial.into_iter().filter(|entry| bitmaps.binary_search(entry).is_err()) {
-        look.find(format!("{} is missing, and blocks need it", name(geometry, bat, entry)));
+        look.find(format_args!("{} is missing, and blocks need it", name(geometry, bat, entry)));
     }
     look.checked.total_units = geometry.blocks(metadata.size);
     look.checked.end = space.end();

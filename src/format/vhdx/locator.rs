@@ -9,7 +9,7 @@ use crate::{
         Error, Result,
         units::{count, index},
     },
-    format::{Format, Identity, ParentName},
+    format::{Format, Identity, NAME_BYTES_MAX, ParentName},
     record,
 };
 use uuid::Uuid;
@@ -85,13 +85,23 @@ impl Locator {
         if entries.len() < usize::from(header.pairs) {
             return Err(short());
         }
+        // What a few bytes say many times over would take memory without bound.
+        let mut left = item.len();
         for (nth, entry) in entries.take(header.pairs.into()).filter_map(PairEntry::parse_start).enumerate() {
+            let bytes = usize::from(entry.key_bytes) + usize::from(entry.value_bytes);
+            left = left.checked_sub(bytes).ok_or_else(|| {
+                Error::corrupt(format!(
+                    "parent locator: pair {nth} lies over others: all have more bytes than it"
+                ))
+            })?;
             let key = text(item, entry.key_at, entry.key_bytes, nth)?;
             let value = text(item, entry.value_at, entry.value_bytes, nth)?;
-            if pairs.iter().any(|(known, _)| *known == key) {
-                return Err(Error::corrupt(format!("parent locator: has {key} more than once")));
-            }
             pairs.push((key, value));
+        }
+        let mut keys: Vec<&str> = pairs.iter().map(|(key, _)| key.as_str()).collect();
+        keys.sort_unstable();
+        if let Some([key, _]) = keys.array_windows::<2>().find(|[one, next]| one == next) {
+            return Err(Error::corrupt(format!("parent locator: has {key} more than once")));
         }
         Ok(Self { kind, pairs })
     }
@@ -121,11 +131,12 @@ impl Locator {
     /// Makes the locator that names `parent`.
     pub(super) fn of(parent: &ParentName) -> Result<Self> {
         let name = std::str::from_utf8(&parent.name).ok();
-        let name = name.filter(|name| !name.is_empty() && !name.contains(['\\', '\0']));
-        let name = name.ok_or_else(|| {
+        let is_fit =
+            |name: &&str| !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(['\\', '\0']);
+        let name = name.filter(is_fit).ok_or_else(|| {
             let shown = String::from_utf8_lossy(&parent.name);
             Error::invalid(format!(
-                "a VHDX image cannot name '{shown}' as its parent: no backslash, no NUL, UTF-8"
+                "a VHDX image cannot name '{shown}' as its parent: no backslash, no NUL, UTF-8, {NAME_BYTES_MAX} bytes"
             ))
         })?;
         let linkage = match parent.identity {
@@ -247,5 +258,18 @@ mod tests {
         item[LocatorHeader::SIZE] = 0xff;
         assert!(Locator::parse(&item).unwrap_err().to_string().contains("pair 0"));
         assert!(Locator::parse(&item[..30]).is_err() && Locator::parse(&[]).is_err());
+    }
+
+    #[test]
+    fn pairs_that_share_their_bytes_take_no_memory() {
+        // 60,000 pairs, each with all that follows them as its value: 15 GB, if they were believed.
+        let pairs = 60_000_u16;
+        let mut item = LocatorHeader { kind: VHDX.to_bytes_le(), reserved: 0, pairs }.to_bytes().to_vec();
+        let at = u32::try_from(item.len() + usize::from(pairs) * PairEntry::SIZE).unwrap();
+        let pair = PairEntry { key_at: at, value_at: at, key_bytes: 2, value_bytes: 0xfffe };
+        item.extend(pair.to_bytes().repeat(pairs.into()));
+        item.resize(1 << 20, b'a');
+        let said = Locator::parse(&item).unwrap_err().to_string();
+        assert!(said.contains("pair 16 lies over others"), "{said}");
     }
 }

@@ -198,6 +198,11 @@ fn read_items(source: Source<'_>, region: HostRange) -> Result<Vec<Item>> {
     if let Some(((id, _), _)) = seen.iter().zip(seen.iter().skip(1)).find(|(one, next)| one == next) {
         return Err(wrong(format!("item {id} is there more than once")));
     }
+    let mut places: Vec<_> = items.iter().filter(|item| item.bytes > 0).collect();
+    places.sort_unstable_by_key(|item| item.at);
+    if let Some([one, next]) = places.array_windows::<2>().find(|[one, next]| one.at + one.bytes > next.at) {
+        return Err(wrong(format!("items {} and {} share bytes (at 0x{:x})", one.id, next.id, next.at)));
+    }
     Ok(items)
 }
 
@@ -280,14 +285,16 @@ impl Metadata {
 
 /// Refuses what no disk of this format is.
 fn check(geometry: Geometry, size: u64) -> Result<()> {
-    let Geometry { block_bytes, sector_bytes, .. } = geometry;
+    let Geometry { block_bytes, sector_bytes, physical_bytes, .. } = geometry;
     if !block_bytes.is_power_of_two() || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes) {
         return Err(wrong(format!(
             "a block size of 0x{block_bytes:x}: a power of two from 1 MiB to 256 MiB is"
         )));
     }
-    if sector_bytes != 512 && sector_bytes != 4096 {
-        return Err(wrong(format!("a logical sector size of {sector_bytes}: it is 512 or 4096")));
+    for (name, bytes) in [("logical", sector_bytes), ("physical", physical_bytes)] {
+        if bytes != 512 && bytes != 4096 {
+            return Err(wrong(format!("a {name} sector size of {bytes}: it is 512 or 4096")));
+        }
     }
     if size > SIZE_MAX || !size.is_multiple_of(sector_bytes) {
         return Err(wrong(format!("a disk of 0x{size:x} bytes: whole sectors, 64 TiB at most")));

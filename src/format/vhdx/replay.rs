@@ -29,6 +29,8 @@ use uuid::Uuid;
 const LAPS_MAX: u64 = 4;
 /// No file of this format is longer: a disk of 64 TiB, its tables, and as much again.
 const FILE_BYTES_MAX: u64 = 128 << 40;
+/// Bytes in a descriptor of either kind.
+const DESCRIPTOR_BYTES: u64 = count(DataDescriptor::SIZE);
 
 /// A page whose new bytes are in the log.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +44,7 @@ struct Logged {
 /// What the log has to put in its place.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
-    /// Zeros that come before `pages`.
+    /// Zeros that come before `pages`: in order, none touching the next.
     zeros: Vec<HostRange>,
     pages: BTreeMap<HostOffset, Logged>,
     /// How long the file is to be at least.
@@ -86,6 +88,29 @@ impl Ring<'_> {
         self.file.read_at(self.log.start, rest)
     }
 
+    /// Returns where the run of the file ends that has the byte `at`, within the ring, and whether it is stored.
+    fn run_at(&self, at: u64) -> Result<(u64, bool)> {
+        let run = self.file.run_at(self.log.start.plus(at))?;
+        let end = run.range.end().since(self.log.start);
+        let end = if run.range.is_empty() { self.log.bytes } else { end.min(self.log.bytes) };
+        Ok((end.max(at + 1), run.is_data))
+    }
+
+    /// Returns whether the host stores each page from `at` on: what is summed up is bounded by what a file has, however
+    /// long its log claims to be.
+    fn is_stored(&self, mut at: u64, bytes: u64) -> Result<bool> {
+        let mut left = bytes;
+        while left > 0 {
+            let (end, is_data) = self.run_at(at)?;
+            if !is_data {
+                return Ok(false);
+            }
+            left = left.saturating_sub(end - at);
+            at = end % self.log.bytes;
+        }
+        Ok(true)
+    }
+
     /// Returns the entry at `at`, if there is a whole one.
     fn entry(&mut self, at: u64) -> Result<Option<Found>> {
         let mut page = [0; PAGE];
@@ -98,7 +123,8 @@ impl Ring<'_> {
             && header.sequence != 0
             && bytes.is_multiple_of(PAGE_BYTES)
             && (needed..=self.log.bytes).contains(&bytes);
-        if !is_ours {
+        // No page of an entry is all zeros: each begins with a signature, or has descriptors.
+        if !is_ours || !self.is_stored(at, bytes)? {
             return Ok(None);
         }
         self.left = self.left.checked_sub(bytes).ok_or_else(|| {
@@ -154,7 +180,10 @@ impl Ring<'_> {
         while at < self.log.bytes {
             let run = self.run(at)?;
             let passed: u64 = run.iter().map(|found| u64::from(found.header.bytes)).sum();
-            at += passed.max(PAGE_BYTES);
+            at += match self.run_at(at)? {
+                (end, false) => (end - at).next_multiple_of(PAGE_BYTES),
+                _ => passed.max(PAGE_BYTES),
+            };
             let tail = run.last().map(|found| u64::from(found.header.tail));
             let begin = run.iter().position(|found| Some(found.at) == tail);
             if let Some(begin) = begin.filter(|_| newest(&run) > newest(&best)) {
@@ -197,7 +226,29 @@ impl Replay {
         }
         replay.file_bytes = replay.file_bytes.max(file_bytes);
         active.iter().try_for_each(|found| replay.take(&ring, found))?;
+        replay.join_zeros();
         Ok(Log::Full(replay))
+    }
+
+    /// Puts the zeros in order.
+    fn join_zeros(&mut self) {
+        self.zeros.sort_unstable_by_key(|range| range.start);
+        let mut joined: Vec<HostRange> = Vec::new();
+        for range in self.zeros.drain(..).filter(|range| !range.is_empty()) {
+            match joined.last_mut() {
+                Some(last) if last.end() >= range.start => {
+                    *last = HostRange::between(last.start, last.end().max(range.end()));
+                }
+                _ => joined.push(range),
+            }
+        }
+        self.zeros = joined;
+    }
+
+    /// Returns the zeros that touch `range`, which is not empty.
+    fn zeros_in(&self, range: HostRange) -> impl Iterator<Item = HostRange> {
+        let first = self.zeros.partition_point(|zeros| zeros.end() <= range.start);
+        self.zeros.iter().skip(first).take_while(move |zeros| zeros.start < range.end()).copied()
     }
 
     /// Takes over what one entry says.
@@ -208,11 +259,16 @@ impl Replay {
             let sequence = found.header.sequence;
             Error::corrupt(format!("log entry {sequence}: descriptor {nth} {why}"))
         };
-        let mut page = area;
+        let (mut page, mut held) = (area, [0; PAGE]);
         for nth in 0..descriptors {
-            let mut bytes = [0; 32];
-            ring.read((found.at + 64 + nth * 32) % ring.log.bytes, &mut bytes)?;
-            let (data, zero) = (DataDescriptor::parse(&bytes), ZeroDescriptor::parse(&bytes));
+            let in_entry = 64 + nth * DESCRIPTOR_BYTES;
+            if nth == 0 || in_entry.is_multiple_of(PAGE_BYTES) {
+                let at = found.at + in_entry - in_entry % PAGE_BYTES;
+                ring.read(at % ring.log.bytes, &mut held)?;
+            }
+            let bytes = held.get(index(in_entry % PAGE_BYTES)..).and_then(<[u8]>::first_chunk);
+            let bytes = bytes.ok_or_else(|| wrong(nth, "is cut off"))?;
+            let (data, zero) = (DataDescriptor::parse(bytes), ZeroDescriptor::parse(bytes));
             if data.sequence != found.header.sequence {
                 return Err(wrong(nth, "has another sequence number"));
             }
@@ -225,7 +281,10 @@ impl Replay {
             if data.signature == ZERO_SIGNATURE {
                 self.zeros.push(range);
                 // What came before is gone; from here on pages lie over these zeros.
-                self.pages.retain(|at, _| !range.contains(*at));
+                while let Some((at, _)) = self.pages.range(range.start..range.end()).next() {
+                    let at = *at;
+                    self.pages.remove(&at);
+                }
                 continue;
             }
             if page + PAGE_BYTES > u64::from(found.header.bytes) {
@@ -261,7 +320,7 @@ impl Replay {
     pub(super) fn read_at(&self, file: &dyn File, at: HostOffset, buf: &mut [u8]) -> Result<()> {
         file.read_at(at, buf)?;
         let range = at.range(count(buf.len()));
-        for zeros in self.zeros.iter().filter(|zeros| zeros.overlaps(range)) {
+        for zeros in self.zeros_in(range) {
             part(buf, range, zeros.clip(range)).fill(0);
         }
         for (page, logged) in self.pages.range(at.floor(PAGE_BYTES)..range.end()) {
@@ -277,7 +336,7 @@ impl Replay {
     /// Returns whether anything of `range` is not what the file says.
     pub(super) fn touches(&self, range: HostRange) -> bool {
         let is_page = self.pages.range(range.start.floor(PAGE_BYTES)..range.end()).next().is_some();
-        is_page || self.zeros.iter().any(|zeros| zeros.overlaps(range))
+        is_page || self.zeros_in(range).next().is_some()
     }
 
     /// Puts all in its place. Cut off, it can be done again.

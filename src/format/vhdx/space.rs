@@ -10,7 +10,7 @@ use crate::{
     base::{Error, HostOffset, HostRange, Result, units::index},
     io::File,
 };
-use std::ops::Range;
+use std::{fmt, ops::Range};
 
 /// No file of this format is longer; bounds the memory for what is in use.
 const FILE_BYTES_MAX: u64 = 128 << 40;
@@ -163,23 +163,51 @@ pub(super) struct Held {
     pub(super) is_partial: bool,
 }
 
+/// What is wrong with an entry: in words only where somebody reads them, since there may be millions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Its state is not known.
+    State(u64),
+    /// It is partly present in a file without a parent.
+    Partial,
+    /// It leads into the header.
+    Header(HostOffset),
+    /// It leads past the end of a file of so many bytes.
+    PastEnd(HostOffset, u64),
+    /// It leads where no file of this format has anything.
+    Absurd(HostOffset),
+    /// It leads to what something else uses.
+    Shared(HostOffset),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::State(state) => write!(f, "has the unknown state {state}"),
+            Self::Partial => f.write_str("is partly present, and the file has no parent"),
+            Self::Header(at) => write!(f, "points into the header (0x{at:x})"),
+            Self::PastEnd(at, end) => write!(f, "points past the file's end (0x{at:x} of 0x{end:x})"),
+            Self::Absurd(at) => write!(f, "points to 0x{at:x}: no file of this format is so long"),
+            Self::Shared(at) => write!(f, "points to 0x{at:x}, which something else uses"),
+        }
+    }
+}
+
 /// Returns what the entry refers to, or what is wrong with it.
 pub(super) fn held(
     geometry: Geometry,
     has_parent: bool,
     (entry, word): (u64, u64),
-) -> std::result::Result<Option<Held>, String> {
+) -> std::result::Result<Option<Held>, Fault> {
     let place = match geometry.entry_kind(entry) {
         EntryKind::Bitmap => {
-            let place = bitmap_place(word).map_err(|state| format!("has the unknown state {state}"))?;
+            let place = bitmap_place(word).map_err(Fault::State)?;
             // Without a parent no bitmap counts, whatever is there.
             place.filter(|_| has_parent).map(|at| (at.range(BITMAP_BYTES), false))
         }
         EntryKind::Payload(_) => match Block::decode(word) {
-            Block::Unknown(state) => return Err(format!("has the unknown state {state}")),
-            Block::Partial(_) if !has_parent => {
-                return Err("is partly present, and the file has no parent".to_owned());
-            }
+            Block::Unknown(state) => return Err(Fault::State(state)),
+            Block::Partial(_) if !has_parent => return Err(Fault::Partial),
             Block::Partial(at) => Some((at.range(geometry.block_bytes), true)),
             Block::Full(at) => Some((at.range(geometry.block_bytes), false)),
             Block::Absent | Block::Zero => None,
@@ -189,27 +217,27 @@ pub(super) fn held(
 }
 
 /// Returns what is wrong with where an entry leads in a file of so many bytes.
-pub(super) fn misplaced(range: HostRange, file_bytes: u64) -> Option<String> {
+pub(super) fn misplaced(range: HostRange, file_bytes: u64) -> Option<Fault> {
     let (at, end) = (range.start, range.end().bytes());
     if at.bytes() < MIB {
-        return Some(format!("points into the header (0x{at:x})"));
+        return Some(Fault::Header(at));
     }
     if at.bytes() >= file_bytes {
-        return Some(format!("points past the file's end (0x{at:x} of 0x{file_bytes:x})"));
+        return Some(Fault::PastEnd(at, file_bytes));
     }
-    (end > FILE_BYTES_MAX).then(|| format!("points to 0x{at:x}: no file of this format is so long"))
+    (end > FILE_BYTES_MAX).then_some(Fault::Absurd(at))
 }
 
 /// Returns how an entry is called in messages.
-pub(super) fn name(geometry: Geometry, bat: HostRange, entry: u64) -> String {
-    let at = bat.start.plus(entry * ENTRY_BYTES);
-    match geometry.entry_kind(entry) {
-        EntryKind::Payload(block) => {
-            let guest = geometry.block(block).start;
-            format!("block allocation table: the entry at 0x{at:x} for guest byte 0x{guest:x}")
+pub(super) fn name(geometry: Geometry, bat: HostRange, entry: u64) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        let at = bat.start.plus(entry * ENTRY_BYTES);
+        write!(f, "block allocation table: the entry at 0x{at:x} for ")?;
+        match geometry.entry_kind(entry) {
+            EntryKind::Payload(block) => write!(f, "guest byte 0x{:x}", geometry.block(block).start),
+            EntryKind::Bitmap => f.write_str("a sector bitmap"),
         }
-        EntryKind::Bitmap => format!("block allocation table: the entry at 0x{at:x} for a sector bitmap"),
-    }
+    })
 }
 
 /// Returns what the header, the log and the regions use.
@@ -231,11 +259,12 @@ pub(super) fn survey(file: &dyn File, layout: &Layout) -> Result<Space> {
     let (geometry, has_parent) = (metadata.geometry, metadata.has_parent());
     let mut space = fixed_parts(layout);
     let file_bytes = file.bytes()?;
-    let wrong = |entry: u64, why: String| Error::corrupt(format!("{} {why}", name(geometry, bat, entry)));
+    let said =
+        |entry: u64, why: &dyn fmt::Display| Error::corrupt(format!("{} {why}", name(geometry, bat, entry)));
+    let wrong = |entry: u64, fault: Fault| said(entry, &fault);
     // The chunk whose bitmap is needed: its entry comes behind those of its blocks.
     let mut needed: Option<u64> = None;
-    let lacking =
-        |entry: u64| wrong(entry, "is missing, and blocks of its chunk are partly present".to_owned());
+    let lacking = |entry: u64| said(entry, &"is missing, and blocks of its chunk are partly present");
     each_entry(file, bat, 0..geometry.entries(metadata.size, has_parent), |entry, word| {
         let found = held(geometry, has_parent, (entry, word)).map_err(|why| wrong(entry, why))?;
         if let Some(bitmap) = needed.filter(|bitmap| *bitmap <= entry) {
@@ -249,7 +278,7 @@ pub(super) fn survey(file: &dyn File, layout: &Layout) -> Result<Space> {
             return Err(wrong(entry, why));
         }
         if !space.take(range) {
-            return Err(wrong(entry, format!("points to 0x{:x}, which something else uses", range.start)));
+            return Err(wrong(entry, Fault::Shared(range.start)));
         }
         if let (true, EntryKind::Payload(block)) = (is_partial, geometry.entry_kind(entry)) {
             needed = Some(geometry.bitmap_entry_of(block));

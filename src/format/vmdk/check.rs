@@ -17,7 +17,7 @@ use crate::{
     format::{Checked, Parts, Repair},
     io::{File, Kept},
 };
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fmt, path::Path, sync::Arc};
 
 /// Looks at the disk, mends what `repair` allows, and looks again.
 pub(super) fn check(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<Checked> {
@@ -44,8 +44,9 @@ fn look(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<Check
         let Body::Grains(grains) = &extent.body else { continue };
         let (target, _) = state.tables.space.part(grains.base)?;
         let file = target.file.as_ref();
-        let mut look =
-            Look { grains, file, bytes: file.bytes()?, repair, checked: &mut checked, used: Vec::new() };
+        let (bytes, used) = (file.bytes()?, Vec::new());
+        let room = bytes.div_ceil(SECTOR_BYTES);
+        let mut look = Look { grains, file, bytes, repair, checked: &mut checked, used, room };
         look.sparse().in_file(file.path())?;
     }
     Ok(checked)
@@ -60,6 +61,8 @@ struct Look<'a> {
     checked: &'a mut Checked,
     /// Places that something leads to: where each starts, and how long it is.
     used: Vec<(u64, u64)>,
+    /// How many more entries can lead somewhere: each starts at a sector of its own.
+    room: u64,
 }
 
 impl Look<'_> {
@@ -69,7 +72,7 @@ impl Look<'_> {
         self.checked.total_units += layout.bytes.div_ceil(layout.grain);
         self.used.extend(fixed_parts(&layout).map(|range| (range.start.bytes(), range.bytes)));
         let (mut last, mut seen) = (None, BTreeSet::new());
-        for (nth, sector) in (0..).zip(&self.grains.tables) {
+        'tables: for (nth, sector) in (0..).zip(&self.grains.tables) {
             let twin = self.grains.twins.get(index(nth)).copied().unwrap_or_default();
             let table = self.table(nth, *sector, &mut seen)?;
             let twin_table = self.table(nth, twin, &mut seen)?;
@@ -83,7 +86,13 @@ impl Look<'_> {
             let left = layout.bytes.div_ceil(layout.grain) - nth * per_table;
             let entries = table.chunks_exact(index(layout.entry_bytes())).take(index(left.min(per_table)));
             for (entry, word) in (nth * per_table..).zip(entries) {
-                self.entry(entry, layout.word(word).unwrap_or_default(), &mut last);
+                let word = layout.word(word).unwrap_or_default();
+                if self.room == 0 && word != 0 {
+                    let what = "is one of more than the file has room for: some are shared, and those behind it not looked at";
+                    self.wrong(format_args!("the entry for byte 0x{:x} {what}", entry * layout.grain));
+                    break 'tables;
+                }
+                self.entry(entry, word, &mut last);
             }
         }
         self.overlaps();
@@ -98,15 +107,21 @@ impl Look<'_> {
         }
         if at + bytes > self.bytes {
             let end = self.bytes;
-            self.wrong(&format!(
+            self.wrong(format_args!(
                 "grain directory entry {nth} points past the file's end (0x{at:x} of 0x{end:x})"
             ));
             return Ok(None);
         }
-        if !seen.insert(sector) {
-            self.wrong(&format!("grain directory entry {nth} points to 0x{at:x}, as another one does"));
+        // What tables that share bytes say would be read many times over.
+        let sectors = u32::try_from(bytes / SECTOR_BYTES).unwrap_or(u32::MAX).max(1);
+        let near = sector.saturating_sub(sectors - 1)..=sector.saturating_add(sectors - 1);
+        if let Some(other) = seen.range(near).next() {
+            let other = u64::from(*other) * SECTOR_BYTES;
+            let what = "which shares bytes with that of another one";
+            self.wrong(format_args!("grain directory entry {nth} points to 0x{at:x}, {what} (0x{other:x})"));
             return Ok(None);
         }
+        seen.insert(sector);
         self.used.push((at, bytes));
         let mut table = vec![0; index(bytes)];
         self.file.read_at(HostOffset::new(at), &mut table)?;
@@ -117,30 +132,30 @@ impl Look<'_> {
         let layout = self.grains.layout;
         let guest = nth * layout.grain;
         let Some(found) = self.grains.decode(word) else {
-            return self.wrong(&format!("the entry for byte 0x{guest:x} is 0x{word:x}, of no known kind"));
+            return self
+                .wrong(format_args!("the entry for byte 0x{guest:x} is 0x{word:x}, of no known kind"));
         };
         let (Grain::Plain(host) | Grain::Packed(host)) = found else { return };
         let (at, end) = (host.since(self.grains.base), self.bytes);
         if at >= end {
-            let what = format!("points past the file's end (0x{at:x} of 0x{end:x})");
-            return self.wrong(&format!("the entry for byte 0x{guest:x} {what}"));
+            let what = "points past the file's end";
+            return self.wrong(format_args!("the entry for byte 0x{guest:x} {what} (0x{at:x} of 0x{end:x})"));
         }
+        self.room = self.room.saturating_sub(1);
         let bytes = match packing::length(self.file, HostOffset::new(at), (&layout, guest)) {
             _ if !layout.is_packed() => layout.grain,
             Ok(Some(bytes)) => bytes,
             // Only where it starts is known.
             Ok(None) => 1,
-            Err(error) => return self.wrong(error.what()),
+            Err(error) => return self.wrong(format_args!("{}", error.what())),
         };
         let is_odd = !at.abs_diff(layout.overhead).is_multiple_of(layout.grain);
         if !layout.is_packed() && is_odd && at + bytes > end {
-            let what = format!("passes the file's end (0x{:x} of 0x{end:x})", at + bytes);
-            return self.wrong(&format!("the grain for byte 0x{guest:x} {what}"));
+            let (what, last) = ("passes the file's end", at + bytes);
+            return self
+                .wrong(format_args!("the grain for byte 0x{guest:x} {what} (0x{last:x} of 0x{end:x})"));
         }
-        // As many as a sound file has room for; what is more is shared.
-        if count(self.used.len()) <= self.bytes / SECTOR_BYTES {
-            self.used.push((at, bytes));
-        }
+        self.used.push((at, bytes));
         self.checked.allocated_units += 1;
         self.checked.compressed_units += u64::from(layout.is_packed());
         self.checked.fragmented_units += u64::from(last.is_some_and(|last| last != at));
@@ -155,7 +170,7 @@ impl Look<'_> {
             if let [(at, bytes), (next, _)] = pair
                 && at + bytes > *next
             {
-                self.wrong(&format!("what lies at 0x{next:x} overlaps what lies at 0x{at:x}"));
+                self.wrong(format_args!("what lies at 0x{next:x} overlaps what lies at 0x{at:x}"));
             }
         }
         let end = used.last().map_or(0, |(at, bytes)| at + bytes);
@@ -178,7 +193,7 @@ impl Look<'_> {
                 let taken = taken(self.file, gap)?;
                 self.checked.leaks += taken.div_ceil(layout.grain);
                 if taken > 0 {
-                    self.say(&format!("{taken} bytes behind 0x{at:x} are leaked: nothing leads there"));
+                    self.say(format_args!("{taken} bytes behind 0x{at:x} are leaked: nothing leads there"));
                 }
                 if taken > 0 && self.repair != Repair::Nothing {
                     self.file.zero(gap, Kept::Nothing)?;
@@ -192,19 +207,20 @@ impl Look<'_> {
     fn mend_twin(&mut self, nth: u64, twin: u32, table: &[u8]) -> Result<()> {
         let at = HostOffset::new(u64::from(twin) * SECTOR_BYTES);
         self.checked.leaks += 1;
-        self.say(&format!("the redundant copy of grain table {nth}, at 0x{at:x}, is not the same"));
+        self.say(format_args!("the redundant copy of grain table {nth}, at 0x{at:x}, is not the same"));
         if self.repair == Repair::Nothing || at.plus(count(table.len())).bytes() > self.bytes {
             return Ok(());
         }
         self.file.write_at(at, table)
     }
 
-    fn wrong(&mut self, what: &str) {
+    fn wrong(&mut self, what: fmt::Arguments<'_>) {
         self.checked.corruptions += 1;
         self.say(what);
     }
 
-    fn say(&mut self, what: &str) {
+    /// Notes a finding; it is put into words only where there is room for them.
+    fn say(&mut self, what: fmt::Arguments<'_>) {
         if self.checked.findings.len() < Checked::FINDINGS_MAX {
             let name = self.file.path().file_name().map_or(Path::new(""), Path::new);
             self.checked.findings.push(format!("{}: {what}", name.display()));

@@ -12,7 +12,7 @@ use crate::{
     },
     io::File,
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 /// The entry of a block that is not there.
 pub(super) const UNUSED: u32 = u32::MAX;
@@ -75,27 +75,30 @@ impl Bat {
 
     /// Returns where each block is, in the file's order; `Corrupt` for one that is not its own or not in the file.
     pub(super) fn used(&self, file: &dyn File, header: &Header) -> Result<Vec<(HostOffset, u64)>> {
-        self.survey(file, header, &mut |what| Err(Error::corrupt(what)))
+        self.survey(file, header, &mut |what| Err(Error::corrupt(what.to_string())))
     }
 
-    /// The same, each fault told: without those that are not in the file, and as many as the file has room for.
+    /// The same, each fault told (in words only where somebody keeps them): without those that are not in the file, and as
+    /// many as the file has room for.
     pub(super) fn survey(
         &self,
         file: &dyn File,
         header: &Header,
-        wrong: &mut dyn FnMut(String) -> Result<()>,
+        wrong: &mut dyn FnMut(fmt::Arguments<'_>) -> Result<()>,
     ) -> Result<Vec<(HostOffset, u64)>> {
         let (both, file_bytes) = (header.shape.both(), file.bytes()?);
-        let said =
-            |nth: u64, at: HostOffset, what: &str| format!("BAT entry {nth}: the block at {at:#x} {what}");
+        let said = |nth: u64, at: HostOffset| {
+            fmt::from_fn(move |f| write!(f, "BAT entry {nth}: the block at {at:#x}"))
+        };
         let mut used = Vec::new();
         self.read(file, &mut |nth, word| {
             let Some(at) = place(word) else { return Ok(()) };
             if at.plus(both).bytes() > file_bytes {
-                return wrong(said(nth, at, &format!("passes the file's end ({file_bytes:#x})")));
+                return wrong(format_args!("{} passes the file's end ({file_bytes:#x})", said(nth, at)));
             }
             if count(used.len()) > file_bytes / both {
-                return wrong(said(nth, at, "is one of more than the file has room for: some are shared"));
+                let what = "is one of more than the file has room for: some are shared";
+                return wrong(format_args!("{} {what}", said(nth, at)));
             }
             used.push((at, nth));
             Ok(())
@@ -105,7 +108,7 @@ impl Bat {
             if let [(at, nth), (next, other)] = pair
                 && at.plus(both) > *next
             {
-                wrong(said(*nth, *at, &format!("overlaps that of entry {other} at {next:#x}")))?;
+                wrong(format_args!("{} overlaps that of entry {other} at {next:#x}", said(*nth, *at)))?;
             }
         }
         let footer = HostOffset::new(0).range(SECTOR_BYTES);
@@ -113,8 +116,8 @@ impl Bat {
         {
             let first = used.partition_point(|(at, _)| at.plus(both) <= taken.start);
             if let Some((at, nth)) = used.get(first).filter(|(at, _)| *at < taken.end()) {
-                let what = format!("overlaps the header or what belongs to it at {:#x}", taken.start);
-                wrong(said(*nth, *at, &what))?;
+                let what = "overlaps the header or what belongs to it";
+                wrong(format_args!("{} {what} at {:#x}", said(*nth, *at), taken.start))?;
             }
         }
         Ok(used)

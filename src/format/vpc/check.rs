@@ -15,7 +15,7 @@ use crate::{
     format::{Checked, NoParts, Repair},
     io::File,
 };
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 /// Looks at the image, mends what `repair` allows, and looks again.
 pub(super) fn check(file: &Arc<dyn File>, repair: Repair) -> Result<Checked> {
@@ -40,7 +40,7 @@ fn look(file: &dyn File) -> Result<(Checked, Footers)> {
     let mut checked = Checked { end: HostOffset::new(file.bytes()?), ..Checked::default() };
     let kind = footers.footer.kind()?;
     if footers.is_unsigned {
-        checked.wrong("footer: the checksum leaves the unique ID out".to_owned());
+        checked.wrong("footer: the checksum leaves the unique ID out");
     } else {
         let copy = (footers.front, HostOffset::new(0));
         let copies = [Some((footers.end, footers.end_at)), Some(copy).filter(|_| kind != Kind::Fixed)];
@@ -50,12 +50,12 @@ fn look(file: &dyn File) -> Result<(Checked, Footers)> {
                 Found::Damaged(_) => "is damaged: its checksum is not that of its bytes",
                 Found::Sound(_) => "is not the same as that at the end",
             };
-            checked.wrong(format!("footer at {at:#x} {what}"));
+            checked.wrong(format_args!("footer at {at:#x} {what}"));
         }
     }
     if footers.is_stranded {
         let what = "only a hole follows it: the disk was growing when it was cut off";
-        checked.wrong(format!("footer at {:#x}: {what}", footers.end_at));
+        checked.wrong(format_args!("footer at {:#x}: {what}", footers.end_at));
     }
     let size = footers.footer.disk_bytes()?;
     if kind == Kind::Fixed {
@@ -65,7 +65,7 @@ fn look(file: &dyn File) -> Result<(Checked, Footers)> {
     let at = HostOffset::new(footers.footer.data_offset);
     let header = Header::read(file, (at, size), kind, footers.is_unsigned)?;
     if header.is_unsigned {
-        checked.wrong("dynamic header: the checksum leaves the parent out".to_owned());
+        checked.wrong("dynamic header: the checksum leaves the parent out");
     }
     look_at_blocks(file, &header, (&mut checked, &footers))?;
     Ok((checked, footers))
@@ -79,14 +79,10 @@ fn look_at_blocks(
     let shape = header.shape;
     let entries = shape.entries(footers.footer.disk_bytes()?);
     let bat = Bat::unchecked(header, entries);
-    let mut wrong = Vec::new();
     let mut used = bat.survey(file, header, &mut |what| {
-        wrong.push(what);
+        checked.wrong(what);
         Ok(())
     })?;
-    for what in wrong {
-        checked.wrong(what);
-    }
     checked.end = bat::used_end(&used, header, entries);
     checked.leaks = footers.end_at.since(checked.end) / shape.both();
     checked.total_units = entries;
@@ -115,10 +111,11 @@ fn mend(file: &dyn File, footers: &Footers) -> Result<()> {
 }
 
 impl Checked {
-    fn wrong(&mut self, what: String) {
+    /// Notes what is wrong; it is put into words only where there is room for them.
+    fn wrong(&mut self, what: impl fmt::Display) {
         self.corruptions += 1;
         if self.findings.len() < Self::FINDINGS_MAX {
-            self.findings.push(what);
+            self.findings.push(what.to_string());
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::{
         Error, HostOffset, HostRange, Result,
         units::{SECTOR_BYTES, count, index},
     },
+    format::NAME_BYTES_MAX,
     io::File,
     record,
 };
@@ -175,7 +176,7 @@ pub(super) fn write(name: &[u8], format: Option<&str>, at: HostOffset) -> Result
     }
     let relative: Vec<u8> =
         format!(r".\{}", text.replace('/', r"\")).encode_utf16().flat_map(u16::to_le_bytes).collect();
-    if count(relative.len()) > u64::from(BYTES_MAX) {
+    if name.len() > NAME_BYTES_MAX {
         return Err(refuse("is too long"));
     }
     let mut written = Written { parent_name: [0; 512], locators: [0; 192], bytes: Vec::new() };

@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod backup;
+mod bad_chains;
 mod bad_input;
+mod bad_vhd;
+mod bad_vhdx;
+mod bad_vmdk;
 mod bitmap;
 mod browser;
 mod certificates;
