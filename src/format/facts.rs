@@ -163,3 +163,18 @@ impl Checked {
     /// How many findings are kept in words; the counts go on.
     pub const FINDINGS_MAX: usize = 1000;
 }
+
+/// What a new image is made of, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measure {
+    /// What it allocates at once.
+    pub unit: u64,
+    /// Everything but the guest's data, with the whole disk allocated.
+    pub fixed_bytes: u64,
+    /// The disk, in whole units.
+    pub disk_bytes: u64,
+    /// Whether the whole disk takes space from the start.
+    pub is_whole: bool,
+    /// Whether it can hold bitmaps.
+    pub has_bitmaps: bool,
+}

@@ -2,9 +2,11 @@
 //! parent is a *name* that it returns, and the bytes below it come through [`Below`].
 //!
 //! To add a format: one folder, one line in [`Format`], golden images in `testdata`, a CHANGELOG line. The
-//! conformance suite iterates [`Format::ALL`].
+//! conformance suite (`conformance`) wants each of [`Format::ALL`] in its lists, and holds every rule against it.
 
 mod bits;
+#[cfg(test)]
+pub(crate) mod conformance;
 mod facts;
 mod foreign;
 mod pages;
@@ -19,7 +21,7 @@ pub mod vpc;
 
 pub use crate::store::{Identity, StoredRecord};
 pub use bits::Bits;
-pub use facts::{Bitmap, BitmapEdit, Checked, Details, Repair, Snapshot};
+pub use facts::{Bitmap, BitmapEdit, Checked, Details, Measure, Repair, Snapshot};
 pub use foreign::foreign;
 
 use crate::{
@@ -259,21 +261,6 @@ pub fn open(
         Format::Vpc => vpc::open(file, is_writable, parts),
         Format::Vmdk => vmdk::open(file, is_writable, parts),
     }
-}
-
-/// What a new image is made of, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Measure {
-    /// What it allocates at once.
-    pub unit: u64,
-    /// Everything but the guest's data, with the whole disk allocated.
-    pub fixed_bytes: u64,
-    /// The disk, in whole units.
-    pub disk_bytes: u64,
-    /// Whether the whole disk takes space from the start.
-    pub is_whole: bool,
-    /// Whether it can hold bitmaps.
-    pub has_bitmaps: bool,
 }
 
 /// Sums up what a new image needs; `Invalid` for unknown options.

@@ -61,7 +61,9 @@ impl File for MemoryFile {
         if kept == Kept::Space {
             self.allocate(range)?;
         }
-        self.change(|pages| pages.zero(range));
+        if !range.is_empty() {
+            self.change(|pages| pages.zero(range));
+        }
         Ok(())
     }
 

@@ -16,11 +16,11 @@ use std::collections::BTreeMap;
 
 /// What an audit found.
 #[derive(Debug, Default)]
-pub(super) struct Audit {
+pub(in crate::format) struct Audit {
     /// Clusters that are counted more often than used.
-    pub(super) leaks: u64,
+    pub(in crate::format) leaks: u64,
     /// Clusters that are used more often than counted, or COPIED without being alone.
-    pub(super) corruptions: Vec<String>,
+    pub(in crate::format) corruptions: Vec<String>,
 }
 
 #[derive(Default)]
@@ -49,7 +49,7 @@ impl Uses {
 }
 
 /// Compares every refcount with what the active tables refer to (images without internal snapshots).
-pub(super) fn audit(file: &dyn File) -> Result<Audit> {
+pub(in crate::format) fn audit(file: &dyn File) -> Result<Audit> {
     let header = Header::read(file)?;
     let shape = Shape { geometry: header.geometry, is_external: header.has_data_file() };
     let cluster = shape.cluster();

@@ -7,7 +7,7 @@ pub mod header;
 mod adopt;
 mod apart;
 #[cfg(test)]
-mod audit;
+pub(super) mod audit;
 mod bitmap;
 mod change;
 mod check;

@@ -76,29 +76,3 @@ fn a_disk_is_made_as_asked_or_not_at_all() {
     let error = create(memory(&[]), &Creation { parent, ..Creation::default() }, &NoParts).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
-
-#[test]
-fn a_disk_grows_with_zeros_and_is_cut() {
-    let image = open(memory(&[1; 2048]), true, &NoParts).unwrap();
-    image.resize(1024, &Nothing).unwrap();
-    image.resize(4096, &Nothing).unwrap();
-    let mut read = [9; 4096];
-    image.read(at(0), &mut read, &Nothing).unwrap();
-    assert!(read[..1024] == [1; 1024] && read[1024..] == [0; 3072]);
-    image.write_from(at(512).range(1024), &*memory(&[3; 600]), HostOffset::new(0), &Nothing).unwrap();
-    image.read(at(0), &mut read, &Nothing).unwrap();
-    assert!(read[512..1112] == [3; 600] && read[1112..] == [0; 2984]);
-}
-
-#[test]
-fn a_disk_opened_for_reading_is_not_written() {
-    let image = open(memory(&[1; 2048]), false, &NoParts).unwrap();
-    for answer in [
-        image.write(at(0), &[2], &Nothing),
-        image.zero(at(0).range(1), Kept::Space, &Nothing),
-        image.resize(0, &Nothing),
-        image.write_from(at(0).range(1), &*memory(&[2]), HostOffset::new(0), &Nothing).map(drop),
-    ] {
-        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Invalid);
-    }
-}

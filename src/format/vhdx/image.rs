@@ -118,7 +118,14 @@ impl VhdxImage {
         if self.is_writable { Ok(()) } else { Err(Error::invalid("is open for reading only")) }
     }
 
-    /// Goes before what the guest sees is changed for the first time.
+    /// Goes before bytes of `range` are changed.
+    pub(super) fn begin_at(&self, range: GuestRange) -> Result<()> {
+        self.check_writable()?;
+        self.check_range(range)?;
+        if range.is_empty() { Ok(()) } else { self.begin() }
+    }
+
+    /// Goes before what the guest sees is changed for the first time: the data gets another GUID.
     pub(super) fn begin(&self) -> Result<()> {
         self.check_writable()?;
         if self.is_data_begun.load(Ordering::Acquire) {
@@ -133,8 +140,7 @@ impl VhdxImage {
     }
 
     fn write_checked(&self, job: Job<'_>) -> Result<Moved> {
-        self.check_range(job.range)?;
-        self.begin()?;
+        self.begin_at(job.range)?;
         self.write_job(job)
     }
 }

@@ -24,8 +24,8 @@ impl VhdxImage {
     /// Changes the disk's size.
     pub(super) fn resize_to(&self, size: u64, below: &dyn Below) -> Result<()> {
         let _alone = self.reshaping.lock();
-        self.begin()?;
         self.refuse_size(size)?;
+        self.begin()?;
         let old = self.state.read().metadata.size;
         if size > old { self.grow(old, size, below) } else { self.shrink(old, size) }
     }

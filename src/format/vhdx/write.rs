@@ -141,8 +141,7 @@ impl VhdxImage {
 
     /// Makes `range` read as zeros.
     pub(super) fn zero_range(&self, range: GuestRange, kept: Kept, below: &dyn Below) -> Result<()> {
-        self.check_range(range)?;
-        self.begin()?;
+        self.begin_at(range)?;
         self.zero_unchecked(range, kept, below)
     }
 

@@ -52,6 +52,9 @@ fn look(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<Check
     Ok(checked)
 }
 
+/// How much of what nothing leads to is looked at in one go.
+const PIECE_BYTES: u64 = 64 << 10;
+
 /// One sparse file under way.
 struct Look<'a> {
     grains: &'a Grains,
@@ -236,15 +239,20 @@ fn fixed_parts(layout: &Layout) -> impl Iterator<Item = HostRange> + use<> {
     [header].into_iter().chain(layout.descriptor).chain(directories.map(move |at| at.range(bytes)))
 }
 
-/// Returns how many bytes of a gap are not holes.
+/// Returns how much of a gap holds something. Zeros are room that was given up: of a block that is in use in part, no host
+/// makes a hole.
 fn taken(file: &dyn File, gap: HostRange) -> Result<u64> {
-    let (mut at, mut taken) = (gap.start, 0);
+    let (mut at, mut taken, mut buf) = (gap.start, 0, Vec::new());
     while at < gap.end() {
         let run = file.run_at(at)?;
         if run.range.is_empty() {
             break;
         }
-        taken += if run.is_data { run.range.clip(gap).bytes } else { 0 };
+        for piece in run.range.clip(gap).pieces(PIECE_BYTES).filter(|_| run.is_data) {
+            buf.resize(index(piece.bytes), 0);
+            file.read_at(piece.start, &mut buf)?;
+            taken += if buf.iter().any(|byte| *byte != 0) { piece.bytes } else { 0 };
+        }
         at = run.range.end();
     }
     Ok(taken)

@@ -13,7 +13,7 @@
 
 use super::{image::VmdkImage, tables::Changes};
 use crate::{
-    base::Result,
+    base::{HostRange, Result},
     format::pages::{Sector, runs},
     io::{File, Kept},
 };
@@ -28,7 +28,7 @@ impl VmdkImage {
         }
         let mut state = self.state.write();
         state.check_sound()?;
-        let (changes, dropped) = (state.tables.take(), std::mem::take(&mut state.dropped));
+        let (changes, mut dropped) = (state.tables.take(), std::mem::take(&mut state.dropped));
         drop(state);
         let done = self.write_batch(&changes);
         let mut state = self.state.write();
@@ -40,10 +40,17 @@ impl VmdkImage {
             }
         }
         drop(state);
-        for place in dropped {
+        dropped.sort_unstable_by_key(|place| place.start);
+        // Neighbours at once: parts of a host's block become no hole.
+        for places in dropped.chunk_by(|place, next| place.end() == next.start) {
+            let bytes = places.iter().map(|place| place.bytes).sum();
+            let run = places.first().map_or_else(HostRange::default, |first| first.start.range(bytes));
             // What is not punched stays taken: that is no reason to fail.
-            if self.space.zero(place, Kept::Nothing).is_ok() {
-                self.state.write().give_back(place);
+            if self.space.zero(run, Kept::Nothing).is_ok() {
+                let mut state = self.state.write();
+                for place in places {
+                    state.give_back(*place);
+                }
             }
         }
         Ok(())

@@ -2,9 +2,12 @@
 use super::*;
 use crate::{
     base::{HostOffset, seed::Seeded},
-    format::{self, Creation, Format, NoParts},
+    format::{
+        self, Creation, Format, NoParts,
+        conformance::{Pair, kinds, noise},
+    },
     io::{
-        File,
+        File, Kept,
         faulty::{Failure, Fault, SimHost, crash_states},
         memory::MemoryFile,
     },
@@ -50,6 +53,37 @@ fn a_cancelled_seal_stops() {
     progress.cancel();
     let stopped = full_tree(&View::new(&[layer]), &progress).unwrap_err();
     assert_eq!(stopped.kind(), ErrorKind::Interrupted);
+}
+
+/// What a child leaves to its parent is the parent's, and what it hides is not.
+#[test]
+fn one_disk_has_one_id_in_every_kind_of_image() {
+    let (kept, size) = (1 << 20, (3 << 20) + 3 * 4096);
+    let below = noise(9, 2 << 20);
+    let mut disk = below[..index(kept)].to_vec();
+    disk.resize(index(size), 0);
+    let own = [(kept - 700, 100), (kept + 70_000, 300_000), (size - 5000, 5000)];
+    for (seed, (at, bytes)) in (1..).zip(own) {
+        disk[index(at)..index(at + bytes)].copy_from_slice(&noise(seed, bytes));
+    }
+    let id = Tree::of(&disk).id();
+    for (name, kind) in kinds() {
+        let held = if kind.is_child { below.clone() } else { Vec::new() };
+        let pair = Pair::made(kind.format, &kind.creation(size), held);
+        let (image, (file, parent)) = (pair.image(), raw(size / 2));
+        file.write_at(HostOffset::new(0), &pair.below.0).unwrap();
+        let rest = GuestRange::between(GuestOffset::new(kept), GuestOffset::new(size));
+        image.zero(rest, Kept::Nothing, &pair.below).unwrap();
+        let whole = [(0, if kind.is_child { 0 } else { kept })];
+        for (at, bytes) in whole.into_iter().chain(own) {
+            let bytes = &disk[index(at)..index(at + bytes)];
+            image.write(GuestOffset::new(at), bytes, &pair.below).unwrap();
+        }
+        let mut layers = vec![Layer { path: PathBuf::from(name), is_stated: true, image }];
+        layers.extend(kind.is_child.then_some(parent));
+        let hashed = full_tree(&View::new(&layers), &Progress::default()).unwrap();
+        assert_eq!(hashed.tree.id(), id, "{name}");
+    }
 }
 
 const SECTOR: u64 = 512;

@@ -1,14 +1,13 @@
-//! Disks against a naive one, of every kind; identities and links; what is refused.
+//! Disks in pieces; identities and links; what is refused.
 
 use super::super::{create, open, peek};
 use super::*;
 use crate::{
-    base::{
-        ErrorKind,
-        seed::Seeded,
-        units::{count, index},
+    base::{ErrorKind, units::index},
+    format::{
+        self, Checked, Creation, NoParts, Nothing, Parts, Repair,
+        conformance::{Beside, named, noise, told},
     },
-    format::{self, Checked, Creation, NoParts, Nothing, Parts, Repair},
     io::{
         Access, Host,
         faulty::{SimHost, crash_states},
@@ -16,233 +15,16 @@ use crate::{
     },
     map::State as Shown,
 };
-use proptest::prelude::*;
-use std::{collections::BTreeMap, path::Path};
-
-/// Bytes that lie below an image.
-struct Bytes(Vec<u8>);
-
-impl Below for Bytes {
-    fn read(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
-        let from = self.0.get(index(at.bytes())..).unwrap_or_default();
-        buf.fill(0);
-        buf.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-        Ok(())
-    }
-
-    fn is_zero(&self, range: GuestRange) -> Result<bool> {
-        let mut bytes = self.0.iter().skip(index(range.start.bytes())).take(index(range.bytes));
-        Ok(bytes.all(|byte| *byte == 0))
-    }
-}
-
-/// Further files in memory, made when they are asked for.
-#[derive(Default)]
-struct Beside(Mutex<BTreeMap<Vec<u8>, Arc<MemoryFile>>>);
-
-impl Parts for Beside {
-    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
-        let shown = String::from_utf8_lossy(name).into_owned();
-        let mut files = self.0.lock();
-        Ok(files.entry(name.to_vec()).or_insert_with(|| Arc::new(MemoryFile::new(&shown))).clone())
-    }
-
-    fn budget(&self) -> Budget {
-        Budget::default()
-    }
-}
-
-fn noise(seed: u64, bytes: u64) -> Vec<u8> {
-    let mut buf = vec![0; index(bytes)];
-    Seeded::new(seed).fill(&mut buf);
-    buf
-}
-
-fn name(parent: &str, format: &str) -> ParentName {
-    let identity = (format == "vmdk").then_some(Identity::Cid(0x0abc_def0));
-    ParentName { identity, ..ParentName::new(parent.into(), Some(format.to_owned())) }
-}
+use std::path::Path;
 
 fn sized(size: u64, options: &[(&str, &str)]) -> Creation {
     let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     Creation { size, parent: None, options }
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Write { at: u64, bytes: u64 },
-    WriteFrom { at: u64, bytes: u64 },
-    Zero { at: u64, bytes: u64, kept: Kept },
-    Read { at: u64, bytes: u64 },
-    Parent { nth: usize },
-    Flush,
-    Reopen,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let kept = prop_oneof![Just(Kept::Space), Just(Kept::Nothing)];
-    prop_oneof![
-        5 => (0..50_000_u64, 0..9000_u64).prop_map(|(at, bytes)| Step::Write { at, bytes }),
-        1 => (0..50_000_u64, 0..20_000_u64).prop_map(|(at, bytes)| Step::WriteFrom { at, bytes }),
-        3 => (0..50_000_u64, 0..20_000_u64, kept).prop_map(|(at, bytes, kept)| Step::Zero { at, bytes, kept }),
-        2 => (0..50_000_u64, 0..20_000_u64).prop_map(|(at, bytes)| Step::Read { at, bytes }),
-        1 => (0..3_usize).prop_map(|nth| Step::Parent { nth }),
-        1 => Just(Step::Flush),
-        1 => Just(Step::Reopen),
-    ]
-}
-
-/// An image, the disk that it should be, and what lies below.
-struct Pair {
-    file: Arc<MemoryFile>,
-    parts: Beside,
-    image: Arc<dyn Image>,
-    disk: Vec<u8>,
-    below: Bytes,
-    writes: u64,
-}
-
-impl Pair {
-    fn new(options: &[(&str, &str)], below: Vec<u8>) -> Self {
-        let (file, parts) = (Arc::new(MemoryFile::new("image.vmdk")), Beside::default());
-        let parent = (!below.is_empty()).then(|| name("base.vmdk", "vmdk"));
-        let creation = Creation { parent, ..sized(100 << 9, options) };
-        let image = create(file.clone(), &creation, &parts).unwrap();
-        let mut disk = below.clone();
-        disk.resize(100 << 9, 0);
-        Self { file, parts, image, disk, below: Bytes(below), writes: 0 }
-    }
-
-    fn range(&self, at: u64, bytes: u64) -> GuestRange {
-        let size = count(self.disk.len());
-        let start = at.min(size);
-        GuestOffset::new(start).range(bytes.min(size - start))
-    }
-
-    fn in_disk(&mut self, range: GuestRange) -> &mut [u8] {
-        &mut self.disk[index(range.start.bytes())..index(range.end().bytes())]
-    }
-
-    fn take(&mut self, step: &Step) {
-        self.writes += 1;
-        let image = self.image.clone();
-        match *step {
-            Step::Write { at, bytes } => {
-                let range = self.range(at, bytes);
-                let bytes = noise(self.writes, range.bytes);
-                image.write(range.start, &bytes, &self.below).unwrap();
-                self.in_disk(range).copy_from_slice(&bytes);
-            }
-            Step::WriteFrom { at, bytes } => {
-                let range = self.range(at, bytes);
-                let bytes = noise(self.writes, range.bytes);
-                let source = MemoryFile::new("source");
-                source.write_at(HostOffset::new(77), &bytes).unwrap();
-                let moved = image.write_from(range, &source, HostOffset::new(77), &self.below).unwrap();
-                assert_eq!(moved.copied_bytes + moved.shared_bytes, range.bytes);
-                self.in_disk(range).copy_from_slice(&bytes);
-            }
-            Step::Zero { at, bytes, kept } => {
-                let range = self.range(at, bytes);
-                image.zero(range, kept, &self.below).unwrap();
-                self.in_disk(range).fill(0);
-            }
-            Step::Read { at, bytes } => self.compare(self.range(at, bytes)),
-            // Of the same bytes; names need more room or less.
-            Step::Parent { nth } if !self.below.0.is_empty() => {
-                let long = "golden/".repeat(50) + "base.vmdk";
-                let names = [name("other.vmdk", "vmdk"), name(&long, "raw"), name("../base.vmdk", "qcow2")];
-                image.set_parent(Some(&names[nth])).unwrap();
-                assert_eq!(told(image.parent()), Some(names[nth].clone()));
-            }
-            Step::Parent { .. } => image.set_parent(None).unwrap(),
-            Step::Flush => image.flush().unwrap(),
-            Step::Reopen => self.reopen(),
-        }
-    }
-
-    fn reopen(&mut self) {
-        self.image.flush().unwrap();
-        let parent = self.image.parent();
-        self.image = open(self.file.clone(), true, &self.parts).unwrap();
-        assert_eq!((self.image.parent(), self.image.size()), (parent, count(self.disk.len())));
-        let checked = check(&self.file, Repair::Nothing, &self.parts).unwrap();
-        assert_eq!(checked.corruptions, 0, "{:?}", checked.findings);
-    }
-
-    fn compare(&self, range: GuestRange) {
-        let mut found = vec![9; index(range.bytes)];
-        self.image.read(range.start, &mut found, &self.below).unwrap();
-        let expected = &self.disk[index(range.start.bytes())..index(range.end().bytes())];
-        let wrong = found.iter().zip(expected).position(|(a, b)| a != b);
-        assert_eq!(wrong, None, "of {range:x?}");
-    }
-
-    /// The map says of each byte what is read there.
-    fn compare_map(&self) {
-        let mut extents = Vec::new();
-        let whole = self.range(0, u64::MAX);
-        self.image.map(whole, &mut extents).unwrap();
-        let mut at = whole.start;
-        for extent in extents {
-            assert_eq!(extent.range.start, at);
-            at = extent.range.end();
-            let mut found = vec![0; index(extent.range.bytes)];
-            match extent.state {
-                Shown::Data { host } => self.image.data_file().read_at(host, &mut found).unwrap(),
-                Shown::Absent => self.below.read(extent.range.start, &mut found).unwrap(),
-                Shown::Zero { .. } => {}
-                Shown::Packed => panic!("nothing is compressed"),
-            }
-            let expected = &self.disk[index(extent.range.start.bytes())..index(at.bytes())];
-            assert!(found == expected, "of {extent:x?}");
-        }
-        assert_eq!(at, whole.end());
-    }
-}
-
-/// What a header says of a parent, without the names that it has besides.
-fn told(parent: Option<ParentName>) -> Option<ParentName> {
-    parent.map(|parent| ParentName { others: Vec::new(), ..parent })
-}
-
 fn check(file: &Arc<MemoryFile>, repair: Repair, parts: &dyn Parts) -> Result<Checked> {
-    {
-        let file: Arc<dyn File> = file.clone();
-        super::super::check(&file, repair, parts)
-    }
-}
-
-const SMALL: (&str, &str) = ("cluster_size", "4k");
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_disk_of_any_kind_shows_what_a_naive_one_does(
-        kind in 0..8_usize,
-        steps in prop::collection::vec(step(), 1..40),
-    ) {
-        let below = || noise(99, 70 << 9);
-        let mut pair = match kind {
-            0 => Pair::new(&[], Vec::new()),
-            1 => Pair::new(&[SMALL], Vec::new()),
-            2 => Pair::new(&[SMALL, ("zeroed_grain", "on")], below()),
-            3 => Pair::new(&[SMALL], below()),
-            4 => Pair::new(&[("cluster_size", "512"), ("subformat", "twoGbMaxExtentSparse")], below()),
-            5 => Pair::new(&[("subformat", "monolithicFlat")], Vec::new()),
-            6 => Pair::new(&[("subformat", "vmfsSparse")], below()),
-            _ => Pair::new(&[("subformat", "twoGbMaxExtentFlat")], Vec::new()),
-        };
-        for step in &steps {
-            pair.take(step);
-        }
-        for _ in 0..2 {
-            pair.compare(pair.range(0, u64::MAX));
-            pair.compare_map();
-            pair.reopen();
-        }
-    }
+    let file: Arc<dyn File> = file.clone();
+    super::super::check(&file, repair, parts)
 }
 
 #[test]
@@ -312,9 +94,13 @@ fn an_identity_changes_once_and_a_record_counts_until_a_stranger_comes() {
 
 #[test]
 fn a_cut_leaves_the_old_parent_or_the_new_one() {
-    let old = name("base.vmdk", "vmdk");
+    let old = named(Format::Vmdk, "base.vmdk", Format::Vmdk);
     let long = "golden/".repeat(50) + "base.vmdk";
-    for new in [Some(name(&long, "raw")), Some(name("b.vmdk", "vmdk")), None] {
+    for new in [
+        Some(named(Format::Vmdk, &long, Format::Raw)),
+        Some(named(Format::Vmdk, "b.vmdk", Format::Vmdk)),
+        None,
+    ] {
         let host = SimHost::new();
         let file = host.create(Path::new("/disk")).unwrap();
         let creation = Creation { parent: Some(old.clone()), ..sized(1 << 20, &[]) };
@@ -335,29 +121,6 @@ fn a_cut_leaves_the_old_parent_or_the_new_one() {
         }
         assert!(olds > 0 && news > 0, "{olds} {news}");
     }
-}
-
-#[test]
-fn what_a_disk_gives_up_is_used_again_or_punched() {
-    let file = Arc::new(MemoryFile::new("disk.vmdk"));
-    let image = create(file.clone(), &sized(1 << 20, &[]), &NoParts).unwrap();
-    let whole = GuestOffset::new(0).range(256 << 10);
-    image.write(whole.start, &noise(1, whole.bytes), &Nothing).unwrap();
-    image.flush().unwrap();
-    let full = file.bytes().unwrap();
-    image.zero(whole, Kept::Nothing, &Nothing).unwrap();
-    image.flush().unwrap();
-    let mut extents = Vec::new();
-    image.map(whole, &mut extents).unwrap();
-    assert_eq!(extents, [Extent::new(whole, Shown::Absent)]);
-    image.write(whole.start, &[7; 512], &Nothing).unwrap();
-    let mut found = vec![1; 65536];
-    image.read(whole.start, &mut found, &Nothing).unwrap();
-    assert!(found[..512] == [7; 512] && found[512..].iter().all(|byte| *byte == 0));
-    image.write(GuestOffset::new(300 << 10), &noise(2, 3000), &Nothing).unwrap();
-    image.flush().unwrap();
-    assert_eq!(file.bytes().unwrap(), full);
-    assert_eq!(check(&file, Repair::Nothing, &NoParts).unwrap().corruptions, 0);
 }
 
 #[test]
@@ -569,7 +332,7 @@ fn a_descriptor_that_ends_within_a_line_takes_a_parent_and_a_record() {
     file.set_bytes(0).unwrap();
     file.write_at(HostOffset::new(0), &foreign).unwrap();
     let image = open(file.clone(), true, &parts).unwrap();
-    let long = name(&("golden/".repeat(50) + "base.vmdk"), "raw");
+    let long = named(Format::Vmdk, &("golden/".repeat(50) + "base.vmdk"), Format::Raw);
     image.set_parent(Some(&long)).unwrap();
     assert!(image.set_record(Some(&noise(6, 200))).unwrap());
     image.flush().unwrap();

@@ -1,9 +1,13 @@
 //! Power cuts and failing I/Os at every point: at worst leaks, and never bytes that nobody wrote.
 
-use super::*;
-use crate::io::{
-    Access, Host,
-    faulty::{Failure, Fault, SimHost, crash_states},
+use super::{super::super::audit::audit, *};
+use crate::{
+    base::{seed::Seeded, units::index},
+    format::conformance::Bytes,
+    io::{
+        Access, Host,
+        faulty::{Failure, Fault, SimHost, crash_states},
+    },
 };
 use std::path::Path;
 
