@@ -111,7 +111,7 @@ impl Family {
             family.folders.push(folder);
         }
         family.look_elsewhere(host, parents, &plain)?;
-        family.set_extents_aside();
+        family.set_extents_aside(host);
         family.add_raw(plain);
         family.members.sort_by(|a, b| a.path.cmp(&b.path));
         for (at, member) in family.members.iter().enumerate() {
@@ -123,15 +123,21 @@ impl Family {
         Ok(family)
     }
 
-    /// An extent with a header of its own is no image: whoever takes it for one shows a piece of a disk.
-    fn set_extents_aside(&mut self) {
+    /// An extent with a header of its own is no image: whoever takes it for one shows a piece of a disk. What names a parent
+    /// stays, whoever claims its bytes: it has to be seen where that parent is to change or go.
+    fn set_extents_aside(&mut self, host: &dyn Host) {
         let further = self.members.iter().filter(|m| m.format == Format::Vmdk);
         let extents: BTreeSet<FileKey> =
             further.flat_map(|m| m.data.iter().map(|file| key(&file.witness))).collect();
         // What names itself as its extent is an image, though a bad one.
         let names_itself = |m: &Member| m.data.iter().any(|file| file.witness.same_file(&m.witness));
         let is_extent = |m: &Member| m.format == Format::Vmdk && extents.contains(&key(&m.witness));
-        self.members.retain(|m| names_itself(m) || !is_extent(m));
+        self.members.retain(|m| names_itself(m) || m.link.is_some() || !is_extent(m));
+        let is_piece = |path: &Path| -> Result<bool> {
+            let file = host.open(path, Access::ReadShared)?;
+            Ok(extents.contains(&key(&file.witness()?)) && format::is_piece(file.as_ref())?)
+        };
+        self.unreadable.retain(|(path, _)| !is_piece(path).unwrap_or(false));
     }
 
     fn look_at(&mut self, host: &dyn Host, path: &Path, plain: &mut Vec<Member>) {

@@ -23,6 +23,7 @@ pub use crate::store::{Identity, StoredRecord};
 pub use bits::Bits;
 pub use facts::{Bitmap, BitmapEdit, Checked, Details, Measure, Repair, Snapshot};
 pub use foreign::foreign;
+pub use vmdk::is_piece;
 
 use crate::{
     base::{Budget, Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES},

@@ -40,6 +40,15 @@ pub fn is_there(file: &dyn File) -> Result<bool> {
     Ok(layout::is_magic(&start) || start.starts_with(descriptor::SIGNATURE))
 }
 
+/// Returns whether the file is a piece of an image, and none itself: a sparse extent without a descriptor of its own. qemu
+/// leaves room for one.
+pub fn is_piece(file: &dyn File) -> Result<bool> {
+    let Some(place) = layout::Layout::read(file)?.map(|layout| layout.descriptor) else { return Ok(false) };
+    let mut first = [0];
+    place.map_or(Ok(()), |place| file.read_at(place.start, &mut first))?;
+    Ok(first == [0])
+}
+
 /// Opens a VMDK, with the files of its extents.
 pub fn open(file: Arc<dyn File>, is_writable: bool, parts: &dyn Parts) -> Result<Arc<dyn Image>> {
     Ok(Arc::new(open::open(file, is_writable, parts)?))

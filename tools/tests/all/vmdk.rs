@@ -243,3 +243,24 @@ fn extents_are_pieces_of_their_image_and_no_images() {
         assert_eq!(moved, ["child.qcow2", "disk.qcow2"]);
     }
 }
+
+#[test]
+fn pieces_of_qemu_s_are_no_images_either_and_who_names_a_child_as_a_piece_does_not_hide_it() {
+    let folder = Scratch::in_memory();
+    let here = folder.path();
+    // It leaves room for a descriptor in each piece.
+    folder.qemu_img("create -q -f vmdk -o subformat=twoGbMaxExtentSparse split.vmdk 5G");
+    let shown = done(&here, &["tree", "."]).out;
+    assert!(shown.starts_with("split.vmdk ") && shown.lines().count() == 1, "{shown}");
+    assert!(done(&here, &["lint", "."]).out.starts_with("1 images: 0 errors"));
+    done(&here, &["create", "-f", "vmdk", "base.vmdk", "1M"]);
+    done(&here, &["create", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "child.vmdk"]);
+    let text = "# Disk DescriptorFile\nversion=1\nCID=11111111\nparentCID=ffffffff\ncreateType=\"custom\"\n\
+                RW 2048 SPARSE \"child.vmdk\"\n";
+    fs::write(folder.file("other.vmdk"), text).unwrap();
+    let refused = dchain(&here, &["rm", "--yes", "base.vmdk"]);
+    assert!(refused.code == Some(69) && refused.err.contains("child.vmdk lies on it"), "{}", refused.err);
+    // A piece that is nobody's might be a damaged image.
+    fs::remove_file(folder.file("split.vmdk")).unwrap();
+    assert!(done(&here, &["tree", "."]).out.contains("unreadable: "));
+}
