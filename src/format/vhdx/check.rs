@@ -14,7 +14,7 @@ use super::{
     layout::Layout,
     replayed::Replayed,
     session::Session,
-    space::{Fault, Held, each_entry, fixed_parts, held, misplaced, name, pages_with},
+    space::{Fault, Held, cut, each_entry, fixed_parts, held, misplaced, name, pages_with},
 };
 use crate::{
     base::{HostOffset, Result, error::InFile},
@@ -115,6 +115,10 @@ fn look(file: &dyn File, layout: &Layout, repair: Repair) -> Result<Look> {
                 return Ok(());
             }
         };
+        if let Some(fault) = cut(metadata, (entry, range), file_bytes) {
+            // What is left of a block is not given up for what is gone of it.
+            look.find(format_args!("{} {fault}", name(geometry, bat, entry)));
+        }
         if !space.take(range) {
             look.find(format_args!("{} {}", name(geometry, bat, entry), Fault::Shared(range.start)));
             return Ok(());

@@ -5,9 +5,13 @@ use super::{
     geometry::{BITMAP_BYTES, ENTRY_BYTES, EntryKind, Geometry, MIB},
     layout::Layout,
     log::{PAGE_BYTES, Page},
+    metadata::Metadata,
 };
 use crate::{
-    base::{Error, HostOffset, HostRange, Result, units::index},
+    base::{
+        Error, GuestOffset, HostOffset, HostRange, Result,
+        units::{count, index},
+    },
     io::File,
 };
 use std::{fmt, ops::Range};
@@ -70,7 +74,9 @@ impl Space {
 
     /// Returns the start of a free run of `bytes` (whole MiB), before `end` if there is one; it is not taken.
     pub(super) fn find(&mut self, bytes: u64, end: HostOffset) -> HostOffset {
-        let (wanted, end) = (bytes / MIB, end.bytes().div_ceil(MIB));
+        // What is in use may reach beyond a file whose last block is longer than the disk.
+        let used_end = count(self.words.len()) * 64;
+        let (wanted, end) = (bytes / MIB, end.bytes().div_ceil(MIB).max(used_end));
         let mut at = if wanted == 1 { self.single_from } else { self.block_from };
         let mut run = 0;
         while at < end && run < wanted {
@@ -176,6 +182,8 @@ pub(super) enum Fault {
     PastEnd(HostOffset, u64),
     /// It leads where no file of this format has anything.
     Absurd(HostOffset),
+    /// What it leads to ends there, past the end of a file of so many bytes.
+    Cut(HostOffset, u64),
     /// It leads to what something else uses.
     Shared(HostOffset),
 }
@@ -188,6 +196,12 @@ impl fmt::Display for Fault {
             Self::Header(at) => write!(f, "points into the header (0x{at:x})"),
             Self::PastEnd(at, end) => write!(f, "points past the file's end (0x{at:x} of 0x{end:x})"),
             Self::Absurd(at) => write!(f, "points to 0x{at:x}: no file of this format is so long"),
+            Self::Cut(at, end) => {
+                write!(
+                    f,
+                    "points to what ends at 0x{at:x}, past the file's end (0x{end:x}): the file was cut"
+                )
+            }
             Self::Shared(at) => write!(f, "points to 0x{at:x}, which something else uses"),
         }
     }
@@ -226,6 +240,19 @@ pub(super) fn misplaced(range: HostRange, file_bytes: u64) -> Option<Fault> {
         return Some(Fault::PastEnd(at, file_bytes));
     }
     (end > FILE_BYTES_MAX).then_some(Fault::Absurd(at))
+}
+
+/// Returns what is wrong with an entry that leads to more than a file of so many bytes has of it. The last block may be
+/// longer than the disk: nobody reads the rest of it.
+pub(super) fn cut(metadata: &Metadata, (entry, range): (u64, HostRange), file_bytes: u64) -> Option<Fault> {
+    let seen_bytes = match metadata.geometry.entry_kind(entry) {
+        EntryKind::Bitmap => range.bytes,
+        EntryKind::Payload(nth) => {
+            metadata.geometry.block(nth).clip(GuestOffset::new(0).range(metadata.size)).bytes
+        }
+    };
+    let end = range.start.plus(seen_bytes);
+    (end.bytes() > file_bytes).then_some(Fault::Cut(end, file_bytes))
 }
 
 /// Returns how an entry is called in messages.
@@ -274,7 +301,8 @@ pub(super) fn survey(file: &dyn File, layout: &Layout) -> Result<Space> {
             needed = None;
         }
         let Some(Held { range, is_partial }) = found else { return Ok(()) };
-        if let Some(why) = misplaced(range, file_bytes) {
+        let fault = misplaced(range, file_bytes).or_else(|| cut(metadata, (entry, range), file_bytes));
+        if let Some(why) = fault {
             return Err(wrong(entry, why));
         }
         if !space.take(range) {
@@ -310,5 +338,9 @@ mod tests {
         assert_eq!(space.free_runs(HostOffset::new(72 * MIB)), [mib(5, 6), mib(10, 14), mib(71, 72)]);
         // A run that ends with the file goes on beyond it.
         assert_eq!(space.find(8 * MIB, HostOffset::new(73 * MIB)), HostOffset::new(71 * MIB));
+        // What is in use beyond the file's end is not given away again.
+        let mut space = Space::default();
+        assert!(space.take(mib(0, 70)));
+        assert_eq!(space.find(4 * MIB, HostOffset::new(30 * MIB)), HostOffset::new(70 * MIB));
     }
 }

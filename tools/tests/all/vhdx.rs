@@ -302,3 +302,31 @@ fn a_parent_that_another_program_wrote_is_refused() {
     let refused = dchain(&folder, &["convert", "-q", "-O", "raw", "child.vhdx", "after"]);
     assert!(refused.code != Some(0) && refused.err.contains("base.vhdx"), "{}", refused.err);
 }
+
+#[test]
+fn a_file_that_was_cut_within_its_last_block_is_not_read_as_zeros_there() {
+    let scratch = Scratch::in_memory();
+    let here = scratch.path();
+    let mut disk = vec![0; (15 << 20) + 512];
+    Seeded::new(11).fill(&mut disk);
+    fs::write(scratch.file("disk"), &disk).unwrap();
+    done(&here, &["convert", "-q", "-f", "raw", "-O", "vhdx", "-o", "block_size=8M", "disk", "a.vhdx"]);
+    let file = fs::File::options().write(true).open(scratch.file("a.vhdx")).unwrap();
+    let bytes = file.metadata().unwrap().len();
+    // The rest of the last block is not the disk's.
+    let needed = bytes - (1 << 20) + 512;
+    file.set_len(needed).unwrap();
+    done(&here, &["compare", "-q", "-f", "raw", "-F", "vhdx", "disk", "a.vhdx"]);
+    file.set_len(needed - 512).unwrap();
+    for command in [&["convert", "-O", "raw", "a.vhdx", "b"][..], &["check", "a.vhdx"]] {
+        let refused = dchain(&here, command);
+        let said = format!("{}{}", refused.out, refused.err);
+        assert!(refused.code != Some(0) && said.contains("the file was cut"), "{command:?}: {said}");
+    }
+    // What is left of the block stays.
+    let repaired = dchain(&here, &["check", "--repair", "all", "a.vhdx"]);
+    assert_eq!(repaired.code, Some(2), "{}{}", repaired.out, repaired.err);
+    file.set_len(bytes).unwrap();
+    disk.truncate(disk.len() - 512);
+    assert_same(&scratch.flat("vhdx", "a.vhdx")[..disk.len()], &disk, "the rest");
+}
