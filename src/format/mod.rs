@@ -541,6 +541,13 @@ pub trait Image: Send + Sync + fmt::Debug {
     fn set_record(&self, _record: Option<&[u8]>) -> Result<bool> {
         Ok(false)
     }
+
+    /// Has the image say of itself what another one said that showed the same: children know their parent by it.
+    /// Durable, and so is what was written before. The next write changes it again where the format wants that; a format
+    /// without such identities changes nothing.
+    fn set_identity(&self, _identity: Identity) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Refuses a range that is not on a disk of `size` bytes.
@@ -577,6 +584,10 @@ impl<I: Image + ?Sized> Carrier for I {
 
     fn identity(&self) -> Option<Identity> {
         Image::identity(self)
+    }
+
+    fn set_identity(&self, identity: Identity) -> Result<()> {
+        Image::set_identity(self, identity)
     }
 
     fn format_name(&self) -> &'static str {

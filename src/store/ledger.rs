@@ -46,6 +46,9 @@ pub trait Carrier {
     /// Returns what the image says of itself in its format's own way, if it does.
     fn identity(&self) -> Option<Identity>;
 
+    /// Has the image say that again of itself, durably, after what was written.
+    fn set_identity(&self, identity: Identity) -> Result<()>;
+
     /// Returns the name of the image's format.
     fn format_name(&self) -> &'static str;
 
@@ -208,10 +211,18 @@ impl Ledger {
     }
 
     /// Runs a change to the image's files that leaves its view as it is (its parent's name in other words, say):
-    /// a layer that was trusted is so afterwards, one that was claimed is not in doubt.
+    /// a layer that was trusted is so afterwards, one that was claimed is not in doubt; other programs' children know it
+    /// by what they did.
     pub fn tend<T>(&self, image: &(impl Carrier + ?Sized), change: impl FnOnce() -> Result<T>) -> Result<T> {
         let found = self.find(image)?;
         let known = found.known();
+        let change = || {
+            let done = change()?;
+            match known.identity.filter(|then| image.identity() != Some(*then)) {
+                Some(then) => image.set_identity(then).map(|()| done),
+                None => Ok(done),
+            }
+        };
         if !matches!(known.trust, Trust::Trusted | Trust::Claimed) {
             return change();
         }

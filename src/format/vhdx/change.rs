@@ -21,6 +21,7 @@ use crate::{
     base::{Error, ErrorKind, GuestOffset, Result},
     format::{ParentName, StoredRecord},
 };
+use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 const GUID_BYTES: usize = 16;
@@ -42,10 +43,25 @@ fn item(guids: [Uuid; 2], record: &[u8]) -> Vec<u8> {
 }
 
 impl VhdxImage {
-    /// Gives the data another GUID; a record that counts goes on doing so.
+    /// Gives the data a GUID that nobody has seen.
     pub(super) fn begin_data(&self, session: &mut Session) -> Result<()> {
+        self.change_data_guid(session, fresh_guid())
+    }
+
+    /// Gives the data the GUID that another image had which showed the same, once all of it is durable.
+    pub(super) fn take_data_guid(&self, guid: [u8; GUID_BYTES]) -> Result<()> {
+        self.check_writable()?;
+        let mut session = self.session.lock();
+        self.flush_under(&mut session)?;
+        self.change_data_guid(&mut session, Uuid::from_bytes_le(guid))?;
+        self.is_data_begun.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Gives the data another GUID; a record that counts goes on doing so.
+    fn change_data_guid(&self, session: &mut Session, new: Uuid) -> Result<()> {
         self.state.read().check_sound()?;
-        let (old, new) = (session.header.data_guid, fresh_guid());
+        let old = session.header.data_guid;
         let kept = self.state.read().metadata.record.clone().filter(|item| is_untouched(item, old));
         if let Some(record) = kept.as_deref().and_then(|item| item.get(2 * GUID_BYTES..)) {
             self.change_metadata(session, &Change::Record(Some(item([old, new], record))), Vec::new())?;

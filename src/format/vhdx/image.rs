@@ -57,7 +57,7 @@ pub(super) struct VhdxImage {
     is_writable: bool,
     budget: Budget,
     /// Whether the data's GUID is another one than before the opening.
-    is_data_begun: AtomicBool,
+    pub(super) is_data_begun: AtomicBool,
     /// Held while the size or the parent changes: one change at a time.
     pub(super) reshaping: Mutex<()>,
     pub(super) claims: Claims,
@@ -271,6 +271,13 @@ impl Image for VhdxImage {
             return Ok(false);
         }
         self.change_record(record).in_file(self.file.path())
+    }
+
+    fn set_identity(&self, identity: Identity) -> Result<()> {
+        match identity {
+            Identity::Guid(guid) => self.take_data_guid(guid).in_file(self.file.path()),
+            Identity::Cid(_) => Ok(()),
+        }
     }
 }
 

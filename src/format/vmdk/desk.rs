@@ -102,9 +102,9 @@ impl Desk {
     }
 
     /// Gives the disk another identity, durably: its bytes are about to change. What tracked changes (of which it is not
-    /// told) is given up, and a record that was true stays so.
-    pub(super) fn change_cid(&mut self, fresh: u128) -> Result<()> {
-        let short = format!("{:08x}", cid_of(fresh));
+    /// told) is given up, and a record that was true stays so. `fresh`: bits for the longer identity.
+    pub(super) fn change_cid(&mut self, cid: u32, fresh: u128) -> Result<()> {
+        let short = format!("{cid:08x}");
         if let Some(line) = self.descriptor.place("changeTrackPath") {
             let text = self.descriptor.text().get(..line.start).unwrap_or_default();
             let start = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);

@@ -141,7 +141,8 @@ impl VmdkImage {
         let mut desk = self.desk.lock();
         if !self.is_begun.load(Ordering::Acquire) {
             if let Some(desk) = desk.as_mut() {
-                desk.change_cid(seed::fresh())?;
+                let fresh = seed::fresh();
+                desk.change_cid(cid_of(fresh), fresh)?;
             }
             self.is_begun.store(true, Ordering::Release);
         }
@@ -151,6 +152,17 @@ impl VmdkImage {
     fn write_checked(&self, job: Job<'_>) -> Result<Moved> {
         self.begin_at(job.range)?;
         self.write_job(job)
+    }
+
+    /// Gives the disk the identity that another one had which showed the same, once all of it is durable.
+    fn take_cid(&self, cid: u32) -> Result<()> {
+        self.check_writable()?;
+        self.flush_all()?;
+        if let Some(desk) = self.desk.lock().as_mut() {
+            desk.change_cid(cid, seed::fresh())?;
+            self.is_begun.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Names another parent, or none.
@@ -288,6 +300,13 @@ impl Image for VmdkImage {
         }
         let mut desk = self.desk.lock();
         self.named(desk.as_mut().map_or(Ok(false), |desk| desk.set_record(record)))
+    }
+
+    fn set_identity(&self, identity: Identity) -> Result<()> {
+        match identity {
+            Identity::Cid(cid) => self.named(self.take_cid(cid)),
+            Identity::Guid(_) => Ok(()),
+        }
     }
 }
 

@@ -234,4 +234,16 @@ impl Image for FixedImage {
             Some(_) => Err(self.unsupported("cannot have a parent")),
         }
     }
+
+    fn set_identity(&self, identity: Identity) -> Result<()> {
+        let Identity::Guid(id) = identity else { return Ok(()) };
+        self.check_write(GuestRange::default())?;
+        let mut state = self.state.write();
+        let footer = Footer { unique_id: id, ..state.footer };
+        self.file.flush()?;
+        self.file.write_at(state.end_at, &footer.signed())?;
+        self.file.flush()?;
+        state.footer = footer;
+        Ok(())
+    }
 }

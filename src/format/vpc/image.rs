@@ -278,6 +278,12 @@ impl Image for SparseImage {
     fn set_parent(&self, parent: Option<&ParentName>) -> Result<()> {
         self.check_writable().and_then(|()| self.name_parent(parent)).in_file(self.file.path())
     }
+
+    fn set_identity(&self, identity: Identity) -> Result<()> {
+        let Identity::Guid(id) = identity else { return Ok(()) };
+        let done = self.check_writable().and_then(|()| self.flush_all());
+        done.and_then(|()| self.change_footer(|footer| footer.unique_id = id)).in_file(self.file.path())
+    }
 }
 
 #[cfg(test)]

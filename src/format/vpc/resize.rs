@@ -60,10 +60,17 @@ impl SparseImage {
     }
 
     fn set_size(&self, size: u64) -> Result<()> {
+        self.change_footer(|footer| footer.set_size(size))
+    }
+
+    /// Changes both copies of the footer, durably; the disk has the size that they say.
+    pub(super) fn change_footer(&self, change: impl FnOnce(&mut footer::Footer)) -> Result<()> {
         let _header = self.header.lock();
         let mut state = self.state.write();
+        state.check_sound()?;
         let mut footer = state.footer;
-        footer.set_size(size);
+        change(&mut footer);
+        let size = footer.disk_bytes()?;
         let done = write_footers(&*self.file, state.end_at, &footer);
         done.inspect_err(|error| state.poison = Some(error.to_string()))?;
         (state.footer, state.size) = (footer, size);

@@ -259,9 +259,11 @@ impl Images {
             FoldMode::TopName => {
                 imitate(target, &self.top);
                 self.name_parent_for_both(ending)?;
+                self.pass_identity(target, is_written)?;
             }
             FoldMode::EmptyTop => {
                 let top = self.make_empty_top(ending, fold)?;
+                self.pass_identity(top.as_ref(), is_written)?;
                 let result = top.as_ref();
                 let run = &self.sides.run;
                 return Merge { run, held: &[], bits: None, result, is_written }.perform();
@@ -272,6 +274,15 @@ impl Images {
         }
         let (run, bits) = (&self.sides.run, self.bits.get());
         Merge { run, held, bits, result: target, is_written }.perform()
+    }
+
+    /// What takes TOP's name is the parent of TOP's children, which may know TOP by what its format says of it. A disk that is
+    /// written has none, and shows something else soon.
+    fn pass_identity(&self, result: &dyn Image, is_written: bool) -> Result<()> {
+        match self.top.image.identity().filter(|_| !is_written) {
+            Some(identity) => result.set_identity(identity),
+            None => Ok(()),
+        }
     }
 
     /// A target from another folder names its parent by its whole path while it moves: right from both folders.

@@ -51,6 +51,10 @@ impl Carrier for Image {
         None
     }
 
+    fn set_identity(&self, _identity: Identity) -> Result<()> {
+        Ok(())
+    }
+
     fn format_name(&self) -> &'static str {
         "raw"
     }

@@ -234,6 +234,28 @@ fn a_child_is_folded_into_its_parent_whose_name_stays_in_every_pair() {
 }
 
 /// A size that the base cannot have is refused before anything is written.
+/// Hyper-V, VMware and qemu know a parent by what its format says of it.
+#[test]
+fn a_fold_below_another_programs_child_leaves_it_its_parent_in_every_pair() {
+    each_pair(|world| {
+        let ((base, below), (top, format)) = (world.layers[0].clone(), world.head());
+        let child = world.folder.file("stranger");
+        let parent = Some(NewParent { path: top, format });
+        let new = NewImage { format, size: Some(SIZE), parent, options: small(format) };
+        create(&world.host, &child, &new, &Opening::reading()).unwrap();
+        world.fold(&Request { into: Some(base), ..Request::default() });
+        let how = world.opening().with_format(Some(format));
+        let chain =
+            Chain::open(&world.host, &child, &how).unwrap_or_else(|e| panic!("{format} on {below}: {e}"));
+        let mut seen = vec![9; index(SIZE)];
+        chain.read(GuestOffset::new(0), &mut seen).unwrap();
+        assert_same(&seen, world.shown(), &format!("{format} on {below}"));
+        if (below, format) == (Format::Vmdk, Format::Vmdk) {
+            assert_same(&world.folder.flat("vmdk", child.to_str().unwrap()), &seen, "by qemu");
+        }
+    });
+}
+
 #[test]
 fn a_child_of_another_size_is_folded_or_refused_at_once_in_every_pair() {
     for size in [SIZE + 700 * 512, SIZE - 900 * 512] {

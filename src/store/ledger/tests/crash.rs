@@ -55,6 +55,10 @@ impl Carrier for Split {
         None
     }
 
+    fn set_identity(&self, _identity: Identity) -> Result<()> {
+        Ok(())
+    }
+
     fn format_name(&self) -> &'static str {
         "raw"
     }
