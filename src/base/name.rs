@@ -122,6 +122,18 @@ impl<T: Named, U: Serialize> Named for (T, U) {
     }
 }
 
+/// What 0x80 to 0x9f stand for in windows-1252; the other bytes stand for the characters of their numbers.
+const WINDOWS_1252: [char; 32] = [
+    '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}',
+    '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
+];
+
+/// Reads a text in windows-1252, in which `VMware` writes what it writes on Windows in western Europe.
+pub fn from_windows_1252(bytes: &[u8]) -> String {
+    let high = |byte: u8| WINDOWS_1252.get(usize::from(byte).wrapping_sub(0x80)).copied();
+    bytes.iter().map(|byte| high(*byte).unwrap_or(char::from(*byte))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,10 +5,11 @@
 //! is looked for under the caller's policy.
 
 use crate::{
-    base::{Error, HostOffset, Result, error::InFile, units::index},
+    base::{Error, HostOffset, Result, error::InFile, name, units::index},
     io::{Access, File, Host},
 };
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
@@ -48,9 +49,15 @@ fn read(file: &dyn File) -> Result<Vec<u8>> {
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<PathBuf>> {
-    let text = str::from_utf8(bytes).map_err(|e| {
-        Error::unsupported(format!("byte {}: is not UTF-8: save it as that first", e.valid_up_to()))
-    })?;
+    let text = match str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) if is_windows_1252(bytes) => Cow::Owned(name::from_windows_1252(bytes)),
+        Err(e) => {
+            let what = format!("byte {}: is not UTF-8: save it as that first", e.valid_up_to());
+            return Err(Error::unsupported(what));
+        }
+    };
+    let is_decoded = matches!(text, Cow::Owned(_));
     let text = text.trim_start_matches('\u{feff}');
     let mut entries = Vec::new();
     for (nth, line) in text.lines().enumerate() {
@@ -59,7 +66,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<PathBuf>> {
     let by_key: BTreeMap<&str, &str> =
         entries.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let value = |key: &str| by_key.get(key).copied();
-    let encoding = value(".encoding").filter(|name| !name.eq_ignore_ascii_case("utf-8") && !text.is_ascii());
+    let is_foreign = |name: &&str| !name.eq_ignore_ascii_case("utf-8") && !text.is_ascii() && !is_decoded;
+    let encoding = value(".encoding").filter(is_foreign);
     if let Some(name) = encoding {
         let what = format!(".encoding: is '{}', and UTF-8 alone is read", name.escape_debug());
         return Err(Error::unsupported(what));
@@ -73,6 +81,13 @@ fn parse(bytes: &[u8]) -> Result<Vec<PathBuf>> {
             && named.insert(name.clone())
     };
     Ok(entries.iter().filter(|entry| is_new_disk(entry)).map(|(_, name)| PathBuf::from(name)).collect())
+}
+
+/// Returns whether a text says that it is in windows-1252.
+fn is_windows_1252(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let mut entries = text.lines().filter_map(|line| entry(line).ok()?);
+    entries.any(|(key, value)| key == ".encoding" && value.eq_ignore_ascii_case("windows-1252"))
 }
 
 /// Returns a line's key, in small letters as keys are compared, and its value; `None` if it has none.
@@ -161,6 +176,8 @@ mod tests {
         assert!(kind == ErrorKind::Unsupported && what.contains("byte 5"), "{what}");
         let (kind, what) = said(".encoding = \"windows-1252\"\na = \"ä\"".as_bytes());
         assert!(kind == ErrorKind::Unsupported && what.contains("windows-1252"), "{what}");
+        let text = b".encoding = \"windows-1252\"\r\nscsi0:0.fileName = \"B\xfcro \x80.vmdk\"\r\n";
+        assert_eq!(parse(text).unwrap(), [PathBuf::from("Büro €.vmdk")]);
         // Nothing in it looks different in UTF-8.
         assert_eq!(names(".encoding = \"windows-1252\"\nscsi0:0.fileName = \"a.vmdk\""), ["a.vmdk"]);
     }

@@ -6,7 +6,7 @@ use deltachain::{
     chain::{COLON, FORMAT_UNSTATED, UNSTATED},
     format::Format,
     io::{Access, Host, THIS_PROCESS, real::RealHost},
-    store::{Arrival, Journal, NO_PLACE, Transfer},
+    store::{Arrival, Journal, NO_PLACE, Transfer, vmware},
 };
 use std::{fmt, io, os::unix::ffi::OsStrExt, path::Path, process::ExitCode};
 
@@ -84,6 +84,9 @@ impl Failure {
         match error.kind() {
             ErrorKind::NotFound if error.file() == Some(folder) => {
                 failure.hint(format!("make the folder first: mkdir {}", quoted(folder)))
+            }
+            ErrorKind::NotFound if error.file().is_some_and(vmware::is_one) => {
+                failure.hint("put the disk where it is said to be, or beside that file")
             }
             // What is there may be the only copy of another disk.
             ErrorKind::Exists => failure.hint("choose another folder"),

@@ -4,7 +4,7 @@
 //! Bytes from a file that may be hostile: names stay bytes, numbers are bounded, and nothing is taken for UTF-8.
 
 use super::space::FILES_MAX;
-use crate::base::{Error, Result, units::SECTOR_BYTES};
+use crate::base::{Error, Result, name, units::SECTOR_BYTES};
 use std::ops::Range;
 
 /// How a descriptor that is a file of its own begins.
@@ -106,6 +106,14 @@ impl Descriptor {
     /// Returns the value of `key`, as text that can be shown.
     pub(super) fn shown(&self, key: &str) -> Option<String> {
         self.value(key).map(shown)
+    }
+
+    /// Returns a name that stands in the text as this system writes it, if that is another one: on Windows the text may be in
+    /// windows-1252, and says so.
+    pub(super) fn in_utf8(&self, name: &[u8]) -> Option<Vec<u8>> {
+        let is_said =
+            || self.value("encoding").is_some_and(|said| said.eq_ignore_ascii_case(b"windows-1252"));
+        (str::from_utf8(name).is_err() && is_said()).then(|| name::from_windows_1252(name).into_bytes())
     }
 
     /// Returns what the disk says of its bytes: changes with the first write after an open.

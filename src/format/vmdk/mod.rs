@@ -81,8 +81,8 @@ pub fn peek(file: &dyn File) -> Result<Peek> {
             Head::Text(text) => {
                 let extents = text.extents()?;
                 let size = extents.iter().map(|extent| extent.bytes).sum();
-                let names = extents.into_iter().map(|extent| extent.name);
-                let data_names = names.filter(|name| !name.is_empty()).collect();
+                let names = extents.into_iter().map(|extent| extent.name).filter(|name| !name.is_empty());
+                let data_names = names.flat_map(|name| [text.in_utf8(&name), Some(name)]).flatten().collect();
                 Peek { size, parent: open::parent(&text), data_names }
             }
         })

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     base::{
-        Budget, Error, GuestOffset, HostOffset, Result,
+        Budget, Error, ErrorKind, GuestOffset, HostOffset, Result,
         budget::Part,
         error::InFile,
         units::{SECTOR_BYTES, count},
@@ -105,6 +105,7 @@ fn check_writable(space: &Space, extents: &[Extent]) -> Result<()> {
 /// The files of a descriptor's extents while they are opened.
 struct Files<'a> {
     parts: &'a dyn Parts,
+    descriptor: &'a Descriptor,
     /// The descriptor's own.
     own: &'a Arc<dyn File>,
     opened: Vec<Arc<dyn File>>,
@@ -124,7 +125,11 @@ impl Files<'_> {
             }
             None => {}
         }
-        let part = self.parts.open_part(name)?;
+        let other = self.descriptor.in_utf8(name);
+        let part = self.parts.open_part(name).or_else(|error| match other {
+            Some(other) if error.kind() == ErrorKind::NotFound => self.parts.open_part(&other),
+            _ => Err(error),
+        })?;
         let witness = part.witness()?;
         if witness.same_file(&self.own.witness()?) {
             return Err(Error::corrupt(format!("its descriptor names itself as the extent '{}'", shown())));
@@ -142,7 +147,7 @@ type Described = (Vec<Arc<dyn File>>, Vec<Extent>);
 /// Opens the extents of a descriptor that is a file of its own.
 fn described(file: &Arc<dyn File>, descriptor: &Descriptor, parts: &dyn Parts) -> Result<Described> {
     let budget = parts.budget();
-    let mut files = Files { parts, own: file, opened: Vec::new(), names: BTreeMap::new() };
+    let mut files = Files { parts, descriptor, own: file, opened: Vec::new(), names: BTreeMap::new() };
     let (mut extents, mut at, mut entries) = (Vec::new(), GuestOffset::new(0), 0);
     for line in descriptor.extents()? {
         let guest = at.range(line.bytes);
@@ -241,7 +246,9 @@ pub(super) fn parent(descriptor: &Descriptor) -> Option<ParentName> {
     let format = descriptor.shown(PARENT_FORMAT).unwrap_or_else(|| own.to_owned());
     let identity = (format == own).then_some(Identity::Cid(cid));
     // Without a hint the name is empty, and is refused when it is followed.
-    let mut names = names(descriptor.value("parentFileNameHint").unwrap_or_default());
+    let hint = descriptor.value("parentFileNameHint").unwrap_or_default();
+    let mut names = names(hint);
+    names.extend(descriptor.in_utf8(hint).iter().flat_map(|hint| self::names(hint)));
     if identity.is_none() {
         // A file beside the child may be another one of that name: only one that says whose it is is noticed.
         names.truncate(1);

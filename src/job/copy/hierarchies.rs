@@ -16,6 +16,8 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -209,7 +211,7 @@ fn named(host: &dyn Host, from: &Path, opening: &Opening) -> Result<Vec<PathBuf>
     let folder = from.parent().unwrap_or(Path::new("/"));
     let mut places = Vec::new();
     for name in vmware::disks(host, from)? {
-        let place = host.canonical(&folder.join(&name)).map_err(|e| match e.kind() {
+        let place = find_beside(host, folder, &name).map_err(|e| match e.kind() {
             ErrorKind::NotFound => {
                 let what = format!(
                     "names the disk '{}', which is not there",
@@ -230,6 +232,18 @@ fn named(host: &dyn Host, from: &Path, opening: &Opening) -> Result<Vec<PathBuf>
         return Err(Error::new(ErrorKind::NotFound, "names no disk").path(from));
     }
     Ok(places)
+}
+
+/// Returns where a disk is, without links: where it is said to be, or under its name beside the file that says so, which came
+/// here from another system with it.
+fn find_beside(host: &dyn Host, folder: &Path, name: &Path) -> Result<PathBuf> {
+    let found = host.canonical(&folder.join(name));
+    let is_missing = found.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound);
+    let last = name.as_os_str().as_bytes().rsplit(|byte| b"/\\".contains(byte)).next().unwrap_or_default();
+    if !is_missing || last.is_empty() || last.len() == name.as_os_str().len() {
+        return found;
+    }
+    host.canonical(&folder.join(OsStr::from_bytes(last))).or(found)
 }
 
 /// Refuses files that have an image's header and cannot be read, but for those that a fold has retired.

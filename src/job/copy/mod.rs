@@ -353,7 +353,8 @@ impl Copy {
                     .map_err(|error| Draft::name_target(error, to))?,
                 Some(new) => {
                     let below = (below.as_ref(), &mut tree);
-                    self.convert_layer((depth, to), new, below, (&mut report, progress))?
+                    self.convert_layer((depth, to), new, below, (&mut report, progress))
+                        .map_err(|error| Draft::name_target(error, to))?
                 }
             };
             below = Some(Below::leased(&self.host, chain, purpose)?);
