@@ -332,12 +332,8 @@ pub fn peek(format: Format, file: &dyn File) -> Result<Peek> {
         }
         Format::Qcow2 => {
             let header = qcow2::Header::read(file)?;
-            let data_name = header.data_file_name().filter(|_| header.has_data_file()).map(<[u8]>::to_vec);
-            Ok(Peek {
-                size: header.disk_bytes,
-                parent: header.parent(),
-                data_names: data_name.into_iter().collect(),
-            })
+            let names = header.data_file_name().filter(|_| header.has_data_file()).map(<[u8]>::to_vec);
+            Ok(Peek { size: header.disk_bytes, parent: header.parent(), data_names: Vec::from_iter(names) })
         }
         Format::Vhdx => vhdx::peek(file),
         Format::Vpc => vpc::peek(file),
@@ -542,9 +538,8 @@ pub trait Image: Send + Sync + fmt::Debug {
         Ok(false)
     }
 
-    /// Has the image say of itself what another one said that showed the same: children know their parent by it.
-    /// Durable, and so is what was written before. The next write changes it again where the format wants that; a format
-    /// without such identities changes nothing.
+    /// Has the image say of itself what another one said that showed the same, durably, after all that was written: children
+    /// know it by that. The next write changes it again where the format wants that; without such identities nothing is done.
     fn set_identity(&self, _identity: Identity) -> Result<()> {
         Ok(())
     }

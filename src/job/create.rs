@@ -18,7 +18,7 @@ use std::{
 };
 
 /// The option of formats that know of the guest's sectors.
-const SECTORS: &str = "logical_sector_size";
+pub(super) const SECTORS: &str = "logical_sector_size";
 
 /// What is to be made.
 #[derive(Clone, Debug)]

@@ -114,14 +114,7 @@ impl VhdxImage {
         let locator = parent.map(Locator::of).transpose()?;
         let file = self.file.as_ref();
         let mut session = self.session.lock();
-        let mut state = loop {
-            self.flush_under(&mut session)?;
-            let state = self.state.write();
-            if !state.is_changed() {
-                break state;
-            }
-        };
-        state.check_sound()?;
+        let mut state = self.settled(&mut session)?;
         let change = Change::Parent(locator);
         let mut pages = state.metadata.pages(Source::plain(file), &change)?;
         let words = match (state.metadata.has_parent(), parent) {

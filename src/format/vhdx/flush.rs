@@ -15,6 +15,7 @@ use crate::{
     base::{Error, HostOffset, HostRange, Result},
     io::Kept,
 };
+use parking_lot::RwLockWriteGuard;
 
 impl State {
     fn take_batch(&mut self) -> (Vec<Page>, Vec<HostRange>) {
@@ -58,6 +59,18 @@ impl VhdxImage {
             state.space.give(*range);
         }
         punched
+    }
+
+    /// Takes the state's exclusive side at a moment at which the file says all that is in memory.
+    pub(super) fn settled(&self, session: &mut Session) -> Result<RwLockWriteGuard<'_, State>> {
+        loop {
+            self.flush_under(session)?;
+            let state = self.state.write();
+            state.check_sound()?;
+            if !state.is_changed() {
+                return Ok(state);
+            }
+        }
     }
 
     /// Makes pages durable that are not in the cache; after a failure nothing is written any more.

@@ -49,9 +49,8 @@ impl VhdxImage {
             self.zero_unchecked(uncovered, Kept::Nothing, below)?;
         }
         let mut session = self.session.lock();
-        self.flush_under(&mut session)?;
         let has_parent = self.state.read().metadata.has_parent();
-        let moved = self.make_room(geometry.entries(size, has_parent))?;
+        let moved = self.make_room(&mut session, geometry.entries(size, has_parent))?;
         let done = self
             .add_blocks(&mut session, (old, size), below)
             .and_then(|()| self.flush_under(&mut session))
@@ -149,15 +148,15 @@ impl VhdxImage {
 
     /// Sees to it that the table has room for so many entries: a longer copy of it is made, and used from here on;
     /// `None` if it has room. Until the region table says so, the file's own table is the old one.
-    fn make_room(&self, entries: u64) -> Result<Option<HostRange>> {
-        if entries <= entries_in(self.state.read().bat.bytes) {
+    fn make_room(&self, session: &mut Session, entries: u64) -> Result<Option<HostRange>> {
+        let mut state = self.settled(session)?;
+        if entries <= entries_in(state.bat.bytes) {
             return Ok(None);
         }
         let bytes = (entries * ENTRY_BYTES).next_multiple_of(MIB);
         if u32::try_from(bytes).is_err() {
             return Err(Error::invalid(format!("needs a table of {entries} entries: longer than allowed")));
         }
-        let mut state = self.state.write();
         let (old, new) = (state.bat, state.allocate(bytes)?);
         let mut buf = vec![0; index(MIB)];
         let source = Source::plain(self.file.as_ref());

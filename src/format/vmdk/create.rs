@@ -231,6 +231,11 @@ pub(super) fn descriptor(
     extents: &[(u64, Vec<u8>)],
 ) -> Result<Vec<u8>> {
     let mut text = String::from("# Disk DescriptorFile\nversion=1\n");
+    let parent_name = creation.parent.iter().map(|parent| &parent.name);
+    if !extents.iter().map(|(_, name)| name).chain(parent_name).all(|name| name.is_ascii()) {
+        // Without it VMware on Windows reads what its own system writes.
+        text.push_str("encoding=\"UTF-8\"\n");
+    }
     let (cid, kind) = (desk::cid_of(seed::fresh()), options.subformat.name());
     let [(_, parent_cid), (_, hint), (_, format)] =
         link(creation.parent.as_ref(), desk::cid_of(seed::fresh()))?;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     base::{
-        HostOffset, HostRange, Result,
+        GuestOffset, HostOffset, HostRange, Result,
         units::{SECTOR_BYTES, count, index},
     },
     format::{Format, ParentName},
@@ -28,6 +28,8 @@ pub(super) fn locators(parent: &ParentName, at: HostOffset) -> Result<locator::W
 impl SparseImage {
     /// Names another parent, or none.
     pub(super) fn name_parent(&self, parent: Option<&ParentName>) -> Result<()> {
+        // Nobody brings first sectors while what they lack changes its meaning.
+        let _claim = self.claims.take(GuestOffset::new(0).range(u64::MAX));
         let mut header = self.header.lock();
         let mut state = self.settled()?;
         let used = state.bat.used(&*self.file, &header)?;
@@ -45,6 +47,10 @@ impl SparseImage {
             bytes = written.bytes;
         }
         self.file.write_at(at, &[fields.signed().as_slice(), &bytes].concat())?;
+        if parent.is_none() {
+            // Readers that look at no bitmaps of a disk alone (qemu) would see what a cut has left there.
+            self.each_silent(&state, &used, |_, place, _| self.file.zero(place, Kept::Nothing))?;
+        }
         self.file.flush()?;
         let mut footer = state.footer;
         let kind = if parent.is_some() { Kind::Differencing } else { Kind::Dynamic };
@@ -58,7 +64,11 @@ impl SparseImage {
         (state.footer, state.is_child) = (footer, parent.is_some());
         *header = Header::read(&*self.file, (at, state.size), kind, false)?;
         if parent.is_none() {
-            self.hold_all(&mut state, &used)?;
+            let sectors = self.shape.block() / SECTOR_BYTES;
+            self.each_silent(&state, &used, |block, _, run| {
+                state.marks.lock().set(block, run, sectors);
+                Ok(())
+            })?;
         }
         drop(state);
         self.flush_under()
@@ -94,9 +104,13 @@ impl SparseImage {
         Ok(bytes.iter().all(|byte| *byte == 0))
     }
 
-    /// Has every sector of the blocks that are there be held: what was not shows zeros from now on, to readers that look
-    /// at no bitmaps, too.
-    fn hold_all(&self, state: &mut State, used: &[(HostOffset, u64)]) -> Result<()> {
+    /// Calls `each` for what the blocks that are there do not hold: block, place in the file, sectors.
+    fn each_silent(
+        &self,
+        state: &State,
+        used: &[(HostOffset, u64)],
+        mut each: impl FnMut(u64, HostRange, (u64, u64)) -> Result<()>,
+    ) -> Result<()> {
         let sectors = self.shape.block() / SECTOR_BYTES;
         for (host, block) in used {
             let mut silent = Vec::new();
@@ -110,10 +124,9 @@ impl SparseImage {
                     at = end;
                 }
             })?;
-            for (from, to) in &silent {
+            for (from, to) in silent {
                 let place = host.plus(self.shape.bitmap() + from * SECTOR_BYTES);
-                self.file.zero(place.range((to - from) * SECTOR_BYTES), Kept::Nothing)?;
-                state.marks.lock().set(*block, (*from, *to), sectors);
+                each(*block, place.range((to - from) * SECTOR_BYTES), (from, to))?;
             }
         }
         Ok(())

@@ -16,7 +16,11 @@ use crate::{
     content::{ContentId, Tree},
     format::{self, BitmapEdit, Creation, Format, Image, NoParts, ParentName},
     io::{Host, Kept, Moved, Witness},
-    job::{Progress, create::options_on, seal},
+    job::{
+        Progress,
+        create::{SECTORS, options_on},
+        seal,
+    },
     map::{Extent, State},
     store::{Transfer, Trust},
 };
@@ -120,10 +124,16 @@ impl Conversion {
     /// Returns what the new layers do not have.
     pub(super) fn losses(&self, chain: &Chain) -> Result<Vec<String>> {
         let mut lost = Vec::new();
+        let says_sectors = self.format.options().iter().any(|(name, _)| *name == SECTORS);
         let holds_bitmaps = format::measure(self.format, &self.creation(SECTOR_BYTES))?.has_bitmaps;
         for layer in chain.layers() {
             let details = layer.image.details()?;
             let name = layer.path.display();
+            let sector =
+                Some(layer.image.sector_bytes()).filter(|bytes| *bytes != SECTOR_BYTES && !says_sectors);
+            lost.extend(
+                sector.map(|bytes| format!("{name}: sectors of {bytes} bytes (guests see {SECTOR_BYTES})")),
+            );
             lost.extend(details.snapshots.iter().map(|s| format!("{name}: snapshot {}", s.name)));
             let bitmaps = details.bitmaps.iter().filter(|bitmap| bitmap.is_in_use || !holds_bitmaps);
             lost.extend(bitmaps.map(|bitmap| format!("{name}: bitmap {}", bitmap.name)));

@@ -285,6 +285,11 @@ fn a_disk_of_large_sectors_keeps_them_where_its_format_can_say_so() {
         assert_eq!(sectors(name), (4096, 0), "{name}");
     }
     assert_eq!(sectors("flat.raw").0, 512);
+    fs::create_dir(scratch.file("new")).unwrap();
+    for (format, times) in [("qcow2", 2), ("vhdx", 0)] {
+        let plan = done(&folder, &["convert", "--chain", "-n", "-O", format, "top.vhdx", "new"]);
+        assert_eq!(plan.out.matches("vhdx: sectors of 4096 bytes").count(), times, "{}", plan.out);
+    }
 }
 
 #[test]

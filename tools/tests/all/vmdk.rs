@@ -264,3 +264,27 @@ fn pieces_of_qemu_s_are_no_images_either_and_who_names_a_child_as_a_piece_does_n
     fs::remove_file(folder.file("split.vmdk")).unwrap();
     assert!(done(&here, &["tree", "."]).out.contains("unreadable: "));
 }
+
+#[test]
+fn names_that_windows_wrote_are_found_and_ours_say_how_they_are_written() {
+    let folder = Scratch::in_memory();
+    let here = folder.path();
+    let by_windows = |text: &str| text.chars().map(|c| u8::try_from(c).unwrap()).collect::<Vec<u8>>();
+    let text = "# Disk DescriptorFile\r\nversion=1\r\nencoding=\"windows-1252\"\r\nCID=11111111\r\nparentCID=ffffffff\r\n\
+                createType=\"monolithicFlat\"\r\n\r\nRW 8192 FLAT \"Büro-flat.vmdk\" 0\r\n";
+    fs::write(folder.file("Büro.vmdk"), by_windows(text)).unwrap();
+    fs::write(folder.file("Büro-flat.vmdk"), vec![7; 4 << 20]).unwrap();
+    let options = ["-o", "subformat=twoGbMaxExtentSparse", "-b", "Büro.vmdk", "-F", "vmdk", "child.vmdk"];
+    done(&here, &[&["create", "-f", "vmdk"][..], &options].concat());
+    let ours = String::from_utf8(fs::read(folder.file("child.vmdk")).unwrap()).unwrap();
+    assert!(ours.contains("\nencoding=\"UTF-8\"\n"), "{ours}");
+    let theirs = by_windows(&ours.replace("UTF-8", "windows-1252"));
+    fs::write(folder.file("child.vmdk"), theirs).unwrap();
+    assert_same(&by_us(&folder, "child.vmdk"), &[7; 4 << 20], "by its name in windows-1252");
+    fs::remove_file(folder.file("by-us")).unwrap();
+    assert_eq!(done(&here, &["tree", "."]).out.lines().count(), 2);
+    fs::write(folder.file("vm.vmx"), "scsi0:0.fileName = \"/vmfs/volumes/ds/vm/child.vmdk\"\n").unwrap();
+    fs::create_dir(folder.file("new")).unwrap();
+    let plan = done(&here, &["convert", "--chain", "-n", "-O", "qcow2", "vm.vmx", "new"]).out;
+    assert_eq!(plan.matches("convert ").count(), 2, "{plan}");
+}
