@@ -273,14 +273,15 @@ fn names_that_windows_wrote_are_found_and_ours_say_how_they_are_written() {
     let text = "# Disk DescriptorFile\r\nversion=1\r\nencoding=\"windows-1252\"\r\nCID=11111111\r\nparentCID=ffffffff\r\n\
                 createType=\"monolithicFlat\"\r\n\r\nRW 8192 FLAT \"Büro-flat.vmdk\" 0\r\n";
     fs::write(folder.file("Büro.vmdk"), by_windows(text)).unwrap();
-    fs::write(folder.file("Büro-flat.vmdk"), vec![7; 4 << 20]).unwrap();
+    let bytes = vec![7; 4 << 20];
+    fs::write(folder.file("Büro-flat.vmdk"), &bytes).unwrap();
     let options = ["-o", "subformat=twoGbMaxExtentSparse", "-b", "Büro.vmdk", "-F", "vmdk", "child.vmdk"];
     done(&here, &[&["create", "-f", "vmdk"][..], &options].concat());
     let ours = String::from_utf8(fs::read(folder.file("child.vmdk")).unwrap()).unwrap();
     assert!(ours.contains("\nencoding=\"UTF-8\"\n"), "{ours}");
     let theirs = by_windows(&ours.replace("UTF-8", "windows-1252"));
     fs::write(folder.file("child.vmdk"), theirs).unwrap();
-    assert_same(&by_us(&folder, "child.vmdk"), &[7; 4 << 20], "by its name in windows-1252");
+    assert_same(&by_us(&folder, "child.vmdk"), &bytes, "by its name in windows-1252");
     fs::remove_file(folder.file("by-us")).unwrap();
     assert_eq!(done(&here, &["tree", "."]).out.lines().count(), 2);
     fs::write(folder.file("vm.vmx"), "scsi0:0.fileName = \"/vmfs/volumes/ds/vm/child.vmdk\"\n").unwrap();
