@@ -5,6 +5,7 @@
 //! conformance suite (`conformance`) wants each of [`Format::ALL`] in its lists, and holds every rule against it.
 
 mod bits;
+mod carrier;
 #[cfg(test)]
 pub(crate) mod conformance;
 mod facts;
@@ -29,7 +30,6 @@ use crate::{
     base::{Budget, Error, GuestOffset, GuestRange, HostOffset, HostRange, Result, units::SECTOR_BYTES},
     io::{File, Kept, Moved},
     map::Extent,
-    store::Carrier,
 };
 use std::{fmt, sync::Arc};
 
@@ -558,38 +558,4 @@ fn check_on_disk(range: GuestRange, size: u64) -> Result<()> {
 fn lacks<I: Image + ?Sized>(image: &I, what: &str) -> Error {
     let path = image.data_file().path().to_path_buf();
     Error::unsupported(format!("{} images have no {what}", image.format())).path(path)
-}
-
-impl<I: Image + ?Sized> Carrier for I {
-    fn files(&self) -> Vec<Arc<dyn File>> {
-        Image::files(self)
-    }
-
-    fn stored(&self) -> Result<Option<StoredRecord>> {
-        self.record()
-    }
-
-    fn store(&self, record: Option<&[u8]>) -> Result<bool> {
-        self.set_record(record)
-    }
-
-    fn flush_with_time(&self) -> Result<()> {
-        Image::flush_with_time(self)
-    }
-
-    fn identity(&self) -> Option<Identity> {
-        Image::identity(self)
-    }
-
-    fn set_identity(&self, identity: Identity) -> Result<()> {
-        Image::set_identity(self, identity)
-    }
-
-    fn format_name(&self) -> &'static str {
-        self.format().name()
-    }
-
-    fn tells_format(&self) -> bool {
-        self.format() != Format::Raw
-    }
 }
