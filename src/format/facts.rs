@@ -1,4 +1,4 @@
-//! What an image tells of itself beyond its bytes, and what of that can be changed.
+//! What an image tells of itself beyond its bytes, what of that can be changed, and what a new one needs.
 
 use super::Bits;
 use crate::base::HostOffset;
