@@ -36,11 +36,17 @@ pub(super) fn stage(scene: &Scene) -> Stage {
     };
     let mut stage = Stage::Before;
     for (number, name) in NAMES.iter().enumerate() {
-        let Some(part) = parts.get(name) else { break };
-        let is_whole = part.get("whole").is_some_and(|whole| !whole.is_null());
-        stage = Stage::In(2 * number + usize::from(is_whole), done_bytes(&parts, name));
+        // The one with the header comes last: once that is whole, the layer is.
+        let files = scene.files(name);
+        let Some(under_way) = files.iter().rfind(|file| parts.get(file).is_some()) else { break };
+        let is_published = under_way == name && is_whole(&parts, name);
+        stage = Stage::In(2 * number + usize::from(is_published), done_bytes(&parts, under_way));
     }
     stage
+}
+
+fn is_whole(parts: &Value, file: &str) -> bool {
+    parts.get(file).and_then(|part| part.get("whole")).is_some_and(|whole| !whole.is_null())
 }
 
 /// What has a name is whole, and no file is further than its mark allows.
@@ -51,14 +57,15 @@ pub(super) fn judge_killed(scene: &Scene, _: Stage) -> Told<()> {
         }
     }
     let Some(parts) = parts(scene) else { return Ok(()) };
-    for name in NAMES {
-        let temporary = parts.get(name).and_then(|part| part.get("temporary")).and_then(Value::as_str);
+    for file in scene.all_files() {
+        let temporary = parts.get(&file).and_then(|part| part.get("temporary")).and_then(Value::as_str);
         let Some(temporary) = temporary else { continue };
-        let bytes = fs::metadata(scene.path("store").join(temporary)).map_or(0, |file| file.len());
-        let is_whole =
-            parts.get(name).and_then(|part| part.get("whole")).is_some_and(|whole| !whole.is_null());
-        if !is_whole && bytes > done_bytes(&parts, name) + AHEAD_BYTES && bytes < scene.size() {
-            return Err(format!("{name} is {bytes} bytes long, its mark is {}", done_bytes(&parts, name)));
+        let (bytes, done) = (
+            fs::metadata(scene.path("store").join(temporary)).map_or(0, |file| file.len()),
+            done_bytes(&parts, &file),
+        );
+        if !is_whole(&parts, &file) && bytes > done + AHEAD_BYTES && bytes < scene.size() {
+            return Err(format!("{file} is {bytes} bytes long, its mark is {done}"));
         }
     }
     Ok(())
@@ -68,7 +75,7 @@ pub(super) fn judge_killed(scene: &Scene, _: Stage) -> Told<()> {
 pub(super) fn allowance(scene: &Scene) -> Told<u64> {
     let parts = parts(scene).unwrap_or_default();
     let mut bytes = 0;
-    for name in NAMES.iter().filter(|name| !scene.is_there(&format!("store/{name}"))) {
+    for name in scene.all_files().iter().filter(|name| !scene.is_there(&format!("store/{name}"))) {
         let file = scene.host.open(&scene.path(name), Access::ReadShared).map_err(told)?;
         let (mut at, end) = (done_bytes(&parts, name), file.bytes().map_err(told)?);
         while at < end {

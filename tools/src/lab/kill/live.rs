@@ -10,7 +10,7 @@ use super::{
     FOREIGN, GLANCE, PATIENCE, Stage, Tally, Told,
     client::{Client, Done, Guest, Written},
     consolidate,
-    scene::{Scene, check, names},
+    scene::{Kind, Scene, check, names},
     told,
 };
 use crate::{
@@ -131,7 +131,7 @@ struct Live<'a> {
 
 impl<'a> Live<'a> {
     fn new(seeded: &mut Seeded, program: &'a Path) -> Told<Self> {
-        let scene = Scene::build(seeded, false, Format::Qcow2)?;
+        let scene = Scene::build(seeded, false, Kind::of(0))?;
         let new =
             NewImage { format: Format::Qcow2, size: Some(LOG_BYTES), parent: None, options: Vec::new() };
         create(&scene.host, &scene.path("log"), &new, &Opening::reading()).map_err(told)?;
