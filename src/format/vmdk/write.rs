@@ -73,24 +73,29 @@ impl State {
     /// Gives the entry for `guest` a table, where the directory has none: zeros behind all that was ever stored.
     pub(super) fn ensure_table(&mut self, guest: GuestOffset) -> Result<()> {
         let (held, local) = self.tables.grains_mut(guest)?;
-        let (nth, layout) = (held.nth(local).0, held.layout);
-        let mut at = held.end.since(held.base);
-        for tables in [&mut held.tables, &mut held.twins] {
-            if let Some(sector) = tables.get_mut(index(nth)).filter(|sector| **sector == 0) {
-                let full =
-                    |_| Error::new(ErrorKind::NoSpace, "the file is full: no room for a table below 2 TiB");
-                *sector = u32::try_from(at / SECTOR_BYTES).map_err(full)?;
-                at += layout.table_bytes().next_multiple_of(SECTOR_BYTES);
-            }
-        }
-        if held.base.plus(at) == held.end {
+        let (nth, layout, base) = (held.nth(local).0, held.layout, held.base);
+        let lacks = |tables: &[u32]| tables.get(index(nth)) == Some(&0);
+        let missing = [lacks(&held.tables), lacks(&held.twins)];
+        let (start, bytes) = (held.end.since(base), layout.table_bytes().next_multiple_of(SECTOR_BYTES));
+        let end = missing.iter().filter(|is_missing| **is_missing).fold(start, |at, _| at + bytes);
+        if end == start {
             return Ok(());
         }
+        let full = |_| Error::new(ErrorKind::NoSpace, "the file is full: no room for a table below 2 TiB");
+        u32::try_from(end / SECTOR_BYTES).map_err(full)?;
+        // A table past the file's end would be none: nothing leads there before it is that long.
+        self.tables.space.part(base)?.0.file.set_bytes(end)?;
+        let (held, _) = self.tables.grains_mut(guest)?;
+        let mut at = start;
+        for (tables, is_missing) in [&mut held.tables, &mut held.twins].into_iter().zip(missing) {
+            if let Some(sector) = tables.get_mut(index(nth)).filter(|_| is_missing) {
+                *sector = u32::try_from(at / SECTOR_BYTES).map_err(full)?;
+                at += bytes;
+            }
+        }
         held.changed.insert(nth / (SECTOR_BYTES / layout.entry_bytes()));
-        held.end = held.base.plus(at.next_multiple_of(layout.grain));
-        let base = held.base;
-        // A table past the file's end would be none.
-        self.tables.space.part(base)?.0.file.set_bytes(at)
+        held.end = base.plus(end.next_multiple_of(layout.grain));
+        Ok(())
     }
 }
 
