@@ -5,7 +5,9 @@
 
 use super::{
     layout::{Coding, Layout},
+    mark::marks,
     open, packing,
+    resize::said_sizes,
     tables::{Body, Grain, Grains},
 };
 use crate::{
@@ -21,8 +23,8 @@ use std::{collections::BTreeSet, fmt, path::Path, sync::Arc};
 
 /// Looks at the disk, mends what `repair` allows, and looks again.
 pub(super) fn check(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<Checked> {
-    let found = look(file, Repair::Nothing, parts)?;
-    if repair == Repair::Nothing || found.leaks == 0 {
+    let (found, is_behind) = look(file, Repair::Nothing, parts)?;
+    if repair == Repair::Nothing || (found.leaks == 0 && !is_behind) {
         return Ok(found);
     }
     if found.corruptions != 0 {
@@ -30,13 +32,14 @@ pub(super) fn check(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> 
         return Err(Error::corrupt(what).path(file.path()));
     }
     look(file, repair, parts)?;
-    let mut left = look(file, Repair::Nothing, parts)?;
+    let (mut left, _) = look(file, Repair::Nothing, parts)?;
     left.leaks_fixed = found.leaks.saturating_sub(left.leaks);
     Ok(left)
 }
 
-/// Looks at everything; mends on the way what seems to be wrong and may be.
-fn look(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<Checked> {
+/// Looks at everything; mends on the way what seems to be wrong and may be. Returns also whether something is behind that leads
+/// no reader astray.
+fn look(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<(Checked, bool)> {
     let image = open::open(Arc::clone(file), false, parts)?;
     let state = image.state.read();
     let mut checked = Checked::default();
@@ -49,7 +52,33 @@ fn look(file: &Arc<dyn File>, repair: Repair, parts: &dyn Parts) -> Result<Check
         let mut look = Look { grains, file, bytes, repair, checked: &mut checked, used, room };
         look.sparse().in_file(file.path())?;
     }
-    Ok(checked)
+    let mut desk = image.desk.lock();
+    let said = said_sizes(desk.as_ref(), &state.tables.extents);
+    let is_behind = said.is_some_and(|(line, header)| line < header);
+    if let (Some((line, header)), Some(desk)) = (said.filter(|(line, header)| line != header), desk.as_mut())
+    {
+        let sizes = format!("its descriptor's line gives {line} bytes, its header {header}");
+        match repair {
+            _ if !is_behind => {
+                checked.corruptions += 1;
+                checked.findings.push(sizes);
+            }
+            Repair::Nothing => checked.findings.push(format!("{sizes}: it grew, and that was cut off")),
+            _ => desk.set_length(header / SECTOR_BYTES)?,
+        }
+    }
+    let mut is_unclean = false;
+    for (at, _) in marks(&state.tables.extents).filter(|(_, is_set)| *is_set) {
+        is_unclean = true;
+        match repair {
+            Repair::Nothing => {
+                let name = state.tables.space.part(at)?.0.file.path().display().to_string();
+                checked.findings.push(format!("{name}: was not closed by who wrote it last"));
+            }
+            _ => state.tables.space.write_at(at, &[0])?,
+        }
+    }
+    Ok((checked, is_behind || is_unclean))
 }
 
 /// How much of what nothing leads to is looked at in one go.

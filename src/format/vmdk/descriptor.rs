@@ -236,6 +236,16 @@ fn extent(line: &[u8]) -> Result<Option<Extent>> {
     Ok(Some(Extent { access, bytes, kind, word, name }))
 }
 
+/// Returns where an extent's line has its length in sectors; `None` if it is none.
+pub(super) fn length_place(line: &[u8]) -> Option<Range<usize>> {
+    extent(line).ok().flatten()?;
+    let is_blank = |at: &usize| line.get(*at).is_some_and(u8::is_ascii_whitespace);
+    let start =
+        (0..line.len()).skip_while(is_blank).skip_while(|at| !is_blank(at)).find(|at| !is_blank(at))?;
+    let end = (start..line.len()).find(is_blank)?;
+    Some(start..end)
+}
+
 /// Cuts the first word off.
 fn word(line: &[u8]) -> (&[u8], &[u8]) {
     let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());

@@ -6,7 +6,7 @@
 //! is ours (the record, with checksums of its own) is the last line.
 
 use super::{
-    descriptor::{Descriptor, NO_PARENT, SIGNATURE, lines, split},
+    descriptor::{Descriptor, NO_PARENT, SIGNATURE, length_place, lines, split},
     space::FILES_MAX,
 };
 use crate::{
@@ -24,6 +24,8 @@ pub(super) const PARENT_FORMAT: &str = "ddb.dchain.parentFormat";
 /// The key of the project's record, in hexadecimal digits: two CIDs under which it counts (the one that it was stored
 /// under, and the one that our own next change brings), and the record.
 const RECORD: &str = "ddb.dchain.record";
+/// The key of the number of cylinders, which follows from the disk's size.
+const CYLINDERS: &str = "ddb.geometry.cylinders";
 /// Digits of a CID.
 const CID_DIGITS: usize = 8;
 
@@ -170,6 +172,77 @@ impl Desk {
         self.file.flush()?;
         self.descriptor = Descriptor::of(new);
         Ok(())
+    }
+
+    /// Says how many sectors the disk's only extent has, in one write of the sector that has its line; durable.
+    ///
+    /// `Unsupported` where that line has no room in its sector.
+    pub(super) fn set_length(&mut self, sectors: u64) -> Result<()> {
+        let (place, new) = self.with_length(sectors)?;
+        let text = self.descriptor.text();
+        let (head, rest) = (text.get(..place.start), text.get(place.end..));
+        let whole = [head.unwrap_or_default(), &new, rest.unwrap_or_default()].concat();
+        self.file.write_at(self.at.plus(count(place.start)), &new)?;
+        self.file.flush()?;
+        self.descriptor = Descriptor::of(whole);
+        Ok(())
+    }
+
+    /// Returns which lines of the text would then be others, all in one sector, and what they would say.
+    pub(super) fn with_length(&self, sectors: u64) -> Result<(Range<usize>, Vec<u8>)> {
+        let (text, sector) = (self.descriptor.text(), index(SECTOR_BYTES));
+        let line = |place: &Range<usize>| text.get(place.clone()).unwrap_or_default();
+        let end = |place: &Range<usize>| (place.end + 1).min(text.len());
+        let found = lines(text).find(|place| length_place(line(place)).is_some());
+        let found = found.ok_or_else(|| Error::corrupt("its descriptor has no extent"))?;
+        let bound = found.start / sector * sector..(found.start / sector + 1) * sector;
+        let inside: Vec<_> =
+            lines(text).filter(|place| place.start >= bound.start && end(place) <= bound.end).collect();
+        let refuse =
+            || Error::unsupported("has no room for its size in the sector of its descriptor that says it");
+        let [first, .., last] = inside.as_slice() else { return Err(refuse()) };
+        if !inside.contains(&found) {
+            return Err(refuse());
+        }
+        let place = first.start..end(last);
+        let cylinders = self.cylinders(sectors);
+        let mut new = Vec::new();
+        for one in &inside {
+            let old = line(one);
+            let is_geometry =
+                split(old).is_some_and(|(key, _)| key.eq_ignore_ascii_case(CYLINDERS.as_bytes()));
+            let value = match (length_place(old), split(old)) {
+                (Some(value), _) => Some((value, sectors)),
+                (None, Some((_, value))) if is_geometry => cylinders.map(|cylinders| (value, cylinders)),
+                _ => None,
+            };
+            match value {
+                None => new.extend_from_slice(old),
+                Some((value, number)) => {
+                    new.extend_from_slice(old.get(..value.start).unwrap_or_default());
+                    new.extend_from_slice(number.to_string().as_bytes());
+                    new.extend_from_slice(old.get(value.end..).unwrap_or_default());
+                }
+            }
+            new.push(b'\n');
+        }
+        let is_last = place.end == text.len();
+        let most = bound.end.min(index(self.room.saturating_sub(1))).max(place.end);
+        let room = if is_last { most - place.start } else { place.len() };
+        let (mut new, moved) = make_room(new, room).map_err(|_| refuse())?;
+        if !moved.is_empty() {
+            return Err(refuse());
+        }
+        // What follows stays where it is, and nothing of the old text shows behind a shorter one.
+        new.extend(filler(place.len().saturating_sub(new.len())));
+        Ok((place, new))
+    }
+
+    /// Returns how many cylinders so many sectors have, where the descriptor has a geometry.
+    fn cylinders(&self, sectors: u64) -> Option<u64> {
+        let number = |key: &str| std::str::from_utf8(self.descriptor.value(key)?).ok()?.parse::<u64>().ok();
+        let (heads, per_track) = (number("ddb.geometry.heads")?, number("ddb.geometry.sectors")?);
+        sectors.checked_div(heads.checked_mul(per_track)?)
     }
 
     /// Writes lines behind the text, durably; a gap before them hides them.

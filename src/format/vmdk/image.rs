@@ -1,7 +1,7 @@
 //! One open VMDK disk: what is kept of it in memory, and its face as an [`Image`].
 //!
 //! Locks, in the order in which they are taken: a *claim* on guest grains, the desk (the descriptor, and the right to
-//! write tables into the files), the state. The state's shared side is held while data is read, or written in place; so
+//! write tables into the files), what was begun, the state. The state's shared side is held while data is read, or written in place; so
 //! whoever holds its exclusive side knows that nobody uses a host offset that was looked up before. A write to grains
 //! that have no place yet has only its claim while it moves bytes: no entry leads there before.
 //!
@@ -10,7 +10,9 @@
 use super::{
     create,
     desk::{Desk, cid_of},
-    details, open,
+    details,
+    mark::{Begun, marks},
+    open,
     read::range_of,
     space::Space,
     tables::{Extent as Part, Tables},
@@ -30,7 +32,7 @@ use crate::{
 use parking_lot::{Mutex, RwLock};
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 /// What changes while the image is open.
@@ -57,12 +59,13 @@ pub(super) struct VmdkImage {
     pub(super) beside: Option<Arc<dyn File>>,
     /// The files that hold the disk's bytes.
     pub(super) space: Arc<Space>,
-    size: u64,
+    size: AtomicU64,
     unit: u64,
-    is_writable: bool,
+    pub(super) is_writable: bool,
     budget: Budget,
-    /// Whether the disk has another identity than the one that it was opened with.
-    is_begun: AtomicBool,
+    /// Whether all is done that goes before a change.
+    pub(super) is_begun: AtomicBool,
+    pub(super) begun: Mutex<Begun>,
     /// Who is about to give grains a place, or to take it away.
     pub(super) claims: Claims,
     /// The descriptor.
@@ -87,14 +90,16 @@ impl VmdkImage {
         is_writable: bool,
         budget: Budget,
     ) -> Self {
+        let stays = marks(&state.tables.extents).any(|(_, is_set)| is_set);
         Self {
             beside,
             space: Arc::clone(&state.tables.space),
-            size: state.tables.extents.last().map_or(0, |extent| extent.guest.end().bytes()),
+            size: AtomicU64::new(state.tables.extents.last().map_or(0, |extent| extent.guest.end().bytes())),
             unit: unit(&state.tables.extents),
             is_writable,
             budget,
             is_begun: AtomicBool::new(false),
+            begun: Mutex::new(Begun { stays, ..Begun::default() }),
             claims: Claims::default(),
             desk: Mutex::new(desk),
             state: RwLock::new(state),
@@ -104,6 +109,7 @@ impl VmdkImage {
     /// The image was just made: nobody knows its identity yet.
     pub(super) fn into_new(self) -> Self {
         self.is_begun.store(true, Ordering::Release);
+        *self.begun.lock() = Begun { has_cid: true, is_marked: true, stays: true };
         if let Some(desk) = self.desk.lock().as_mut() {
             desk.is_changed = true;
         }
@@ -119,7 +125,7 @@ impl VmdkImage {
 
     /// Refuses a range that is not on the disk.
     fn check_range(&self, range: GuestRange) -> Result<()> {
-        check_on_disk(range, self.size)
+        check_on_disk(range, self.size())
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -127,26 +133,15 @@ impl VmdkImage {
     }
 
     /// Goes before bytes of `range` are changed.
-    fn begin_at(&self, range: GuestRange) -> Result<()> {
+    pub(super) fn begin_at(&self, range: GuestRange) -> Result<()> {
         self.check_writable()?;
         self.check_range(range)?;
-        if range.is_empty() { Ok(()) } else { self.begin() }
+        if range.is_empty() || self.is_begun.load(Ordering::Acquire) { Ok(()) } else { self.begin() }
     }
 
-    /// Gives the disk another identity, durably, if this opening has not done so yet.
-    fn begin(&self) -> Result<()> {
-        if self.is_begun.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let mut desk = self.desk.lock();
-        if !self.is_begun.load(Ordering::Acquire) {
-            if let Some(desk) = desk.as_mut() {
-                let fresh = seed::fresh();
-                desk.change_cid(cid_of(fresh), fresh)?;
-            }
-            self.is_begun.store(true, Ordering::Release);
-        }
-        Ok(())
+    /// The disk has another size, durably.
+    pub(super) fn set_size(&self, bytes: u64) {
+        self.size.store(bytes, Ordering::Release);
     }
 
     fn write_checked(&self, job: Job<'_>) -> Result<Moved> {
@@ -160,6 +155,7 @@ impl VmdkImage {
         self.flush_all()?;
         if let Some(desk) = self.desk.lock().as_mut() {
             desk.change_cid(cid, seed::fresh())?;
+            self.begun.lock().has_cid = false;
             self.is_begun.store(false, Ordering::Release);
         }
         Ok(())
@@ -185,7 +181,7 @@ impl Image for VmdkImage {
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn unit(&self) -> u64 {
@@ -265,6 +261,7 @@ impl Image for VmdkImage {
 
     fn flush_with_time(&self) -> Result<()> {
         self.flush()?;
+        self.named(self.end())?;
         self.files().iter().try_for_each(|file| file.flush_with_time())
     }
 
@@ -275,15 +272,12 @@ impl Image for VmdkImage {
     }
 
     fn check_size(&self, bytes: u64) -> Result<()> {
-        if bytes == self.size {
-            return Ok(());
-        }
-        self.named(Err(Error::unsupported("VMDK images keep their size")))
+        let is_same = bytes == self.size();
+        self.named(if is_same { Ok(()) } else { self.refuse_size(bytes) })
     }
 
     fn resize(&self, bytes: u64, _below: &dyn Below) -> Result<()> {
-        self.named(self.check_writable())?;
-        self.check_size(bytes)
+        self.named(self.check_writable().and_then(|()| self.grow(bytes)))
     }
 
     fn set_parent(&self, parent: Option<&ParentName>) -> Result<()> {

@@ -398,6 +398,8 @@ fn cowd(file: &dyn File, header: Cowd) -> Result<Layout> {
     Ok(layout)
 }
 
+/// Where a hosted sparse extent says whether it was not closed.
+pub(super) const UNCLEAN_AT: HostOffset = HostOffset::new(72);
 /// Where an ESX server sparse extent says which sector is free.
 pub(super) const COWD_FREE: HostOffset = HostOffset::new(28);
 /// Bytes in its header, with what is for people.

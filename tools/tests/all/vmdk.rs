@@ -107,6 +107,39 @@ fn a_stream_goes_to_qemu_with_its_grains_in_order() {
     assert!(refused.err.contains("cannot have a parent"), "{}", refused.err);
 }
 
+/// More tables than it had, and a digit more in its descriptor.
+const GROWN: usize = 70 << 20;
+
+#[test]
+fn a_disk_that_grew_is_read_by_others() {
+    let folder = Scratch::new();
+    let mut bytes = disk(&folder, 7);
+    bytes.resize(GROWN, 0);
+    bytes[GROWN - 4096..].fill(7);
+    for (program, kind) in [
+        ("dchain", "monolithicSparse"),
+        ("dchain", "monolithicFlat"),
+        ("qemu", "monolithicSparse"),
+        ("qemu", "monolithicFlat"),
+    ] {
+        let (name, option) = (format!("{program}-{kind}.vmdk"), format!("subformat={kind}"));
+        if program == "qemu" {
+            folder.qemu_img(&format!("convert -f raw -O vmdk -o {option} disk {name}"));
+        } else {
+            done(&folder.path(), &["convert", "-f", "raw", "-O", "vmdk", "-o", &option, "disk", &name]);
+        }
+        done(&folder.path(), &["resize", &name, "70M"]);
+        folder.qemu_img(&format!("check -q -f vmdk {name}"));
+        folder.qemu_io("vmdk", &name, &[&format!("write -P 7 {} 4k", GROWN - 4096)]);
+        done(&folder.path(), &["check", &name]);
+        assert_same(&folder.flat("vmdk", &name), &bytes, &name);
+        assert_same(&by_us(&folder, &name), &bytes, &name);
+        assert_same(&dchain_oracles::vmdk_core(&folder.file(&name)).unwrap(), &bytes, &name);
+    }
+    let refused = dchain(&folder.path(), &["resize", "--shrink", "qemu-monolithicFlat.vmdk", "8M"]);
+    assert!(refused.err.contains("it only grows"), "{}", refused.err);
+}
+
 #[test]
 fn qemu_reads_our_children_and_a_parent_that_changed_is_refused() {
     let folder = Scratch::new();
