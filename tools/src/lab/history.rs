@@ -1,5 +1,7 @@
 //! Histories: what is done to an image, step by step.
 
+mod table;
+
 use crate::{
     foreign,
     log::{Kind, Log, Op},
@@ -24,6 +26,9 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+pub use table::HISTORIES;
+use table::SMALL_SECTORS;
 
 /// A kind of image, and the operations that it can be asked for.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +81,8 @@ pub enum Deed {
     Release,
     /// Add or remove a persistent bitmap.
     Bitmap,
+    /// Add sectors to the disk.
+    Grow,
 }
 
 /// One step.
@@ -124,122 +131,6 @@ pub struct Barrier {
     /// The number within that operation.
     pub number: u64,
 }
-
-const fn qcow2(
-    name: &'static str,
-    options: &'static [(&'static str, &'static str)],
-    sectors: u64,
-) -> History {
-    let (before, deeds) = (Before::Nothing, &[]);
-    History { name, format: Format::Qcow2, options, sectors, parent: 0, is_resized: false, before, deeds }
-}
-
-const fn vhdx(name: &'static str, sectors: u64) -> History {
-    History { format: Format::Vhdx, ..qcow2(name, &[("block_size", "1M")], sectors) }
-}
-
-const SMALL_BLOCKS: &[(&str, &str)] = &[("block_size", "4k")];
-const SMALL: &[(&str, &str)] = &[("cluster_size", "1k")];
-/// Sectors in such a cluster.
-const SMALL_SECTORS: u64 = 2;
-
-/// Every history. Sizes are small: a crash anywhere is then seen by reading the whole disk.
-pub const HISTORIES: [History; 30] = [
-    History { format: Format::Raw, is_resized: true, ..qcow2("raw", &[], 256) },
-    // Small clusters: many tables, refcount blocks and table clusters in a small disk.
-    qcow2("qcow2-512", &[("cluster_size", "512")], 600),
-    qcow2("qcow2-4k-refcount64", &[("cluster_size", "4k"), ("refcount_bits", "64")], 1024),
-    qcow2("qcow2-64k", &[], 2048),
-    qcow2("qcow2-v2", &[("compat", "0.10"), ("cluster_size", "1k")], 700),
-    History { parent: 500, ..qcow2("qcow2-parent", &[("cluster_size", "2k")], 800) },
-    History {
-        parent: 900,
-        ..qcow2("qcow2-subclusters", &[("cluster_size", "16k"), ("extended_l2", "on")], 1024)
-    },
-    History { parent: 900, is_resized: true, ..qcow2("qcow2-resize", &[("cluster_size", "512")], 400) },
-    History { before: Before::Snapshot, parent: 300, ..qcow2("qcow2-snapshot", SMALL, 400) },
-    History { before: Before::Snapshot, is_resized: true, ..qcow2("qcow2-snapshot-resize", SMALL, 300) },
-    History { before: Before::PackedSnapshot, ..qcow2("qcow2-snapshot-packed", SMALL, 400) },
-    History {
-        before: Before::Packed,
-        deeds: &[Deed::Pack],
-        parent: 200,
-        ..qcow2("qcow2-packed", SMALL, 400)
-    },
-    History {
-        is_resized: true,
-        parent: 200,
-        ..qcow2("qcow2-data", &[("cluster_size", "1k"), ("data_file", "data")], 400)
-    },
-    History {
-        is_resized: true,
-        ..qcow2(
-            "qcow2-data-raw",
-            &[("cluster_size", "1k"), ("data_file", "data"), ("data_file_raw", "on")],
-            400,
-        )
-    },
-    History {
-        deeds: &[Deed::Move, Deed::Adopt],
-        parent: 200,
-        ..qcow2("qcow2-move", &[("cluster_size", "4k")], 700)
-    },
-    History { before: Before::Bitmap, deeds: &[Deed::Bitmap], ..qcow2("qcow2-bitmap", SMALL, 400) },
-    History {
-        before: Before::KeptBitmap,
-        // What is packed comes to light with entries only, behind a flush of their own: none here would miss this one.
-        deeds: &[Deed::Bitmap, Deed::Move, Deed::Adopt],
-        ..qcow2("qcow2-kept-bitmap", SMALL, 400)
-    },
-    History { deeds: &[Deed::Release, Deed::Pack], parent: 300, ..qcow2("qcow2-release", SMALL, 400) },
-    // The smallest blocks have 2048 sectors.
-    History { deeds: &[Deed::Release], ..vhdx("vhdx", 4800) },
-    History { deeds: &[Deed::Move, Deed::Release], parent: 3000, ..vhdx("vhdx-child", 4800) },
-    History { is_resized: true, parent: 6000, ..vhdx("vhdx-resize", 2500) },
-    History {
-        format: Format::Vpc,
-        is_resized: true,
-        deeds: &[Deed::Move],
-        ..qcow2("vpc-fixed", &[("subformat", "fixed")], 256)
-    },
-    History {
-        format: Format::Vpc,
-        is_resized: true,
-        deeds: &[Deed::Move, Deed::Release],
-        ..qcow2("vpc-dynamic", SMALL_BLOCKS, 700)
-    },
-    History {
-        format: Format::Vpc,
-        is_resized: true,
-        deeds: &[Deed::Move, Deed::Release],
-        parent: 1600,
-        ..qcow2("vpc-differencing", SMALL_BLOCKS, 700)
-    },
-    History { format: Format::Vmdk, deeds: &[Deed::Move], ..qcow2("vmdk", SMALL, 700) },
-    History {
-        format: Format::Vmdk,
-        deeds: &[Deed::Move],
-        parent: 500,
-        ..qcow2("vmdk-child", &[("cluster_size", "512")], 700)
-    },
-    History {
-        format: Format::Vmdk,
-        parent: 900,
-        ..qcow2("vmdk-zeroed", &[("cluster_size", "4k"), ("zeroed_grain", "on")], 700)
-    },
-    History {
-        format: Format::Vmdk,
-        parent: 300,
-        ..qcow2("vmdk-pieces", &[("cluster_size", "1k"), ("subformat", "twoGbMaxExtentSparse")], 500)
-    },
-    History {
-        format: Format::Vmdk,
-        parent: 300,
-        deeds: &[Deed::Move],
-        ..qcow2("vmdk-esx", &[("subformat", "vmfsSparse")], 500)
-    },
-    History { format: Format::Vmdk, ..qcow2("vmdk-flat", &[("subformat", "monolithicFlat")], 256) },
-];
 
 /// The image's name on the machine.
 pub(crate) const DISK: &str = "/disk";
@@ -483,13 +374,15 @@ impl Hand<'_> {
             hand.image = Some(made);
             hand.host.sync_folder(Path::new("/"))
         });
-        self.note_opened();
+        if self.history.is_known_when_made() {
+            self.note_opened();
+        }
     }
 
     /// Notes what the image that is open says of itself.
     fn note_opened(&mut self) {
         let file = self.image.as_ref().and_then(|image| image.files().into_iter().next());
-        let stamp = file.and_then(|file| self.history.stamp(file.as_ref()));
+        let stamp = file.and_then(|file| self.history.stamp(self.host, file.as_ref()));
         self.log.opened.extend(stamp.map(|stamp| (self.host.events(), stamp)));
     }
 
@@ -529,10 +422,9 @@ impl Hand<'_> {
             Step::Reopen => {
                 let op = self.op(Kind::Flush, 0..0, 0);
                 self.note(op, |_| image.flush());
-                drop(image);
-                self.image = None;
                 let op = self.op(Kind::Reopen, 0..0, 0);
                 self.note(op, |hand| {
+                    drop((image, hand.image.take()));
                     hand.image = Some(hand.history.open(hand.host)?);
                     Ok(())
                 });
@@ -579,6 +471,7 @@ impl Hand<'_> {
                 let op = self.op(Kind::Release, 0..0, 0);
                 self.note(op, |_| image.release().map(drop));
             }
+            Deed::Grow => self.take(&Step::Resize(self.size() + 1 + sectors.end - sectors.start)),
             Deed::Bitmap => {
                 let op = self.op(Kind::Bitmap, 0..0, 0);
                 let name = format!("new{}", sectors.start % 3);

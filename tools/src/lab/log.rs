@@ -96,6 +96,13 @@ impl Log {
         self.expected_with(events, &self.flushed(events, false))
     }
 
+    /// Whether the image was about to be closed, or had been, when the power went behind `events` events.
+    pub(crate) fn is_closing(&self, events: usize) -> bool {
+        let last = self.ops.iter().rfind(|op| op.start <= events);
+        let is_over = || self.ops.last().is_none_or(|op| op.end.is_none_or(|end| end < events));
+        last.is_none_or(|op| op.kind == Kind::Reopen) || is_over()
+    }
+
     /// Returns what may be seen by who still has the image open.
     pub(crate) fn seen(&self) -> Expected<'_> {
         self.expected_with(usize::MAX, &self.flushed(usize::MAX, true))

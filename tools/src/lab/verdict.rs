@@ -24,7 +24,8 @@ impl History {
     /// its metadata, where only leaks are allowed.
     pub(crate) fn judge(&self, host: &SimHost, log: &Log, events: usize) -> Verdict {
         // Before the log is put in its place.
-        let stamp = host.open(Path::new(DISK), Access::Read).ok().and_then(|file| self.stamp(file.as_ref()));
+        let stamp =
+            host.open(Path::new(DISK), Access::Read).ok().and_then(|file| self.stamp(host, file.as_ref()));
         let opened = self.open(host);
         if log.created().is_none_or(|end| end > events) {
             return Ok(Vec::new());
@@ -32,7 +33,7 @@ impl History {
         let image = opened.map_err(|error| format!("does not open: {error}"))?;
         let found = self.compare(&*image, &log.expected(events))?;
         self.judge_bitmap(&*image, &found)?;
-        Self::judge_guids(log, events, stamp.as_ref(), &found)?;
+        Self::judge_stamp(log, events, stamp.as_ref(), &found)?;
         drop(image);
         self.judge_data(host, log, (&log.expected(events), count(found.len())))?;
         self.judge_snapshot(host)?;

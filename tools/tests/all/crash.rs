@@ -20,9 +20,12 @@ fn no_power_cut_loses_what_was_flushed() {
 
 #[test]
 fn no_failed_io_is_reported_as_done_or_spoils_what_follows() {
-    for name in ["raw", "qcow2-parent", "qcow2-resize", "vhdx-child", "vmdk-zeroed"] {
-        let failed = errors::search(History::find(name).unwrap(), 3, 1).unwrap();
-        assert!(failed >= 100, "{name}: {failed}");
+    let names =
+        ["raw", "qcow2-parent", "qcow2-resize", "vhdx-child", "vhdx-fixed", "vpc-fixed", "vpc-dynamic"];
+    let others = ["vpc-differencing", "vmdk", "vmdk-zeroed", "vmdk-pieces", "vmdk-esx", "vmdk-flat"];
+    for history in names.into_iter().chain(others).map(|name| History::find(name).unwrap()) {
+        let failed = errors::search(history, 3, 1).unwrap();
+        assert!(failed >= 100, "{}: {failed}", history.name);
     }
 }
 

@@ -54,14 +54,17 @@ pub struct Job {
 }
 
 /// Every job.
-pub static JOBS: [Job; 14] = [
+pub static JOBS: [Job; 17] = [
     Job { name: "consolidate", scene: consolidate::scene },
     Job { name: "live", scene: live::scene },
     Job { name: "migrate", scene: migrate::scene },
     Job { name: "copy", scene: copy::scene },
     Job { name: "move", scene: moving::scene },
     Job { name: "repair", scene: repair::scene },
-    Job { name: "header", scene: header::scene },
+    Job { name: "header", scene: header::qcow2 },
+    Job { name: "header-vhdx", scene: header::vhdx },
+    Job { name: "header-vpc", scene: header::vpc },
+    Job { name: "header-vmdk", scene: header::vmdk },
     Job { name: "seal", scene: seal::scene },
     Job { name: "snapshot", scene: reshape::snapshot },
     Job { name: "revert", scene: reshape::revert },
@@ -292,13 +295,17 @@ pub enum By {
 
 impl By {
     fn place(self, stack: &str) -> String {
-        let lines: Vec<&str> = stack.split(" < ").collect();
-        let asks = lines.first().copied().unwrap_or_default();
-        match lines.iter().find(|line| line.starts_with("job/")) {
-            Some(job) if self == Self::Need && *job != asks => format!("{asks} for {job}"),
+        let asks = asks(stack);
+        match stack.split(" < ").find(|line| line.starts_with("job/")) {
+            Some(job) if self == Self::Need && job != asks => format!("{asks} for {job}"),
             _ => asks.to_owned(),
         }
     }
+}
+
+/// Returns the line that asks for a barrier. Several files of a VMDK are flushed as one: that asks for nothing of its own.
+pub(crate) fn asks(stack: &str) -> &str {
+    stack.split(" < ").find(|line| !line.starts_with("format/vmdk/space.rs")).unwrap_or_default()
 }
 
 impl Tally {

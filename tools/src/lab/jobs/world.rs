@@ -1,5 +1,6 @@
 //! Seeded chains on a simulated machine, and what is to be read of them.
 
+use crate::history::Beside;
 use deltachain::{
     base::{self, GuestOffset, seed::Seeded, units::index},
     chain::{Chain, Opening, freeze, join},
@@ -249,10 +250,11 @@ pub(crate) fn names(host: &SimHost, folder: &Path) -> Result<Vec<String>, String
 /// Says so if the metadata of an image contradict themselves.
 pub(crate) fn check(host: &SimHost, path: &Path) -> Result<(), String> {
     let file = host.open(path, Access::Read).map_err(|e| e.to_string())?;
-    if Format::recognise(file.as_ref()).map_err(|e| e.to_string())? == Format::Raw {
+    let format = Format::recognise(file.as_ref()).map_err(|e| e.to_string())?;
+    if format == Format::Raw {
         return Ok(());
     }
-    let checked = format::check(Format::Qcow2, file, Repair::Nothing, &NoParts).map_err(|e| e.to_string())?;
+    let checked = format::check(format, file, Repair::Nothing, &Beside(host)).map_err(|e| e.to_string())?;
     let is_sound = checked.corruptions == 0 && checked.errors == 0;
     if is_sound { Ok(()) } else { Err(format!("{}: {:?}", path.display(), checked.findings)) }
 }
