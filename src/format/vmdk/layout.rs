@@ -320,6 +320,12 @@ fn hosted(file: &dyn File, first: &Hosted) -> Result<Layout> {
             )));
         }
     }
+    if first.directory == AT_END && !is_packed {
+        // Whoever wrote to it would put grains behind the footer.
+        return Err(wrong(
+            "its footer's flags (0x8) say that grains are plain, which those of a stream are not",
+        ));
+    }
     let per_table = u64::from(header.per_table);
     if !per_table.is_power_of_two() || per_table > 512 {
         return Err(wrong(format!("numGTEsPerGT (0x2c) is {per_table}, not a power of two up to 512")));

@@ -48,12 +48,12 @@ impl Bat {
     /// Takes in the table of a disk with so many blocks; with a budget, only if there is room in it.
     pub(super) fn open(
         file: &dyn File,
-        header: &Header,
+        (header, end): (&Header, HostOffset),
         entries: u64,
         budget: Option<&Budget>,
     ) -> Result<Self> {
         let mut bat = Self::unchecked(header, entries);
-        bat.used(file, header)?;
+        bat.used(file, (header, end))?;
         if budget.is_some_and(|budget| !budget.has_room(Part::FirstLevels, entries * 4)) {
             return Ok(bat);
         }
@@ -73,9 +73,13 @@ impl Bat {
         Self { at, entries, words: Vec::new(), changed: BTreeSet::new(), held: None }
     }
 
-    /// Returns where each block is, in the file's order; `Corrupt` for one that is not its own or not in the file.
-    pub(super) fn used(&self, file: &dyn File, header: &Header) -> Result<Vec<(HostOffset, u64)>> {
-        self.survey(file, header, &mut |what| Err(Error::corrupt(what.to_string())))
+    /// Returns where each block is, in the file's order, in a file whose footer is, or has to be, at `end`; `Corrupt` for one that is not its own or not in the file.
+    pub(super) fn used(
+        &self,
+        file: &dyn File,
+        (header, end): (&Header, HostOffset),
+    ) -> Result<Vec<(HostOffset, u64)>> {
+        self.survey(file, (header, end), &mut |what| Err(Error::corrupt(what.to_string())))
     }
 
     /// The same, each fault told (in words only where somebody keeps them): without those that are not in the file, and as
@@ -83,10 +87,11 @@ impl Bat {
     pub(super) fn survey(
         &self,
         file: &dyn File,
-        header: &Header,
+        (header, end): (&Header, HostOffset),
         wrong: &mut dyn FnMut(fmt::Arguments<'_>) -> Result<()>,
     ) -> Result<Vec<(HostOffset, u64)>> {
-        let (both, file_bytes) = (header.shape.both(), file.bytes()?);
+        // What comes behind the footer's place is nobody's.
+        let (both, file_bytes) = (header.shape.both(), file.bytes()?.min(end.bytes()));
         let said = |nth: u64, at: HostOffset| {
             fmt::from_fn(move |f| write!(f, "BAT entry {nth}: the block at {at:#x}"))
         };

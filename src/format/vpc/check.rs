@@ -79,7 +79,7 @@ fn look_at_blocks(
     let shape = header.shape;
     let entries = shape.entries(footers.footer.disk_bytes()?);
     let bat = Bat::unchecked(header, entries);
-    let mut used = bat.survey(file, header, &mut |what| {
+    let mut used = bat.survey(file, (header, footers.end_at), &mut |what| {
         checked.wrong(what);
         Ok(())
     })?;

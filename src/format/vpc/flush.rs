@@ -112,7 +112,7 @@ impl SparseImage {
         let header = self.header.lock();
         let mut state = self.settled()?;
         let before = self.file.allocated_bytes()?;
-        let used = state.bat.used(&*self.file, &header)?;
+        let used = state.bat.used(&*self.file, (&header, state.end_at))?;
         let end = bat::used_end(&used, &header, state.bat.entries);
         let entries = state.bat.entries.max(u64::from(header.fields.max_table_entries));
         // What lies before the first block may be another program's.

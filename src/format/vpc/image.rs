@@ -86,7 +86,7 @@ impl SparseImage {
         let header = Header::read(&*file, (at, size), footer.kind()?, footers.is_unsigned)?;
         let budget = parts.budget();
         let entries = header.shape.entries(size);
-        let bat = Bat::open(&*file, &header, entries, (!is_writable).then_some(&budget))?;
+        let bat = Bat::open(&*file, (&header, footers.end_at), entries, (!is_writable).then_some(&budget))?;
         if is_writable {
             if footers.is_unsigned || header.is_unsigned {
                 let what =

@@ -32,7 +32,7 @@ impl SparseImage {
         let _claim = self.claims.take(GuestOffset::new(0).range(u64::MAX));
         let mut header = self.header.lock();
         let mut state = self.settled()?;
-        let used = state.bat.used(&*self.file, &header)?;
+        let used = state.bat.used(&*self.file, (&header, state.end_at))?;
         let mut fields = header.fields;
         (fields.parent_unique_id, fields.parent_timestamp) = ([0; 16], 0);
         (fields.parent_name, fields.locators) = ([0; 512], [0; 192]);

@@ -111,7 +111,7 @@ fn bad_input_a_each_field_of_a_vhd_header_and_each_entry_is_refused_by_name() {
         entry("BAT entry 0: the block at 0x1fffffffc00 passes the file's end", 0, u32::MAX - 1),
         entry("BAT entry 15: the block at 0x20000000 passes the file's end", 15, 0x10_0000),
         entry("overlaps that of entry", 0, second),
-        entry("overlaps that of entry", 0, second + 1),
+        entry("overlaps that of entry", 0, second - 1),
     ];
     for bytes in [0, 1, 512, 65_280, 512 << 20, u32::MAX] {
         damages.push(header(&format!("dynamic header: block size {bytes}"), 32, &be4(bytes)));
