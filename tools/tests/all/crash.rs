@@ -20,8 +20,16 @@ fn no_power_cut_loses_what_was_flushed() {
 
 #[test]
 fn no_failed_io_is_reported_as_done_or_spoils_what_follows() {
-    let names =
-        ["raw", "qcow2-parent", "qcow2-resize", "vhdx-child", "vhdx-fixed", "vpc-fixed", "vpc-dynamic"];
+    let names = [
+        "raw",
+        "qcow2-parent",
+        "qcow2-resize",
+        "qcow2-kept-bitmap",
+        "vhdx-child",
+        "vhdx-fixed",
+        "vpc-fixed",
+        "vpc-dynamic",
+    ];
     let others = ["vpc-differencing", "vmdk", "vmdk-zeroed", "vmdk-pieces", "vmdk-esx", "vmdk-flat"];
     for history in names.into_iter().chain(others).map(|name| History::find(name).unwrap()) {
         let failed = errors::search(history, 3, 1).unwrap();

@@ -87,8 +87,8 @@ impl Qcow2Image {
     /// Has all bitmaps that record call `range` dirty, durably.
     fn mark_under(&self, header: &mut Header, range: GuestRange) -> Result<()> {
         let mut recording = read(&*self.file, header)?;
-        recording.retain(|stored| stored.bitmap.is_auto && !stored.bitmap.is_in_use);
-        for stored in &recording {
+        recording.retain(|stored| stored.bitmap.is_auto);
+        for stored in recording.iter().filter(|stored| !stored.bitmap.is_in_use) {
             let mut bits = Bits::new(header.disk_bytes, stored.bitmap.granularity_bytes);
             bits.mark(range);
             if !self.mark_in_place(stored, &bits)? {
@@ -96,6 +96,7 @@ impl Qcow2Image {
                 self.change_under(header, &BitmapEdit::Union { name, bits })?;
             }
         }
+        // Those that are in use may be so in the host's cache alone: the flush that was to say so may have failed.
         if recording.is_empty() { Ok(()) } else { self.file.flush() }
     }
 
