@@ -241,6 +241,17 @@ impl Header {
         Ok(())
     }
 
+    /// Refuses to write to a file whose blocks end at `end` where a locator claims room behind that: a block would come there.
+    pub(super) fn check_locators(&self, end: HostOffset) -> Result<()> {
+        match self.locators.iter().find(|locator| locator.place.end() > end) {
+            None => Ok(()),
+            Some(Locator { place, .. }) => {
+                let what = format!("{} bytes at {:#x}: past the file's end", place.bytes, place.start);
+                Err(Error::corrupt(format!("parent locator: {what}, where a block would come")))
+            }
+        }
+    }
+
     /// Returns where the BAT is, for a disk of so many blocks.
     pub(super) const fn table(&self, entries: u64) -> HostRange {
         HostOffset::new(self.fields.table_offset).range((entries * 4).next_multiple_of(SECTOR_BYTES))

@@ -93,6 +93,7 @@ impl SparseImage {
                     "has checksums that leave its identity out: it is only read before `check --repair all`";
                 return Err(Error::invalid(what));
             }
+            header.check_locators(footers.end_at)?;
             footers.mend(&*file)?;
         }
         let state = State {

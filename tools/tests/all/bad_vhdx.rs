@@ -348,7 +348,7 @@ fn bad_input_b_vhdx_images_that_claim_much_cost_little() {
     let tables = TABLES.map(|at| (at as u64 + 32, bat.as_slice()));
     spread(&folder, "vast", 32 * MIB, &[&tables[..], &[(size, &disk), (parameters, &block)]].concat());
     summed(&folder, "vast");
-    for tool in ["info", "map", "check"] {
+    for tool in ["info", "check"] {
         let said = bounded(&folder, &[tool, "vast"]);
         assert_eq!(said.code, 0, "{tool}: {}", said.err);
     }

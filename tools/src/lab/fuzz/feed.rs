@@ -144,7 +144,10 @@ fn is_clean(checked: &Checked) -> bool {
 /// Whether nothing is wrong but, at worst, leaks, and missing flags on clusters that two entries shared before
 /// one of them was written: the other one's is not looked for, in qemu neither.
 fn is_sound(checked: &Checked) -> bool {
-    checked.errors == 0 && checked.findings.iter().all(|said| said.contains("leaked") || said.ends_with(SOLE))
+    // A finding that counts for nothing is a remark.
+    is_clean(checked)
+        || checked.errors == 0
+            && checked.findings.iter().all(|said| said.contains("leaked") || said.ends_with(SOLE))
 }
 
 /// How `check` speaks of a missing flag.
