@@ -96,6 +96,7 @@ impl FixedImage {
         let end_at = HostOffset::new(bytes);
         if end_at > old.end_at {
             put(end_at, old.footer)?;
+            state.end_at = end_at;
             // What the disk did not have shows zeros: the old footer, and what was between it and the disk.
             file.zero(
                 HostRange::between(HostOffset::new(old.bytes), old.end_at.plus(SECTOR_BYTES).min(end_at)),
@@ -109,9 +110,10 @@ impl FixedImage {
                 file.flush()?;
             }
             put(old.end_at, footer)?;
+            // It has the new size. What is left to do gives back space: where that fails, either end has the new footer.
+            *state = Sized { bytes, footer, end_at: old.end_at };
             if end_at < old.end_at {
                 put(end_at, footer)?;
-                // Durable or not: either end has the new footer.
                 file.set_bytes(end_at.plus(SECTOR_BYTES).bytes())?;
             }
         }

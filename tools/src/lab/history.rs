@@ -381,6 +381,10 @@ impl Hand<'_> {
 
     /// Notes what the image that is open says of itself.
     fn note_opened(&mut self) {
+        // Whoever closed it may have failed to: what it says may go with the power then.
+        if self.setup.fault.is_some_and(|fault| fault.at < self.host.ios()) {
+            return;
+        }
         let file = self.image.as_ref().and_then(|image| image.files().into_iter().next());
         let stamp = file.and_then(|file| self.history.stamp(self.host, file.as_ref()));
         self.log.opened.extend(stamp.map(|stamp| (self.host.events(), stamp)));

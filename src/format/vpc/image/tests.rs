@@ -8,9 +8,14 @@ use crate::{
         Checked, Creation, NoParts, Nothing, Repair,
         conformance::{named, told},
     },
-    io::memory::MemoryFile,
+    io::{
+        Host,
+        faulty::{Failure, Fault, SimHost},
+        memory::MemoryFile,
+    },
     map::State as Shown,
 };
+use std::path::Path;
 
 fn check(file: &Arc<MemoryFile>, repair: Repair) -> Result<Checked> {
     let file: Arc<dyn File> = file.clone();
@@ -279,4 +284,27 @@ fn damaged_images_with_sums_put_right_are_read_or_refused() {
         }
     }
     assert!(opened > 300 && written > 300, "{opened} opened, {written} written");
+}
+
+/// The new end of a shrinking disk has the footer where bytes of the disk were.
+#[test]
+fn a_fixed_disk_whose_resize_fails_shows_no_footer() {
+    const OLD: u64 = 8192;
+    for (size, at) in [4096, 12288].into_iter().flat_map(|size| (0..20).map(move |at| (size, at))) {
+        let host = SimHost::new();
+        let creation =
+            Creation { size: OLD, parent: None, options: vec![("subformat".to_owned(), "fixed".to_owned())] };
+        let image = create(host.create(Path::new("/disk")).unwrap(), &creation, &NoParts).unwrap();
+        image.write(GuestOffset::new(0), &[7; index(OLD)], &Nothing).unwrap();
+        image.flush().unwrap();
+        host.fail(Some(Fault { at: host.ios() + at, is_lasting: false, failure: Failure::Io }));
+        let done = image.resize(size, &Nothing);
+        host.fail(None);
+        let mut shown = vec![1; index(image.size())];
+        image.read(GuestOffset::new(0), &mut shown, &Nothing).unwrap();
+        let old = index(OLD.min(image.size()));
+        assert!(image.size() == size || done.is_err(), "{size}, I/O {at}");
+        assert!(shown[..old].iter().all(|byte| *byte == 7), "{size}, I/O {at}");
+        assert!(shown[old..].iter().all(|byte| *byte == 0), "{size}, I/O {at}");
+    }
 }
