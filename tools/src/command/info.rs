@@ -148,11 +148,14 @@ impl Facts {
         let shown = files.first().map(|file| Format::recognise(file.as_ref())).transpose()?;
         let shown = shown.map(Format::name).filter(|shown| *shown != format);
         let specific: Map<_, _> = details.specific.into_iter().collect();
+        // As qemu-img counts: with the extents of a VMDK, without a qcow2's data file.
+        let counted = if layer.format() == Format::Vmdk { files.len() } else { 1 };
+        let held = files.iter().take(counted).map(|file| file.allocated_bytes());
         Ok(Self {
             filename: name::text(name).into_owned(),
             format,
             virtual_size: layer.size(),
-            actual_size: files.iter().map(|f| f.allocated_bytes()).sum::<deltachain::base::Result<u64>>()?,
+            actual_size: held.sum::<deltachain::base::Result<u64>>()?,
             cluster_size: details.cluster_bytes,
             encrypted: details.is_encrypted,
             dirty_flag: details.is_dirty,
