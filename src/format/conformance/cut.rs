@@ -14,7 +14,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 const IMAGE: &str = "/image";
 
 /// Opens, or makes, an image's further files.
-struct OnHost<'a>(&'a SimHost);
+pub(crate) struct OnHost<'a>(pub(crate) &'a SimHost);
 
 impl Parts for OnHost<'_> {
     fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {

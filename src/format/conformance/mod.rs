@@ -10,6 +10,7 @@ mod history;
 mod pair;
 mod rules;
 
+pub(crate) use cut::OnHost;
 pub(crate) use history::step;
 pub(crate) use pair::{Beside, Bytes, Pair, copied, named, noise, told};
 

@@ -3,32 +3,15 @@
 use super::super::{check, create, open};
 use super::*;
 use crate::{
-    base::{Budget, units::count},
-    format::{Creation, Identity, Image, NoParts, Nothing, ParentName, Parts, Repair},
+    base::units::count,
+    format::{Creation, Identity, Image, NoParts, Nothing, ParentName, Repair, conformance::OnHost},
     io::{
         Access, Host,
         faulty::{SimHost, crash_states},
         memory::MemoryFile,
     },
 };
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
-
-/// Further files of a simulated machine.
-struct Beside<'a>(&'a SimHost);
-
-impl Parts for Beside<'_> {
-    fn open_part(&self, name: &[u8]) -> Result<Arc<dyn File>> {
-        let path = Path::new("/").join(OsStr::from_bytes(name));
-        match self.0.kind(&path)? {
-            None => self.0.create(&path),
-            Some(_) => self.0.open(&path, Access::Write),
-        }
-    }
-
-    fn budget(&self) -> Budget {
-        Budget::default()
-    }
-}
+use std::{path::Path, sync::Arc};
 
 const MIB: u64 = 1 << 20;
 
@@ -83,7 +66,7 @@ fn a_cut_leaves_the_old_size_or_the_new_one() {
         let host = SimHost::new();
         let file = host.create(Path::new("/disk")).unwrap();
         let image =
-            create(file, &sized(MIB, &[("subformat", subformat), ("cluster_size", "4k")]), &Beside(&host))
+            create(file, &sized(MIB, &[("subformat", subformat), ("cluster_size", "4k")]), &OnHost(&host))
                 .unwrap();
         image.write(GuestOffset::new(5000), &[7; 512], &Nothing).unwrap();
         image.flush().unwrap();
@@ -94,7 +77,7 @@ fn a_cut_leaves_the_old_size_or_the_new_one() {
         drop(image);
         let mut sizes = [0, 0];
         for state in crash_states(&host.trace(), 1, 4).filter(|state| state.after >= before) {
-            let (parts, after) = (Beside(&state.host), state.after);
+            let (parts, after) = (OnHost(&state.host), state.after);
             let file = state.host.open(Path::new("/disk"), Access::Write).unwrap();
             let image = open(Arc::clone(&file), true, &parts).unwrap();
             let size = image.size();
@@ -133,7 +116,7 @@ fn what_lay_behind_the_end_does_not_come_to_light() {
 
     let host = SimHost::new();
     let file = host.create(Path::new("/disk")).unwrap();
-    let image = create(file, &sized(MIB, &[("subformat", "monolithicFlat")]), &Beside(&host)).unwrap();
+    let image = create(file, &sized(MIB, &[("subformat", "monolithicFlat")]), &OnHost(&host)).unwrap();
     image.data_file().write_at(HostOffset::new(MIB), &[6; 2000]).unwrap();
     image.resize(MIB + 1024, &Nothing).unwrap();
     assert_eq!((bytes_at(&*image, MIB), bytes_at(&*image, MIB + 1023)), (0, 0));
@@ -165,7 +148,7 @@ fn what_does_not_grow_says_why() {
     ];
     for (creation, size, expected) in cases {
         let host = SimHost::new();
-        let image = create(host.create(Path::new("/disk")).unwrap(), &creation, &Beside(&host)).unwrap();
+        let image = create(host.create(Path::new("/disk")).unwrap(), &creation, &OnHost(&host)).unwrap();
         image.flush().unwrap();
         let before = host.events();
         let (early, late) = (image.check_size(size).unwrap_err(), image.resize(size, &Nothing).unwrap_err());
@@ -183,7 +166,7 @@ fn a_descriptor_without_room_for_the_size_keeps_it() {
     let host = SimHost::new();
     let file = host.create(Path::new("/disk")).unwrap();
     let flat = sized(MIB, &[("subformat", "monolithicFlat")]);
-    drop(create(file.clone(), &flat, &Beside(&host)).unwrap());
+    drop(create(file.clone(), &flat, &OnHost(&host)).unwrap());
     // No remark to give way, and more behind the sector with the extent's line.
     let mut text = vec![0; index(file.bytes().unwrap())];
     file.read_at(HostOffset::new(0), &mut text).unwrap();
@@ -195,7 +178,7 @@ fn a_descriptor_without_room_for_the_size_keeps_it() {
     file.set_bytes(0).unwrap();
     file.write_at(HostOffset::new(0), format!("{}\n", full.join("\n")).as_bytes()).unwrap();
     drop(file);
-    let open = || open(host.open(Path::new("/disk"), Access::Write).unwrap(), true, &Beside(&host)).unwrap();
+    let open = || open(host.open(Path::new("/disk"), Access::Write).unwrap(), true, &OnHost(&host)).unwrap();
     let image = open();
     let error = image.resize(900 * MIB, &Nothing).unwrap_err();
     assert!(error.to_string().contains("has no room for its size"), "{error}");
