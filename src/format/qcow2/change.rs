@@ -100,9 +100,10 @@ pub(super) fn check_misread(is_misread: bool, version: u32) -> Result<()> {
     Ok(())
 }
 
-/// Stores, replaces or removes an extension, and sets or clears the autoclear bits that go with it, in one step;
-/// durable once the file is flushed, before which no name or extension is changed again. False, and nothing
-/// changed, where the first cluster has no room.
+/// Stores, replaces or removes an extension, and sets or clears the autoclear bits that go with it: who reads the header
+/// finds what it said before or what it is to say, or an extension that was not to be believed and still is not. Durable
+/// once the file is flushed, before which no name or extension is changed again. False where the first cluster has no
+/// room: the extensions are as they were.
 pub(super) fn write_extension(
     file: &dyn File,
     header: &mut Header,
@@ -117,12 +118,28 @@ pub(super) fn write_extension(
     if in_place(file, header, &both)? {
         return Ok(true);
     }
-    // The extension first: the bit says that it can be believed.
-    if bytes.is_some() && in_place(file, header, &list)? {
-        file.flush()?;
-        return in_place(file, header, &both);
+    // The list may lie beyond the sector with the bits: one of both comes first, and neither says a thing alone.
+    if bytes.is_some() {
+        let half = if is_bit_first(header, kind) {
+            Header { autoclear: both.autoclear, ..header.clone() }
+        } else {
+            list
+        };
+        if in_place(file, header, &half)? {
+            file.flush()?;
+            if in_place(file, header, &both)? {
+                return Ok(true);
+            }
+        }
     }
     moved(file, header, &both)
+}
+
+/// Whether the bits of an extension that is to be added come before it. A record without its bit is one that a foreign
+/// writer made worthless, a bit without a record is nothing; bitmaps without their bit are none, and the bit must not be
+/// there without them.
+fn is_bit_first(header: &Header, kind: u32) -> bool {
+    kind == extension::RECORD && header.extension(kind).is_none()
 }
 
 /// Returns the project's record; none in version 2, where no bit tells a foreign writer.

@@ -78,7 +78,12 @@ impl World {
         )
     }
 
-    fn of(layers: Vec<Made>, seed: u64) -> base::Result<Self> {
+    fn of(mut layers: Vec<Made>, seed: u64) -> base::Result<Self> {
+        // Every third world is made as people make theirs: with clusters whose header has all extensions, which reach
+        // beyond its first sector, and by who only reads a parent and notes beside it what it notes.
+        let is_usual = seed.is_multiple_of(3);
+        let opening = if is_usual { Opening::reading() } else { Opening::writing() };
+        layers.iter_mut().filter(|_| is_usual).for_each(|layer| layer.cluster = 4096);
         let host = SimHost::new();
         host.make_folder(Path::new(FOLDER))?;
         if layers.iter().any(|layer| layer.name.starts_with(BELOW)) {
@@ -86,7 +91,7 @@ impl World {
         }
         for (number, layer) in layers.iter().enumerate() {
             let parent = number.checked_sub(1).and_then(|below| layers.get(below));
-            layer.make(&host, parent)?;
+            layer.make(&host, parent, &opening)?;
         }
         // Every other world has frozen layers that are sealed.
         if seed.is_multiple_of(2)
@@ -157,7 +162,7 @@ fn layer(number: usize, depth: usize, usual: u64, random: &mut Seeded) -> Made {
 }
 
 impl Made {
-    fn make(&self, host: &SimHost, parent: Option<&Self>) -> base::Result<()> {
+    fn make(&self, host: &SimHost, parent: Option<&Self>, opening: &Opening) -> base::Result<()> {
         let link = parent.map(|parent| {
             ParentName::new(
                 match parent.name.strip_prefix(BELOW) {
@@ -172,7 +177,7 @@ impl Made {
         let creation = Creation { size: self.size, parent: link, options: options.into_iter().collect() };
         let image = format::create(self.format, host.create(&path(&self.name))?, &creation, &NoParts)?;
         if let Some(parent) = parent {
-            let below = Chain::open(&arc(host), &path(&parent.name), &Opening::writing())?;
+            let below = Chain::open(&arc(host), &path(&parent.name), opening)?;
             if let Some(known) = freeze(&ledger(host), below.layers())? {
                 join(&ledger(host), image.as_ref(), (below.head()?.image.as_ref(), &known))?;
             }
