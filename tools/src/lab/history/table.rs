@@ -22,7 +22,7 @@ const SMALL: &[(&str, &str)] = &[("cluster_size", "1k")];
 pub(super) const SMALL_SECTORS: u64 = 2;
 
 /// Every history. Sizes are small: a crash anywhere is then seen by reading the whole disk.
-pub const HISTORIES: [History; 32] = [
+pub const HISTORIES: [History; 33] = [
     History { format: Format::Raw, is_resized: true, ..qcow2("raw", &[], 256) },
     // Small clusters: many tables, refcount blocks and table clusters in a small disk.
     qcow2("qcow2-512", &[("cluster_size", "512")], 600),
@@ -63,6 +63,13 @@ pub const HISTORIES: [History; 32] = [
         ..qcow2("qcow2-move", &[("cluster_size", "4k")], 700)
     },
     History { before: Before::Bitmap, deeds: &[Deed::Bitmap], ..qcow2("qcow2-bitmap", SMALL, 400) },
+    // A header whose list of extensions reaches beyond its first sector, as with all usual clusters.
+    History {
+        before: Before::KeptBitmap,
+        deeds: &[Deed::Bitmap],
+        parent: 200,
+        ..qcow2("qcow2-kept-bitmap-4k", &[("cluster_size", "4k")], 700)
+    },
     History {
         before: Before::KeptBitmap,
         // What is packed comes to light with entries only, behind a flush of their own: none here would miss this one.
