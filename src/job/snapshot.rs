@@ -211,7 +211,7 @@ impl Revert {
     /// Does it: an empty child of the layer takes the head's name in one step.
     pub fn run(self, host: &Arc<dyn Host>, options: &[(String, String)]) -> Result<Plan> {
         self.replace(host, options)?;
-        self.forget()?;
+        self.forget(host.as_ref())?;
         Ok(self.plan)
     }
 
@@ -228,9 +228,16 @@ impl Revert {
         child.publish(host, self.lower(), || frozen_by(self.ledger.as_ref(), self.lower())).map(drop)
     }
 
-    /// What was noted of the old head is not said of the new one.
-    fn forget(&self) -> Result<()> {
+    /// What was noted of the old head is not said of the new one; and the files in which it kept its bytes, which were
+    /// its own, go with it. One that stays all the same is in nobody's way.
+    fn forget(&self, host: &dyn Host) -> Result<()> {
         let head = self.chain.head()?;
+        for file in further_files(head) {
+            let removed = host.opened_as(file.as_ref()).and_then(|path| host.remove(&path));
+            if let Err(error) = removed {
+                tracing::warn!(%error, "a file of the head that was given up stays");
+            }
+        }
         self.ledger.as_ref().map_or(Ok(()), |ledger| ledger.forget_replaced(&head.path, head.image.as_ref()))
     }
 }

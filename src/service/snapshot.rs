@@ -5,7 +5,7 @@ use super::{
     book::{Book, Intended, Written},
 };
 use crate::{
-    base::{Error, Result, clock},
+    base::{Error, ErrorKind, Result, clock},
     format::Format,
     job::snapshot::{Disk, Heads, LiveTaken, Taken, snapshot_live},
     store::{Draft, Journal},
@@ -128,7 +128,13 @@ impl Service {
         let new = folder.join(new);
         Draft::check_name(&new)?;
         // The book has whole names, which it compares.
-        let folder = self.settings.host.canonical(new.parent().unwrap_or(folder))?;
+        let folder = new.parent().unwrap_or(folder);
+        let folder = self.settings.host.canonical(folder).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                Error::new(ErrorKind::NotFound, "there is no such folder for the new head").path(folder)
+            }
+            _ => error,
+        })?;
         let new = folder.join(new.file_name().unwrap_or_default());
         Ok(Disk { disk: Arc::clone(&held.disk), new, format: asked.format, options: Vec::new() })
     }

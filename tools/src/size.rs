@@ -88,6 +88,12 @@ pub fn show(bytes: u64) -> String {
     format!("{text} {}", UNITS.get(unit).unwrap_or(&"EiB"))
 }
 
+/// Shows two sizes so that they look different where they are.
+pub fn show_apart(bytes: [u64; 2]) -> [String; 2] {
+    let [one, other] = bytes.map(show);
+    if one == other && bytes[0] != bytes[1] { bytes.map(|bytes| format!("{bytes} B")) } else { [one, other] }
+}
+
 /// Reads a part of the whole: above 0, and at most 1.
 pub fn part(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -147,5 +153,7 @@ mod tests {
         for (bytes, text) in small.into_iter().chain([(3 << 29, "1.5 GiB"), (u64::MAX, "16 EiB")]) {
             assert_eq!(show(bytes), text);
         }
+        assert_eq!(show_apart([1 << 20, 1 << 21]), ["1 MiB", "2 MiB"]);
+        assert_eq!(show_apart([1 << 20, (1 << 20) + 512]), ["1048576 B", "1049088 B"]);
     }
 }

@@ -29,7 +29,10 @@ impl Revert {
         opening: &Opening,
     ) -> std::result::Result<super::Plan, (Error, bool)> {
         self.replace(host, &[]).map_err(|error| (error, self.is_replaced(host.as_ref()).unwrap_or(true)))?;
-        let chain = self.forget().and_then(|()| self.reopen(host, opening)).map_err(|error| (error, true))?;
+        let chain = self
+            .forget(host.as_ref())
+            .and_then(|()| self.reopen(host, opening))
+            .map_err(|error| (error, true))?;
         disk.swap(chain);
         Ok(self.plan)
     }

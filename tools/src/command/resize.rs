@@ -35,7 +35,7 @@ impl Arguments {
         let opening = self.source.opening(&host, Access::Write)?;
         let resize = Resize::prepare(&host, &self.image, &opening, |size| self.size.from(size))?;
         let plan = resize.plan();
-        let (from, to) = (size::show(plan.from), size::show(plan.to));
+        let [from, to] = size::show_apart([plan.from, plan.to]);
         let mut lines = vec![format!("{}: {from} -> {to}", self.image.display())];
         let grade = if plan.lost_bytes > 0 {
             lines.push(format!("the last {} of the disk are lost", size::show(plan.lost_bytes)));

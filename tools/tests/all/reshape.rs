@@ -180,6 +180,23 @@ fn a_head_that_qemu_wrote_is_not_refused() {
     assert_eq!(byte, [66]);
 }
 
+#[test]
+fn the_files_of_a_head_that_is_given_up_go_with_it() {
+    let folder = Scratch::new();
+    let (base, top) = (folder.file("vm.vmdk"), folder.file("vm-000001.vmdk"));
+    let new = NewImage { format: Format::Vmdk, size: Some(1 << 20), parent: None, options: vec![] };
+    create(&host(), &base, &new, &opening()).unwrap();
+    let parent = Some(NewParent { path: base.clone(), format: Format::Vmdk });
+    let options = vec![("subformat".to_owned(), "vmfsSparse".to_owned())];
+    create(&host(), &top, &NewImage { format: Format::Vmdk, size: None, parent, options }, &opening())
+        .unwrap();
+    assert!(folder.file("vm-000001-delta.vmdk").exists());
+    let writing = opening().with_format(Some(Format::Vmdk));
+    Revert::prepare(&host(), &top, &base, &writing).unwrap().run(&host(), &[]).unwrap();
+    assert!(!folder.file("vm-000001-delta.vmdk").exists() && top.exists());
+    assert_eq!(Chain::open(&host(), &top, &writing).unwrap().layers().len(), 2);
+}
+
 /// A version-2 head has its claim beside it: once another file has its name, the note would be read as that of
 /// whatever gets its inode.
 #[test]
