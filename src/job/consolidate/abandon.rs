@@ -6,7 +6,8 @@
 //! their old IDs must not stand for it. After the record the name opens the result: such a job can only be ended.
 //!
 //! At each step TOP opens, with the journal or without, so that a crash leaves a job to be given up again, or to go
-//! on with: first the journal says that nothing is done, then TOP is a head again, then from TOP down each layer of the run
+//! on with: first the journal says that nothing is done, then the target has the identity that its child's header knows,
+//! then TOP is a head again, then from TOP down each layer of the run
 //! gets a new epoch, loses its seal, and claims nothing of its parent, then they claim those epochs, and then the
 //! journal goes. No layer claims nothing while it has the seal of what it showed: it would open, and show something else.
 
@@ -216,6 +217,23 @@ impl Ending {
         Ok(self.host.kind(&place)?.is_some() && self.host.canonical(&place)? == parent.path)
     }
 
+    /// Gives each parent the identity by which the header of its child knows it, if its format has one and nobody else
+    /// changed it: the target has got another when it was written, and while nothing is claimed there is nothing else to
+    /// know it by. Other programs read the run then, too.
+    fn say_the_same(&self, run: &[Layer], target: &Layer) -> Result<()> {
+        for (child, parent) in run.iter().zip(run.iter().skip(1).chain([target])) {
+            let (image, known) =
+                (parent.image.as_ref(), child.image.parent().and_then(|named| named.identity));
+            let Some(known) = known.filter(|known| image.identity().is_some_and(|own| own != *known)) else {
+                continue;
+            };
+            if !matches!(self.ledger.look(image)?.trust, Trust::Doubted(_)) {
+                image.set_identity(known).map_err(|e| e.path(&parent.path))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the run stand on the changed target, and nobody take its layers for what they were.
     fn let_go(&self, journal: &Journal) -> Result<()> {
         let fold = journal.fold();
@@ -237,6 +255,7 @@ impl Ending {
             run.push(layer);
         }
         run.reverse();
+        self.say_the_same(&run, &target)?;
         let is_top = |at: usize| at == 0 && run.len() + 1 == fold.layers.len();
         if let Some(top) = run.first().filter(|_| is_top(0))
             && !self.has_children(top)?

@@ -338,6 +338,8 @@ impl Images {
 impl Images {
     fn replace_top(&self, ending: &Ending, by: &Path) -> Result<()> {
         ending.host.rename(by, &self.top.path)?;
+        // Durable before what is noted of the old TOP goes: a power cut that brings it back must find its claim.
+        ending.host.sync_folder(folder_of(&self.top.path))?;
         ending.ledger.forget_replaced(&self.top.path, self.top.image.as_ref())
     }
 

@@ -52,9 +52,16 @@ struct Reshaping {
 /// What makes the deed that belongs to a world.
 type Choice = fn(&mut World, &mut Seeded) -> base::Result<Deed>;
 
+/// What makes the world that belongs to a seed.
+type Make = fn(&mut Seeded, u64) -> base::Result<World>;
+
 fn scene(seed: u64, choose: Choice) -> Result<Box<dyn Scene>, String> {
+    scene_in(World::new, seed, choose)
+}
+
+fn scene_in(make: Make, seed: u64, choose: Choice) -> Result<Box<dyn Scene>, String> {
     let mut random = Seeded::new(seed);
-    let mut world = World::new(&mut random, seed).map_err(|e| e.to_string())?;
+    let mut world = make(&mut random, seed).map_err(|e| e.to_string())?;
     let deed = choose(&mut world, &mut random).map_err(|e| e.to_string())?;
     world.host = world.host.twin();
     Ok(Box::new(Reshaping { world, deed }))
@@ -92,7 +99,8 @@ pub(super) fn rebase(seed: u64) -> Result<Box<dyn Scene>, String> {
 
 /// Makes up the resize that belongs to `seed`.
 pub(super) fn resize(seed: u64) -> Result<Box<dyn Scene>, String> {
-    scene(seed, |_, random| Ok(Deed::Resize(512 * (1 + random.below(200)))))
+    // Not all formats have children of another size.
+    scene_in(World::qcow2, seed, |_, random| Ok(Deed::Resize(512 * (1 + random.below(200)))))
 }
 
 /// Makes up the compaction that belongs to `seed`.

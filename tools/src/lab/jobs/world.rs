@@ -5,7 +5,7 @@ use deltachain::{
     base::{self, GuestOffset, seed::Seeded, units::index},
     chain::{Chain, Opening, freeze, join},
     disk::Disk,
-    format::{self, Creation, Format, NoParts, ParentName, Repair},
+    format::{self, Creation, Format, NoParts, Repair},
     io::{Access, Entry, EntryKind, Host, Kept, faulty::SimHost},
     job::{
         Progress,
@@ -56,8 +56,22 @@ impl fmt::Debug for World {
 }
 
 impl World {
-    /// Makes the chain that belongs to `seed`; the same numbers of `random` decide on what else there is.
+    /// Makes the chain that belongs to `seed`; the same numbers of `random` decide on what else there is. Sixteen seeds
+    /// each have layers of the same format, the first ones qcow2.
     pub(crate) fn new(random: &mut Seeded, seed: u64) -> base::Result<Self> {
+        const FORMATS: [Format; 4] = [Format::Qcow2, Format::Vhdx, Format::Vpc, Format::Vmdk];
+        let format = FORMATS.get(index(seed / 16) % FORMATS.len()).copied().unwrap_or(Format::Qcow2);
+        let mut layers = layers(random);
+        if format != Format::Qcow2 {
+            layers = of_one_size(layers);
+            let deltas = layers.iter_mut().filter(|layer| layer.format != Format::Raw);
+            deltas.for_each(|layer| layer.format = format);
+        }
+        Self::of(layers, seed)
+    }
+
+    /// The same with qcow2 layers, whatever the seed.
+    pub(crate) fn qcow2(random: &mut Seeded, seed: u64) -> base::Result<Self> {
         Self::of(layers(random), seed)
     }
 
@@ -145,6 +159,19 @@ fn layers(random: &mut Seeded) -> Vec<Made> {
     (0..depth).map(|number| layer(number, depth, usual, random)).collect()
 }
 
+/// Children of the other formats are as large as their parents.
+fn of_one_size(mut layers: Vec<Made>) -> Vec<Made> {
+    let size = layers.last().map_or(0, |top| top.size);
+    for layer in &mut layers {
+        layer.size = size;
+        layer.writes.retain_mut(|(at, bytes, _)| {
+            *bytes = (*bytes).min(size.saturating_sub(*at));
+            *bytes > 0
+        });
+    }
+    layers
+}
+
 fn layer(number: usize, depth: usize, usual: u64, random: &mut Seeded) -> Made {
     let is_base = number == 0;
     let size = if random.chance(1, 3) { 512 * (16 + random.below(48)) } else { usual };
@@ -163,28 +190,33 @@ fn layer(number: usize, depth: usize, usual: u64, random: &mut Seeded) -> Made {
 
 impl Made {
     fn make(&self, host: &SimHost, parent: Option<&Self>, opening: &Opening) -> base::Result<()> {
-        let link = parent.map(|parent| {
-            ParentName::new(
-                match parent.name.strip_prefix(BELOW) {
-                    Some(beside) if self.name.starts_with(BELOW) => beside.into(),
-                    _ => parent.name.as_bytes().to_vec(),
-                },
-                Some(parent.format.name().to_owned()),
-            )
+        let open = |layer: &Self, opening: &Opening| {
+            let how = opening.clone().with_format(Some(layer.format));
+            Chain::open(&arc(host), &path(&layer.name), &how)
+        };
+        let place = path(&self.name);
+        let below = parent.map(|parent| open(parent, opening)).transpose()?;
+        let link = below.as_ref().map(|below| {
+            Ok::<_, base::Error>(below.head()?.name_in(place.parent().unwrap_or(Path::new(FOLDER))))
         });
-        let is_qcow2 = self.format == Format::Qcow2;
-        let options = is_qcow2.then(|| ("cluster_size".to_owned(), self.cluster.to_string()));
-        let creation = Creation { size: self.size, parent: link, options: options.into_iter().collect() };
-        let image = format::create(self.format, host.create(&path(&self.name))?, &creation, &NoParts)?;
-        if let Some(parent) = parent {
-            let below = Chain::open(&arc(host), &path(&parent.name), opening)?;
-            if let Some(known) = freeze(&ledger(host), below.layers())? {
-                join(&ledger(host), image.as_ref(), (below.head()?.image.as_ref(), &known))?;
-            }
+        let unit = match self.format {
+            Format::Qcow2 => Some(("cluster_size", self.cluster.to_string())),
+            Format::Vhdx => Some(("block_size", "1M".to_owned())),
+            Format::Vpc => Some(("block_size", "4k".to_owned())),
+            Format::Vmdk => Some(("cluster_size", "512".to_owned())),
+            _ => None,
+        };
+        let options = unit.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
+        let creation = Creation { size: self.size, parent: link.transpose()?, options };
+        let image = format::create(self.format, host.create(&place)?, &creation, &NoParts)?;
+        if let Some(below) = below
+            && let Some(known) = freeze(&ledger(host), below.layers())?
+        {
+            join(&ledger(host), image.as_ref(), (below.head()?.image.as_ref(), &known))?;
         }
         image.flush()?;
         drop(image);
-        let chain = Chain::open(&arc(host), &path(&self.name), &Opening::writing())?;
+        let chain = open(self, &Opening::writing())?;
         for (at, bytes, byte) in &self.writes {
             let at = GuestOffset::new(*at);
             if *byte == 0 {
