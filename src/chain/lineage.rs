@@ -34,7 +34,8 @@ pub fn lineage(ledger: &Ledger, layers: &[Layer]) -> Result<Vec<Standing>> {
             (Some(below), Some(parent)) => {
                 let standing = Standing::on(layer, known.clone(), &below.known, None);
                 let tops = layers.get(..=at + 1).unwrap_or_default();
-                match standing.refusal().filter(|refusal| is_bound(ledger, tops, (layer, parent), refusal)) {
+                let pair = (layer, parent, &below.known);
+                match standing.refusal().filter(|refusal| is_bound(ledger, tops, pair, refusal)) {
                     Some(_) => Standing::accepted(known, Lineage::Kept, below.known.trust),
                     None => standing,
                 }
@@ -83,12 +84,21 @@ impl Standing {
     }
 }
 
-/// Returns whether a job on one of `tops` is why `child` and `parent` do not name the same epoch.
+/// Returns whether a job on one of `tops` is why a child and its parent do not name the same epoch, or where the child
+/// makes no claim, why the parent is not what the child's header knows it by: the job has written it.
 ///
 /// A journal that cannot be read binds nothing.
-fn is_bound(ledger: &Ledger, tops: &[Layer], pair: (&Layer, &Layer), refusal: &Refusal) -> bool {
-    let Differs::Epoch { claimed, found } = refusal.differs else { return false };
-    let (child, parent) = pair;
+fn is_bound(
+    ledger: &Ledger,
+    tops: &[Layer],
+    (child, parent, known): (&Layer, &Layer, &Known),
+    refusal: &Refusal,
+) -> bool {
+    let (claimed, found) = match (refusal.differs, known.layer.frozen, known.trust) {
+        (Differs::Epoch { claimed, found }, ..) => (Some(claimed), found),
+        (Differs::Identity { .. }, Some(record), Trust::Trusted | Trust::Claimed) => (None, record.epoch),
+        _ => return false,
+    };
     let mut journals = tops.iter().filter_map(|top| ledger.journal(&top.path).ok().flatten());
     journals.any(|journal| journal.binds(&child.path, &parent.path, claimed, found).unwrap_or(false))
 }

@@ -328,15 +328,15 @@ impl Journal {
         self.host.sync_folder(folder_of(&self.path))
     }
 
-    /// Returns whether this job is why the parent's epoch is not the one that the child was made on: the child
-    /// is the run's oldest layer, the parent is the target, and both epochs are the journal's; or the child was made on
-    /// TOP, whose name opens the target by now.
-    pub fn binds(&self, child: &Path, parent: &Path, claimed: Epoch, found: Epoch) -> Result<bool> {
+    /// Returns whether this job is why the parent's epoch, `found`, is not the one that the child was made on: the child
+    /// is the run's oldest layer, the parent is the target, and both epochs are the journal's, if the child claims one at
+    /// all; or the child was made on TOP, whose name opens the target by now.
+    pub fn binds(&self, child: &Path, parent: &Path, claimed: Option<Epoch>, found: Epoch) -> Result<bool> {
         let is_target = self.fold.new_epoch == found;
-        if is_target && self.position.is_ready && self.fold.head_epoch == Some(claimed) {
+        if is_target && self.position.is_ready && claimed.is_some() && self.fold.head_epoch == claimed {
             return self.is_at(&self.fold.result, parent);
         }
-        let is_epoch = self.fold.old_epoch == Some(claimed) && is_target;
+        let is_epoch = is_target && (claimed.is_none() || self.fold.old_epoch == claimed);
         let (Some(target), run) =
             self.fold.layers.split_last().map_or((None, &[][..]), |(t, r)| (Some(t), r))
         else {

@@ -195,12 +195,14 @@ fn a_journal_binds_its_own_child_and_epochs_only() {
     let folder = Folder::new();
     let (middle, base) = (folder.at("middle"), folder.at("base"));
     let journal = Journal::create(&folder.host, &folder.at("top"), fold()).unwrap();
-    let binds = |child: &Path, parent: &Path, was, is| {
-        journal.binds(child, parent, Epoch::new(was), Epoch::new(is)).unwrap()
+    let binds = |child: &Path, parent: &Path, was: Option<u128>, is| {
+        journal.binds(child, parent, was.map(Epoch::new), Epoch::new(is)).unwrap()
     };
-    assert!(binds(&middle, &base, 11, 12));
-    assert!(!binds(&middle, &base, 10, 12), "another old epoch");
-    assert!(!binds(&middle, &base, 11, 13), "another new epoch");
-    assert!(!binds(&folder.at("top"), &base, 11, 12), "another child");
-    assert!(!binds(&middle, &folder.at("top"), 11, 12), "another parent");
+    for claimed in [Some(11), None] {
+        assert!(binds(&middle, &base, claimed, 12));
+        assert!(!binds(&middle, &base, claimed, 13), "another new epoch");
+        assert!(!binds(&folder.at("top"), &base, claimed, 12), "another child");
+        assert!(!binds(&middle, &folder.at("top"), claimed, 12), "another parent");
+    }
+    assert!(!binds(&middle, &base, Some(10), 12), "another old epoch");
 }

@@ -154,7 +154,9 @@ impl Migrating {
         let there: Vec<_> = self.world.views.iter().take(frozen).skip(self.held.unwrap_or(0)).collect();
         let layers = self.world.layers.iter().zip(&self.world.views).take(frozen);
         for (layer, view) in layers {
-            let may_go = self.removes_source && !is_kept && there.contains(&view);
+            // A match that could not be read is none: then the layer was copied.
+            let is_there = there.contains(&view) || store.contains(&layer.name);
+            let may_go = self.removes_source && !is_kept && is_there;
             if !may_go && !is_here(&layer.name) {
                 return Err(format!("{} is gone", layer.name));
             }

@@ -97,6 +97,8 @@ impl World {
         // beyond its first sector, and by who only reads a parent and notes beside it what it notes.
         let is_usual = seed.is_multiple_of(3);
         let opening = if is_usual { Opening::reading() } else { Opening::writing() };
+        // Every fifth is of other programs, which leave no claims.
+        let opening = Some(opening).filter(|_| seed % 5 != 4);
         layers.iter_mut().filter(|_| is_usual).for_each(|layer| layer.cluster = 4096);
         let host = SimHost::new();
         host.make_folder(Path::new(FOLDER))?;
@@ -105,7 +107,7 @@ impl World {
         }
         for (number, layer) in layers.iter().enumerate() {
             let parent = number.checked_sub(1).and_then(|below| layers.get(below));
-            layer.make(&host, parent, &opening)?;
+            layer.make(&host, parent, opening.as_ref())?;
         }
         // Every other world has frozen layers that are sealed.
         if seed.is_multiple_of(2)
@@ -189,13 +191,15 @@ fn layer(number: usize, depth: usize, usual: u64, random: &mut Seeded) -> Made {
 }
 
 impl Made {
-    fn make(&self, host: &SimHost, parent: Option<&Self>, opening: &Opening) -> base::Result<()> {
+    /// Makes it on `parent`, to which it is joined if that is opened for it as `joins` says.
+    fn make(&self, host: &SimHost, parent: Option<&Self>, joins: Option<&Opening>) -> base::Result<()> {
         let open = |layer: &Self, opening: &Opening| {
             let how = opening.clone().with_format(Some(layer.format));
             Chain::open(&arc(host), &path(&layer.name), &how)
         };
         let place = path(&self.name);
-        let below = parent.map(|parent| open(parent, opening)).transpose()?;
+        let reading = Opening::reading();
+        let below = parent.map(|parent| open(parent, joins.unwrap_or(&reading))).transpose()?;
         let link = below.as_ref().map(|below| {
             Ok::<_, base::Error>(below.head()?.name_in(place.parent().unwrap_or(Path::new(FOLDER))))
         });
@@ -209,7 +213,7 @@ impl Made {
         let options = unit.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
         let creation = Creation { size: self.size, parent: link.transpose()?, options };
         let image = format::create(self.format, host.create(&place)?, &creation, &NoParts)?;
-        if let Some(below) = below
+        if let Some(below) = below.filter(|_| joins.is_some())
             && let Some(known) = freeze(&ledger(host), below.layers())?
         {
             join(&ledger(host), image.as_ref(), (below.head()?.image.as_ref(), &known))?;
