@@ -32,6 +32,8 @@ guards! {
     WitnessBoot,
     /// A witness noted within the tick of the last write proves nothing.
     WitnessTick,
+    /// No witness is noted of files that the next writer puts right first.
+    WitnessRecovery,
     /// A witness goes before what it speaks of is changed.
     WitnessWithdrawn,
     /// A claim says nothing once the header names another parent.

@@ -33,6 +33,10 @@ impl<I: Image + ?Sized> Carrier for I {
         Image::set_identity(self, identity)
     }
 
+    fn awaits_recovery(&self) -> bool {
+        Image::awaits_recovery(self)
+    }
+
     fn format_name(&self) -> &'static str {
         self.format().name()
     }

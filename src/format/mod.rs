@@ -538,6 +538,12 @@ pub trait Image: Send + Sync + fmt::Debug {
         Ok(false)
     }
 
+    /// Returns whether whoever opens the image for writing changes its files before anything is written, as a cut or a killed
+    /// program left something to be put right.
+    fn awaits_recovery(&self) -> bool {
+        false
+    }
+
     /// Has the image say of itself what another one said that showed the same, durably, after all that was written: children
     /// know it by that. The next write changes it again where the format wants that; without such identities nothing is done.
     fn set_identity(&self, _identity: Identity) -> Result<()> {

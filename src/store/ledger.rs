@@ -49,6 +49,9 @@ pub trait Carrier {
     /// Has the image say that again of itself, durably, after what was written.
     fn set_identity(&self, identity: Identity) -> Result<()>;
 
+    /// Returns whether whoever opens the image for writing changes its files before anything is written.
+    fn awaits_recovery(&self) -> bool;
+
     /// Returns the name of the image's format.
     fn format_name(&self) -> &'static str;
 
@@ -466,7 +469,9 @@ impl Ledger {
         let bytes = (!layer.is_empty()).then_some(encoded.as_slice());
         let is_inside = image.store(bytes)?;
         let outside = (!is_inside && !layer.is_empty()).then(|| layer.clone());
-        let vouches = vouch == Vouch::Yes && layer.frozen.is_some();
+        // What puts the files right before the next write is no stranger.
+        let is_stable = !Guard::WitnessRecovery.trips(image.awaits_recovery());
+        let vouches = vouch == Vouch::Yes && layer.frozen.is_some() && is_stable;
         if is_inside || vouches {
             image.flush_with_time()?;
         }

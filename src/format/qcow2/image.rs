@@ -337,6 +337,11 @@ impl Image for Qcow2Image {
         Ok(change::record(&self.header.lock()))
     }
 
+    fn awaits_recovery(&self) -> bool {
+        let header = self.header.lock();
+        !self.is_writable && (header.is_dirty() || header.autoclear & !feature::KNOWN_AUTOCLEAR != 0)
+    }
+
     fn set_record(&self, record: Option<&[u8]>) -> Result<bool> {
         if !self.is_writable {
             return Ok(false);

@@ -266,6 +266,11 @@ impl Image for VhdxImage {
         Ok(self.state.read().metadata.record.as_deref().and_then(|item| change::record(item, data_guid)))
     }
 
+    fn awaits_recovery(&self) -> bool {
+        // Then the log is replayed in memory.
+        !std::ptr::addr_eq(Arc::as_ptr(&self.file), Arc::as_ptr(&self.bare))
+    }
+
     fn set_record(&self, record: Option<&[u8]>) -> Result<bool> {
         if !self.is_writable {
             return Ok(false);

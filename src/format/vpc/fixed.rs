@@ -23,6 +23,8 @@ use std::sync::Arc;
 pub(super) struct FixedImage {
     file: Arc<dyn File>,
     is_writable: bool,
+    /// Whether its footer is to be put right before anything is written.
+    awaits_recovery: bool,
     budget: Budget,
     state: RwLock<Sized>,
 }
@@ -65,7 +67,8 @@ impl FixedImage {
             footers.mend(&*file)?;
         }
         let state = RwLock::new(Sized { bytes, footer: footers.footer, end_at: footers.end_at });
-        Ok(Self { file, is_writable, budget: parts.budget(), state })
+        let awaits_recovery = !is_writable && footers.await_mending();
+        Ok(Self { file, is_writable, awaits_recovery, budget: parts.budget(), state })
     }
 
     fn check_range(&self, range: GuestRange) -> Result<HostRange> {
@@ -235,6 +238,10 @@ impl Image for FixedImage {
             None => Ok(()),
             Some(_) => Err(self.unsupported("cannot have a parent")),
         }
+    }
+
+    fn awaits_recovery(&self) -> bool {
+        self.awaits_recovery
     }
 
     fn set_identity(&self, identity: Identity) -> Result<()> {

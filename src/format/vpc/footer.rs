@@ -264,15 +264,27 @@ impl Footers {
             file.set_bytes(self.end_at.plus(FOOTER_BYTES).bytes())?;
             return file.flush();
         }
-        let has_copy = self.footer.kind()? != Kind::Fixed;
-        let places = [(self.end, self.end_at, true), (self.front, HostOffset::new(0), has_copy)];
-        for (found, at, is_wanted) in places {
-            if is_wanted && found != Found::Sound(self.footer) {
-                file.write_at(at, &self.footer.signed())?;
-                file.flush()?;
-            }
+        for at in self.wrong() {
+            file.write_at(at, &self.footer.signed())?;
+            file.flush()?;
         }
         Ok(())
+    }
+
+    /// Returns whether [`Footers::mend`] changes the file.
+    pub(super) fn await_mending(&self) -> bool {
+        self.is_stranded || self.wrong().next().is_some()
+    }
+
+    /// Returns where the footer that counts is not, and belongs.
+    fn wrong(&self) -> impl Iterator<Item = HostOffset> {
+        let has_copy = self.footer.disk_type != Kind::Fixed.number();
+        let places = [(self.end, self.end_at, true), (self.front, HostOffset::new(0), has_copy)];
+        let own = Found::Sound(self.footer);
+        places
+            .into_iter()
+            .filter(move |(found, _, is_wanted)| *is_wanted && *found != own)
+            .map(|(_, at, _)| at)
     }
 }
 

@@ -68,6 +68,8 @@ pub(super) struct SparseImage {
     share: Share,
     /// Held while the size changes: one change at a time.
     pub(super) resizing: Mutex<()>,
+    /// Whether footers are to be put right before anything is written.
+    awaits_recovery: bool,
     pub(super) claims: Claims,
     pub(super) header: Mutex<Header>,
     pub(super) state: RwLock<State>,
@@ -114,6 +116,7 @@ impl SparseImage {
             share: budget.join(),
             budget,
             resizing: Mutex::new(()),
+            awaits_recovery: !is_writable && footers.await_mending(),
             claims: Claims::default(),
             header: Mutex::new(header),
             state: RwLock::new(state),
@@ -278,6 +281,10 @@ impl Image for SparseImage {
 
     fn set_parent(&self, parent: Option<&ParentName>) -> Result<()> {
         self.check_writable().and_then(|()| self.name_parent(parent)).in_file(self.file.path())
+    }
+
+    fn awaits_recovery(&self) -> bool {
+        self.awaits_recovery
     }
 
     fn set_identity(&self, identity: Identity) -> Result<()> {

@@ -55,6 +55,10 @@ impl Carrier for Image {
         Ok(())
     }
 
+    fn awaits_recovery(&self) -> bool {
+        false
+    }
+
     fn format_name(&self) -> &'static str {
         "raw"
     }

@@ -59,6 +59,10 @@ impl Carrier for Split {
         Ok(())
     }
 
+    fn awaits_recovery(&self) -> bool {
+        false
+    }
+
     fn format_name(&self) -> &'static str {
         "raw"
     }

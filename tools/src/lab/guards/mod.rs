@@ -49,6 +49,7 @@ fn play(guard: Guard) -> Result<bool> {
         Guard::WitnessTime => Ok(records::doubts(|w| vec![records::changed(w, |w| w.modified_ns += 1)])),
         Guard::WitnessBoot => Ok(records::does_not_trust_another_boot()),
         Guard::WitnessTick => Ok(records::does_not_trust_the_same_tick()),
+        Guard::WitnessRecovery => records::does_not_doubt_what_a_writer_puts_right(),
         Guard::WitnessWithdrawn => Ok(chains::job_holds("seal", 3)),
         Guard::ClaimName => Ok(records::voids_a_claim_about_another_name()),
         Guard::ParentIdentity => Ok(records::refuses_another_identity()),

@@ -2,10 +2,10 @@
 
 use crate::jobs::world::ledger;
 use deltachain::{
-    base::{GuestOffset, Result},
+    base::{GuestOffset, HostOffset, Result},
     content::Tree,
     format::{self, Creation, Format, Image, NoParts, Nothing},
-    io::{Host, Witness, faulty::SimHost},
+    io::{Access, Host, Witness, faulty::SimHost},
     store::{
         Child, Claim, Epoch, Evidence, Identity, Known, LayerRecord, Lineage, Record, Seen, Trust, accept,
         trust,
@@ -83,6 +83,23 @@ fn frozen() -> Result<(SimHost, Arc<dyn Image>, Known, Tree)> {
     let image = format::create(Format::Qcow2, host.create(Path::new("/image"))?, &creation, &NoParts)?;
     let known = ledger(&host).freeze(image.as_ref())?;
     Ok((host, image, known, Tree::new(65536)))
+}
+
+/// A parent that a killed program left, noted by who only reads it: to open it for writing is no stranger's deed.
+pub(super) fn does_not_doubt_what_a_writer_puts_right() -> Result<bool> {
+    let (host, place) = (SimHost::new(), Path::new("/image"));
+    let creation = Creation { size: 65536, parent: None, options: Vec::new() };
+    format::create(Format::Qcow2, host.create(place)?, &creation, &NoParts)?.flush()?;
+    let file = host.open(place, Access::Write)?;
+    // An autoclear feature that nobody knows (byte 0x58).
+    file.write_at(HostOffset::new(0x58), &[1])?;
+    file.flush()?;
+    drop(file);
+    let open =
+        |access| format::open(Format::Qcow2, host.open(place, access)?, access == Access::Write, &NoParts);
+    ledger(&host).freeze(open(Access::Read)?.as_ref())?;
+    drop(open(Access::Write)?);
+    Ok(ledger(&host).look(open(Access::Read)?.as_ref())?.trust == Trust::Claimed)
 }
 
 pub(super) fn refuses_to_seal_what_was_written() -> Result<bool> {
