@@ -33,6 +33,10 @@ impl<I: Image + ?Sized> Carrier for I {
         Image::set_identity(self, identity)
     }
 
+    fn keep_identity(&self, keeps: bool) {
+        Image::keep_identity(self, keeps);
+    }
+
     fn awaits_recovery(&self) -> bool {
         Image::awaits_recovery(self)
     }

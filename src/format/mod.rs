@@ -538,6 +538,9 @@ pub trait Image: Send + Sync + fmt::Debug {
         Ok(false)
     }
 
+    /// Has the image keep what it says of itself while what is written leaves its view as it is, until that is taken back.
+    fn keep_identity(&self, _keeps: bool) {}
+
     /// Returns whether whoever opens the image for writing changes its files before anything is written, as a cut or a killed
     /// program left something to be put right.
     fn awaits_recovery(&self) -> bool {

@@ -49,6 +49,9 @@ pub trait Carrier {
     /// Has the image say that again of itself, durably, after what was written.
     fn set_identity(&self, identity: Identity) -> Result<()>;
 
+    /// Has the image keep its identity while what is written leaves its view as it is, until that is taken back.
+    fn keep_identity(&self, keeps: bool);
+
     /// Returns whether whoever opens the image for writing changes its files before anything is written.
     fn awaits_recovery(&self) -> bool;
 
@@ -220,11 +223,10 @@ impl Ledger {
         let found = self.find(image)?;
         let known = found.known();
         let change = || {
-            let done = change()?;
-            match known.identity.filter(|then| image.identity() != Some(*then)) {
-                Some(then) => image.set_identity(then).map(|()| done),
-                None => Ok(done),
-            }
+            image.keep_identity(true);
+            let done = change();
+            image.keep_identity(false);
+            done
         };
         if !matches!(known.trust, Trust::Trusted | Trust::Claimed) {
             return change();

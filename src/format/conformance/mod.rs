@@ -122,6 +122,7 @@ macro_rules! for_all {
             rules::many_writers_of_the_same_blocks_lose_nothing,
             rules::what_is_given_up_is_used_again,
             rules::a_record_stays_until_it_is_taken_out,
+            rules::an_identity_changes_with_the_first_write_unless_it_is_kept,
             cut::what_was_flushed_outlives_a_power_cut,
             history::a_disk_of_any_past_is_the_one_that_was_written,
         }

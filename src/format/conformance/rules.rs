@@ -3,7 +3,7 @@
 use super::{Kind, Pair, noise};
 use crate::{
     base::{ErrorKind, GuestOffset, GuestRange, HostOffset, units::index},
-    format::{StoredRecord, conformance::named},
+    format::{Format, StoredRecord, conformance::named},
     io::{File, Kept, memory::MemoryFile},
     map::{self, State},
 };
@@ -315,5 +315,29 @@ pub(super) fn a_child_that_loses_its_parent_keeps_what_it_holds(kind: &Kind) {
     let first = GuestOffset::new(0).range(kind.block);
     let old = pair.below.0[..index(kind.block)].to_vec();
     assert!(pair.shown(first) == old, "what it never held is its parent's");
+    pair.end();
+}
+
+pub(super) fn an_identity_changes_with_the_first_write_unless_it_is_kept(kind: &Kind) {
+    let mut pair = Pair::new(kind);
+    let place = GuestOffset::new(0).range(kind.block);
+    pair.write(place);
+    pair.reopen(true);
+    let then = pair.image().identity();
+    assert_eq!(then.is_some(), !matches!(kind.format, Format::Raw | Format::Qcow2));
+    pair.image().keep_identity(true);
+    for step in 0..2 {
+        pair.write(place);
+        assert_eq!(pair.image().identity(), then, "in step {step}");
+        pair.image().flush().unwrap();
+    }
+    pair.reopen(true);
+    assert_eq!(pair.image().identity(), then);
+    pair.image().keep_identity(true);
+    pair.write(place);
+    pair.image().keep_identity(false);
+    pair.write(place);
+    // What a VHD is known by stays as long as it does.
+    assert_eq!(pair.image().identity() != then, matches!(kind.format, Format::Vhdx | Format::Vmdk));
     pair.end();
 }

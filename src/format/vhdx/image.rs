@@ -58,6 +58,8 @@ pub(super) struct VhdxImage {
     budget: Budget,
     /// Whether the data's GUID is another one than before the opening.
     pub(super) is_data_begun: AtomicBool,
+    /// Whether the data keeps its GUID, as what is written leaves the view as it is.
+    keeps_identity: AtomicBool,
     /// Held while the size or the parent changes: one change at a time.
     pub(super) reshaping: Mutex<()>,
     pub(super) claims: Claims,
@@ -101,6 +103,7 @@ impl VhdxImage {
             is_writable,
             budget,
             is_data_begun: AtomicBool::new(false),
+            keeps_identity: AtomicBool::new(false),
             reshaping: Mutex::new(()),
             claims: Claims::default(),
             session: Mutex::new(session),
@@ -132,6 +135,9 @@ impl VhdxImage {
             return Ok(());
         }
         let mut session = self.session.lock();
+        if self.keeps_identity.load(Ordering::Acquire) {
+            return session.begin(self.file.as_ref());
+        }
         if !self.is_data_begun.load(Ordering::Acquire) {
             self.begin_data(&mut session)?;
             self.is_data_begun.store(true, Ordering::Release);
@@ -264,6 +270,10 @@ impl Image for VhdxImage {
     fn record(&self) -> Result<Option<StoredRecord>> {
         let data_guid = self.session.lock().header.data_guid;
         Ok(self.state.read().metadata.record.as_deref().and_then(|item| change::record(item, data_guid)))
+    }
+
+    fn keep_identity(&self, keeps: bool) {
+        self.keeps_identity.store(keeps, Ordering::Release);
     }
 
     fn awaits_recovery(&self) -> bool {

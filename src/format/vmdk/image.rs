@@ -11,7 +11,7 @@ use super::{
     create,
     desk::{Desk, cid_of},
     details,
-    mark::{Begun, marks},
+    mark::{Begun, Cid, marks},
     open,
     read::range_of,
     space::Space,
@@ -109,7 +109,7 @@ impl VmdkImage {
     /// The image was just made: nobody knows its identity yet.
     pub(super) fn into_new(self) -> Self {
         self.is_begun.store(true, Ordering::Release);
-        *self.begun.lock() = Begun { has_cid: true, is_marked: true, stays: true };
+        *self.begun.lock() = Begun { cid: Cid::New, is_marked: true, stays: true };
         if let Some(desk) = self.desk.lock().as_mut() {
             desk.is_changed = true;
         }
@@ -155,7 +155,7 @@ impl VmdkImage {
         self.flush_all()?;
         if let Some(desk) = self.desk.lock().as_mut() {
             desk.change_cid(cid, seed::fresh())?;
-            self.begun.lock().has_cid = false;
+            self.begun.lock().cid = Cid::Old;
             self.is_begun.store(false, Ordering::Release);
         }
         Ok(())
@@ -294,6 +294,15 @@ impl Image for VmdkImage {
         }
         let mut desk = self.desk.lock();
         self.named(desk.as_mut().map_or(Ok(false), |desk| desk.set_record(record)))
+    }
+
+    fn keep_identity(&self, keeps: bool) {
+        let mut begun = self.begun.lock();
+        begun.cid = match begun.cid {
+            Cid::Old if keeps => Cid::Kept,
+            Cid::Kept if !keeps => Cid::Old,
+            cid => cid,
+        };
     }
 
     fn set_identity(&self, identity: Identity) -> Result<()> {

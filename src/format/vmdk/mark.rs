@@ -17,11 +17,22 @@ use crate::{
 use parking_lot::MutexGuard;
 use std::sync::atomic::Ordering;
 
+/// What becomes of the disk's identity with the next change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Cid {
+    /// It gets another one.
+    #[default]
+    Old,
+    /// It stays: what is written leaves the view as it is.
+    Kept,
+    /// It is another one than when the disk was opened.
+    New,
+}
+
 /// What goes before the first change of an opening.
 #[derive(Debug, Default)]
 pub(super) struct Begun {
-    /// Whether the disk has another identity than the one that it was opened with.
-    pub(super) has_cid: bool,
+    pub(super) cid: Cid,
     /// Whether headers say that the disk was not closed.
     pub(super) is_marked: bool,
     /// Whether that is not ours to take back.
@@ -43,16 +54,19 @@ impl VmdkImage {
         if !begun.is_marked {
             let is_any = self.write_marks(true)?;
             // Else the flush of the identity is that of the same file.
-            if is_any && (self.beside.is_some() || begun.has_cid) {
+            if is_any && (self.beside.is_some() || begun.cid != Cid::Old) {
                 self.space.flush()?;
             }
             begun.is_marked = true;
         }
-        if let Some(desk) = desk.as_mut().filter(|_| !begun.has_cid) {
+        if begun.cid == Cid::Kept {
+            return Ok(());
+        }
+        if let Some(desk) = desk.as_mut().filter(|_| begun.cid == Cid::Old) {
             let fresh = seed::fresh();
             desk.change_cid(cid_of(fresh), fresh)?;
         }
-        begun.has_cid = true;
+        begun.cid = Cid::New;
         self.is_begun.store(true, Ordering::Release);
         Ok(())
     }

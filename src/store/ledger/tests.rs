@@ -55,6 +55,8 @@ impl Carrier for Image {
         Ok(())
     }
 
+    fn keep_identity(&self, _keeps: bool) {}
+
     fn awaits_recovery(&self) -> bool {
         false
     }

@@ -59,6 +59,8 @@ impl Carrier for Split {
         Ok(())
     }
 
+    fn keep_identity(&self, _keeps: bool) {}
+
     fn awaits_recovery(&self) -> bool {
         false
     }
