@@ -3,9 +3,10 @@
 //! Children elsewhere are seen only where it is noted that there are some; whoever asks says where it was looked.
 
 use crate::{
-    base::{Error, Guard},
+    base::{Error, Guard, Result},
     chain::{Family, Layer},
     io::{Witness, is_marked_read_only},
+    store::{Ledger, Trust},
 };
 use std::path::Path;
 
@@ -21,6 +22,23 @@ pub(super) fn why_not(family: &Family, (layers, files): (&[Layer], &[Witness]), 
     }
     let files = layer.image.files();
     files.iter().any(|f| is_marked_read_only(f.as_ref())).then(|| Error::policy("is read-only"))
+}
+
+/// Returns whether the record of a layer is in doubt and nothing in `family` lies on it: then nobody needs the record, and
+/// what speaks against it is no reason to leave the layer as it is.
+///
+/// `Policy` if something lies on it: a new record would wipe out what speaks against the old one.
+pub(super) fn is_void(ledger: &Ledger, family: &Family, layer: &Layer) -> Result<bool> {
+    let image = layer.image.as_ref();
+    let Trust::Doubted(doubt) = ledger.look(image)?.trust else { return Ok(false) };
+    let header = image.files().first().map(|file| file.witness()).transpose()?;
+    match header.and_then(|header| family.children_of(&header).next()) {
+        None => Ok(true),
+        Some(child) => {
+            let what = format!("its record is in doubt: {doubt}; {} lies on it", child.path.display());
+            Err(Error::policy(what).subject(&child.path).path(&layer.path))
+        }
+    }
 }
 
 /// Returns why a further file of the image at `own` is not that image's alone, if so.

@@ -4,11 +4,11 @@
 //! written into the image (which changes nothing, it was read there before), that is made durable, and only
 //! then does the header name the new parent, in one step.
 
-use super::{Progress, diff::first_difference};
+use super::{Progress, diff::first_difference, own};
 use crate::{
     base::{Error, ErrorKind, GuestOffset, GuestRange, Result, units::index},
     chain::{
-        Both, Chain, Layer, Opening, Pair, Run, View, check_lineage, freeze, is_plain, join, lineage,
+        Both, Chain, Family, Layer, Opening, Pair, Run, View, check_lineage, freeze, is_plain, join, lineage,
         open_layer, refuse_cut_off, refuse_leased,
     },
     disk::Disk,
@@ -68,6 +68,8 @@ pub struct Rebase {
     plan: Plan,
     ledger: Option<Ledger>,
     proves: bool,
+    /// Whether the image has a record that is in doubt, and that nobody needs.
+    is_void: bool,
 }
 
 /// What has to be done so that a run reads the same without the old parent.
@@ -108,6 +110,11 @@ impl Rebase {
             refuse_cut_off(ledger, &head.path)?;
         }
         refuse_leased(host.as_ref(), std::slice::from_ref(&head))?;
+        let folder = head.path.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let is_void = match &opening.ledger {
+            Some(ledger) => own::is_void(ledger, &Family::scan(host.as_ref(), &[folder])?, &head)?,
+            None => false,
+        };
         let new = parent.map(|p| open_new(host, &head, opening, p)).transpose()?;
         let link = new.as_ref().map(|chain| link(&head, chain)).transpose()?;
         let old = chain.below();
@@ -130,6 +137,7 @@ impl Rebase {
             plan,
             ledger: opening.ledger.clone(),
             proves: false,
+            is_void,
         };
         rebase.refuse_snapshots()?;
         rebase.find_work()?;
@@ -198,6 +206,9 @@ impl Rebase {
     /// Does it. Stopped or cut off at any moment, the image shows what it showed, on its old parent.
     pub fn run(self, progress: &Progress) -> Result<Plan> {
         let image = &self.chain.head()?.image;
+        if let Some(ledger) = self.ledger.as_ref().filter(|_| self.is_void) {
+            ledger.release(image.as_ref())?;
+        }
         let known = match (&self.ledger, &self.new) {
             (Some(ledger), Some(new)) => freeze(ledger, new.layers())?,
             _ => None,

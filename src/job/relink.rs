@@ -11,7 +11,7 @@
 //! one image is told of that one, and the others are mended all the same.
 
 use super::{
-    Progress,
+    Progress, own,
     seal::{self, full_tree},
     verify,
 };
@@ -421,6 +421,9 @@ impl Search<'_> {
             let writing = self.reading(child).with_access(Access::Write);
             let layer = open_layer(self.host, &child.path, &writing)?;
             refuse_leased(self.host.as_ref(), std::slice::from_ref(&layer))?;
+            if own::is_void(self.ledger, self.family, &layer)? {
+                self.ledger.release(layer.image.as_ref())?;
+            }
             // First: what cannot be a parent is not named as one.
             let known = freeze(self.ledger, parent.layers())?;
             // The view stays what it is: a frozen child is as trusted afterwards as it was.

@@ -197,6 +197,31 @@ fn the_files_of_a_head_that_is_given_up_go_with_it() {
     assert_eq!(Chain::open(&host(), &top, &writing).unwrap().layers().len(), 2);
 }
 
+/// What a snapshot that was killed leaves: a head with the record of a frozen layer, which its guest goes on to write.
+#[test]
+fn an_image_whose_record_is_in_doubt_gets_another_parent_only_if_nothing_lies_on_it() {
+    let folder = family();
+    let (top, child) = (folder.file("top"), folder.file("child"));
+    take(&folder, "top", "child").unwrap();
+    folder.qemu_io("qcow2", "top", &["write -q -P 9 0 64k"]);
+    let shown = folder.flat("qcow2", "top");
+    let parent = NewParent { path: folder.file("base"), format: Format::Qcow2 };
+    let opening = Opening::writing().with_ledger(Ledger::new(host(), None));
+    let rebase = || Rebase::prepare(&host(), &top, &opening, Some(&parent));
+    let named = || Chain::open(&host(), &top, &Opening::reading()).unwrap().layers()[1].path.clone();
+    let before = named();
+    let refused = rebase().unwrap_err();
+    assert!(
+        refused.kind() == ErrorKind::Policy && refused.to_string().contains("child lies on it"),
+        "{refused}"
+    );
+    std::fs::remove_file(child).unwrap();
+    assert_eq!(named(), before);
+    rebase().unwrap().run(&Progress::default()).unwrap();
+    assert_same(&folder.flat("qcow2", "top"), &shown, "after the rebase");
+    assert!(named() != before && Chain::open(&host(), &top, &opening).is_ok());
+}
+
 /// A version-2 head has its claim beside it: once another file has its name, the note would be read as that of
 /// whatever gets its inode.
 #[test]
