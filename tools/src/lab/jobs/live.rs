@@ -367,9 +367,9 @@ impl Scene for Live {
         self.judge_below(host)?;
         if self.is_below() {
             check(host, &self.world.path(self.run))?;
-            // Nobody has had the head since: who serves it again puts right what the cut left of a VHD's footers.
-            drop(Self::disk(host).map_err(|e| e.to_string())?);
         }
+        // Nobody may have had the head since: who serves it again puts right what the cut left of a VHD's footers.
+        drop(Chain::open(&arc(host), &result, &Self::opening(host)).map_err(|e| e.to_string())?);
         check(host, &result)
     }
 }
