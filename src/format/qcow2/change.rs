@@ -118,28 +118,28 @@ pub(super) fn write_extension(
     if in_place(file, header, &both)? {
         return Ok(true);
     }
-    // The list may lie beyond the sector with the bits: one of both comes first, and neither says a thing alone.
-    if bytes.is_some() {
-        let half = if is_bit_first(header, kind) {
-            Header { autoclear: both.autoclear, ..header.clone() }
-        } else {
-            list
-        };
-        if in_place(file, header, &half)? {
-            file.flush()?;
-            if in_place(file, header, &both)? {
-                return Ok(true);
-            }
+    // The list may lie beyond the sector with the bits: one of both comes first, if neither says a thing alone.
+    if let Some(half) = bytes.and_then(|_| half_way(header, &list, &both, kind))
+        && in_place(file, header, &half)?
+    {
+        file.flush()?;
+        if in_place(file, header, &both)? {
+            return Ok(true);
         }
     }
     moved(file, header, &both)
 }
 
-/// Whether the bits of an extension that is to be added come before it. A record without its bit is one that a foreign
-/// writer made worthless, a bit without a record is nothing; bitmaps without their bit are none, and the bit must not be
-/// there without them.
-fn is_bit_first(header: &Header, kind: u32) -> bool {
-    kind == extension::RECORD && header.extension(kind).is_none()
+/// Returns what the header may say between `header` and `both`, if there is such a thing. A bit without a record is nothing,
+/// so that it comes before one that is added. A record without its bit is one that a foreign writer made worthless, which
+/// what is noted beside the image may stand in for: neither another one nor its bit may come alone. Bitmaps without their
+/// bit are none, and the bit must not be there without them.
+fn half_way(header: &Header, list: &Header, both: &Header, kind: u32) -> Option<Header> {
+    match (kind, header.extension(kind)) {
+        (extension::RECORD, Some(_)) => None,
+        (extension::RECORD, None) => Some(Header { autoclear: both.autoclear, ..header.clone() }),
+        _ => Some(list.clone()),
+    }
 }
 
 /// Returns the project's record; none in version 2, where no bit tells a foreign writer.
