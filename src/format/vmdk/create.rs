@@ -217,9 +217,11 @@ pub(super) fn link(parent: Option<&ParentName>, fresh: u32) -> Result<[(&'static
     let name = std::str::from_utf8(&parent.name).ok().filter(|name| name.bytes().all(is_plain));
     let refusal = || Error::invalid(format!("the parent's name '{}' cannot stand in a descriptor", shown()));
     let name = name.filter(|name| !name.is_empty()).ok_or_else(refusal)?;
+    // A name with no other slash would be one of Windows, in which this one leads into a folder.
+    let here = if name.contains('\\') && !name.contains('/') { "./" } else { "" };
     Ok([
         ("parentCID", Some(format!("{cid:08x}"))),
-        ("parentFileNameHint", Some(name.to_owned())),
+        ("parentFileNameHint", Some(format!("{here}{name}"))),
         (PARENT_FORMAT, format),
     ])
 }
