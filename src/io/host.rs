@@ -84,6 +84,9 @@ pub trait Host: Send + Sync + fmt::Debug {
     /// Returns what `path` stands for, `None` if nothing; links are followed.
     fn kind(&self, path: &Path) -> Result<Option<EntryKind>>;
 
+    /// Returns whether anything has that name, a link that leads nowhere included: nothing new can get it.
+    fn is_taken(&self, path: &Path) -> Result<bool>;
+
     /// Returns the path with all links resolved and no `.` or `..`; `NotFound` if it is not there.
     fn canonical(&self, path: &Path) -> Result<PathBuf>;
 

@@ -129,6 +129,10 @@ impl Target {
     /// Takes the name; `Exists` if a file has it.
     pub(super) fn new(host: &Arc<dyn Host>, path: &Path) -> Result<Self> {
         let place = match host.kind(path)? {
+            // A link that leads nowhere.
+            None if host.is_taken(path)? => {
+                return Err(Error::new(ErrorKind::Exists, "is there already").path(path));
+            }
             None => {
                 // What is left of an earlier run only takes space: it is in nobody's way if it cannot be removed.
                 let _ = Draft::sweep(host.as_ref(), path);
@@ -205,7 +209,11 @@ impl Target {
 
 /// Returns whether a name opens that file.
 fn is_named(host: &dyn Host, path: &Path, file: &dyn File) -> Result<bool> {
-    Ok(host.witness(path)?.same_file(&file.witness()?))
+    match host.witness(path) {
+        // A link that leads nowhere, too.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        found => Ok(found?.same_file(&file.witness()?)),
+    }
 }
 
 /// The further files of a new image: drafts until the image gets its name, which go again with it unless they are kept.
@@ -221,7 +229,7 @@ struct MadeParts {
 impl MadeParts {
     /// Makes a file; `Exists`, and nothing touched, if anything has the name.
     fn make(&self, path: PathBuf) -> Result<Arc<dyn File>> {
-        if self.host.kind(&path)?.is_some() {
+        if self.host.is_taken(&path)? {
             return Err(Error::new(ErrorKind::Exists, "is there already").path(&path));
         }
         // As for the image itself.

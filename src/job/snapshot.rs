@@ -79,7 +79,7 @@ pub fn snapshot_as(
     options: &[(String, String)],
     opening: &Opening,
 ) -> Result<Taken> {
-    if host.kind(new)?.is_some() {
+    if host.is_taken(new)? {
         return Err(Error::new(crate::base::ErrorKind::Exists, "is there already").path(new));
     }
     // The write lock is the proof that nobody goes on writing what is about to be frozen.

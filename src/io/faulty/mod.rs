@@ -385,6 +385,10 @@ impl Host for SimHost {
         }))
     }
 
+    fn is_taken(&self, path: &Path) -> Result<bool> {
+        Ok(self.kind(path)?.is_some())
+    }
+
     fn canonical(&self, path: &Path) -> Result<PathBuf> {
         self.kind(path)?.map(|_| resolved(path)).ok_or_else(|| not_found(path))
     }

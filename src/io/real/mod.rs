@@ -243,6 +243,14 @@ impl Host for RealHost {
         }
     }
 
+    fn is_taken(&self, path: &Path) -> Result<bool> {
+        match rustix::fs::lstat(path) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(false),
+            Err(e) => Err(Error::io("look for", e.into()).path(path)),
+        }
+    }
+
     fn canonical(&self, path: &Path) -> Result<PathBuf> {
         fs::canonicalize(path).map_err(io_error("resolve")).in_file(path)
     }

@@ -428,7 +428,7 @@ impl Scene<'_> {
     fn check_place(&self, target: Option<&Layer>, plan: &mut Plan, work: &Work) -> Result<()> {
         let Some(target) = target else {
             Draft::check_name(&plan.result)?;
-            if self.host.kind(&plan.result)?.is_some() {
+            if self.host.is_taken(&plan.result)? {
                 return Err(Error::new(ErrorKind::Exists, "is there already").path(&plan.result));
             }
             plan.need_bytes = plan.copy_bytes;

@@ -117,7 +117,7 @@ fn placed(
         }
         let to = folder.join(names.take(name_of(layer, own), &layer.path));
         let is_done = is_done(host, &[file.witness()?], &to, transfer)?;
-        if !is_done && host.kind(&to)?.is_some() {
+        if !is_done && host.is_taken(&to)? {
             return Err(Error::new(ErrorKind::Exists, "is there already").path(to));
         }
         let bytes = file.allocated_bytes()?;

@@ -101,7 +101,7 @@ pub(super) fn placed(
                 return Err(Error::unsupported(what).path(place));
             }
             taken.insert(place.clone());
-            if !is_done && host.kind(place)?.is_some() {
+            if !is_done && host.is_taken(place)? {
                 return Err(Error::new(ErrorKind::Exists, "is there already").path(place));
             }
         }

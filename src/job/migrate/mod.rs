@@ -123,7 +123,7 @@ impl Migration {
         if plan.top.parent() == Some(&plan.store) {
             return Err(Error::invalid("lies in that folder already").path(&plan.top));
         }
-        if host.kind(&plan.result)?.is_some() {
+        if host.is_taken(&plan.result)? {
             return Err(Error::new(ErrorKind::Exists, "is there already").path(&plan.result));
         }
         if plan.aside.is_none() && plan.removed.is_empty() {

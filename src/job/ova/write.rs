@@ -91,7 +91,7 @@ impl Archive<'_> {
 ///
 /// `Exists` if a file has the name; `Interrupted` when told to stop, and then nothing is left behind.
 pub fn write(host: &Arc<dyn Host>, disks: &[View], path: &Path, progress: &Progress) -> Result<Written> {
-    if host.kind(path)?.is_some() {
+    if host.is_taken(path)? {
         return Err(Error::new(ErrorKind::Exists, "is there already").path(path));
     }
     // What is left of an earlier run only takes space: it is in nobody's way if it cannot be removed.

@@ -137,7 +137,7 @@ pub fn forget_intended(
 
 impl<'a> Going<'a> {
     fn prepare(host: &Arc<dyn Host>, disk: &'a Disk, ledger: &Ledger) -> Result<Self> {
-        if host.kind(&disk.new)?.is_some() {
+        if host.is_taken(&disk.new)? {
             return Err(Error::new(ErrorKind::Exists, "is there already").path(&disk.new));
         }
         let before = disk.disk.chain();

@@ -355,6 +355,10 @@ impl Host for Watching {
         self.host.kind(path)
     }
 
+    fn is_taken(&self, path: &Path) -> Result<bool> {
+        self.host.is_taken(path)
+    }
+
     fn canonical(&self, path: &Path) -> Result<PathBuf> {
         self.host.canonical(path)
     }
