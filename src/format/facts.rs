@@ -104,6 +104,8 @@ pub struct Details {
     pub marks_zeros: bool,
     /// Whether it is made in one go: whole units, compressed, in the disk's order, each once.
     pub is_stream: bool,
+    /// Whether it stores compressed units.
+    pub packs: bool,
     /// Whether it can hold persistent bitmaps.
     pub holds_bitmaps: bool,
     /// Whether the image was not closed cleanly.
@@ -165,7 +167,8 @@ impl Checked {
 }
 
 /// What a new image is made of, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that have nothing to do with each other")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Measure {
     /// What it allocates at once.
     pub unit: u64,
@@ -177,4 +180,8 @@ pub struct Measure {
     pub is_whole: bool,
     /// Whether it can hold bitmaps.
     pub has_bitmaps: bool,
+    /// Whether it stores compressed units.
+    pub packs: bool,
+    /// Whether it is one file, and written in any order: what a layer is that a job makes.
+    pub can_be_layer: bool,
 }

@@ -515,6 +515,11 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// `Corrupt`, and nothing done, if what is free cannot be told for sure.
     fn release(&self) -> Result<u64>;
 
+    /// Fails with `Policy` if a part of the disk is never written, whoever writes.
+    fn check_fillable(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Fails where [`Image::resize`] would because no such image has that size, or this one keeps its own; as far as that is
     /// known without trying.
     fn check_size(&self, _bytes: u64) -> Result<()> {

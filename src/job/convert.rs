@@ -14,7 +14,7 @@ use crate::{
         units::{SECTOR_BYTES, index},
     },
     chain::{Run, View},
-    format::{Creation, Format, Image, Nothing},
+    format::{self, Creation, Format, Image, Nothing},
     io::{self, Host, Kept},
     map::State,
     store::Ledger,
@@ -125,6 +125,10 @@ pub(super) fn make(
     let size = source.size().next_multiple_of(SECTOR_BYTES);
     let layers = source.images().iter().map(AsRef::as_ref);
     let creation = Creation { size, parent: None, options: options_on(layers, format, options) };
+    if is_packed {
+        refuse_unpacked(format::measure(format, &creation).is_ok_and(|new| !new.packs), format)
+            .map_err(|e| e.path(path))?;
+    }
     let image = target.create(host, (format, &creation), source.budget())?;
     // A device holds what it held before.
     let filling = Filling { is_blank: !target.is_device(), is_packed };
@@ -132,6 +136,16 @@ pub(super) fn make(
     Ledger::new(Arc::clone(host), None).know(image.as_ref())?;
     let converted = Converted { image: path.to_path_buf(), format, size, written_bytes };
     Ok(Made { target, image, converted })
+}
+
+/// Refuses what has no compressed units.
+pub(super) fn refuse_unpacked(is_unpacked: bool, format: Format) -> Result<()> {
+    if !is_unpacked {
+        return Ok(());
+    }
+    let what =
+        format!("cannot be compressed as {format}: qcow2 can, and vmdk with subformat=streamOptimized");
+    Err(Error::unsupported(what))
 }
 
 /// Makes `target` show what `source` shows; returns how many bytes were written. Durable once `target` is flushed.
@@ -145,8 +159,8 @@ pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Prog
     let details = target.details()?;
     let filling = Filling { is_packed: filling.is_packed || details.is_stream, ..filling };
     let unit = if filling.is_packed {
-        let refusal = || Error::unsupported("this format cannot compress");
-        details.cluster_bytes.ok_or_else(refusal)?
+        refuse_unpacked(!details.packs, target.format())?;
+        details.cluster_bytes.unwrap_or(JOINED_BYTES)
     } else {
         target.unit().max(4096)
     };
@@ -156,10 +170,14 @@ pub fn fill(source: &View, target: &dyn Image, filling: Filling, progress: &Prog
     let job = Fill { source, target, filling, unit, is_shared, unflushed, progress };
     let mut written = 0;
     for stride in GuestOffset::new(0).range(target.size()).pieces(STRIDE_BYTES) {
+        progress.checkpoint()?;
         let steps = job.plan(stride)?;
         written += steps.iter().map(Step::written_bytes).sum::<u64>();
-        let done = if details.is_stream { job.perform_in_order(&steps) } else { job.perform(&steps) };
-        done?;
+        if details.is_stream {
+            job.perform_in_order(&steps)?;
+        } else if !steps.is_empty() {
+            job.perform(&steps)?;
+        }
         progress.passed(stride.bytes - steps.iter().map(|s| s.range().bytes).sum::<u64>());
     }
     Ok(written)

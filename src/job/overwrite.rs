@@ -5,7 +5,7 @@
 
 use super::{
     Progress,
-    convert::{Converted, Filling, fill},
+    convert::{Converted, Filling, fill, refuse_unpacked},
     snapshot::refuse_children,
 };
 use crate::{
@@ -48,17 +48,19 @@ pub struct Overwrite {
     layer: Layer,
     ledger: Ledger,
     plan: Plan,
+    is_packed: bool,
 }
 
 impl Overwrite {
-    /// Opens the image at `path`, which is of that format, for writing, and finds out what it holds.
+    /// Opens the image at `path`, which is of that format, for writing, and finds out what it holds. Its clusters are going to
+    /// be compressed if `is_packed`.
     ///
     /// `Busy` if it is in use, if `source` reads it, or if another image of its folder lies on it; `Invalid` if it is of
-    /// another format or smaller than `source`; `Unsupported` if it has a parent.
+    /// another format or smaller than `source`; `Unsupported` if it has a parent; `Policy` if a part of it is never written.
     pub fn prepare(
         host: &Arc<dyn Host>,
         source: &Chain,
-        (path, format): (&Path, Format),
+        (path, format, is_packed): (&Path, Format, bool),
         opening: &Opening,
     ) -> Result<Self> {
         // Only looked at: opening a file for writing as what it is not would change it.
@@ -78,12 +80,15 @@ impl Overwrite {
             return Err(Error::unsupported("has a parent: only a flat image can be filled").path(path));
         }
         refuse_children(host, &layer)?;
+        layer.image.check_fillable()?;
+        let details = layer.image.details()?;
+        refuse_unpacked(is_packed && !details.packs, format).map_err(|e| e.path(path))?;
         if layer.size() < source.size() {
             let what = format!("a disk of {} bytes has no room for {} bytes", layer.size(), source.size());
             return Err(Error::invalid(what).path(path));
         }
         let ledger = opening.ledger.clone().unwrap_or_else(|| Ledger::new(Arc::clone(host), None));
-        let bitmaps = layer.image.details()?.bitmaps.into_iter();
+        let bitmaps = details.bitmaps.into_iter();
         let plan = Plan {
             image: path.to_path_buf(),
             format,
@@ -92,7 +97,7 @@ impl Overwrite {
             is_frozen: ledger.look(layer.image.as_ref())?.layer.frozen.is_some(),
             bitmaps_stale: bitmaps.filter(|b| b.is_auto && !b.is_in_use).map(|b| b.name).collect(),
         };
-        Ok(Self { layer, ledger, plan })
+        Ok(Self { layer, ledger, plan, is_packed })
     }
 
     /// Returns what is going to be given up.
@@ -100,15 +105,15 @@ impl Overwrite {
         &self.plan
     }
 
-    /// Does it: the image shows what `source` shows, and zeros behind; its clusters are compressed if `is_packed`.
-    pub fn run(&self, source: &Chain, is_packed: bool, progress: &Progress) -> Result<Converted> {
+    /// Does it: the image shows what `source` shows, and zeros behind.
+    pub fn run(&self, source: &Chain, progress: &Progress) -> Result<Converted> {
         let image = self.layer.image.as_ref();
         if self.plan.is_frozen {
             // Children elsewhere stand on what it shows now: its epoch and seal are durably gone first.
             self.ledger.release(image)?;
         }
         self.ledger.know(image)?;
-        let filling = Filling { is_blank: false, is_packed };
+        let filling = Filling { is_blank: false, is_packed: self.is_packed };
         let written_bytes = fill(&source.view(0), image, filling, progress)?;
         image.flush()?;
         let Plan { image, format, size, .. } = self.plan.clone();

@@ -18,9 +18,12 @@ const MARK: &str = ".dchain-draft-";
 /// Digits of the sum that stands for the rest of a long name.
 const SUM_DIGITS: usize = 16;
 
-/// How much of its target's name a draft's has. A name has 255 bytes at most on Linux's file systems; a dot, the mark, a
+/// The most that a name has on Linux's file systems.
+const NAME_BYTES_MAX: usize = 255;
+
+/// How much of its target's name a draft's has: a dot, the mark, a
 /// letter, a random number, and for a long one the sum come to it.
-const OWN_BYTES_MAX: usize = 255 - 1 - MARK.len() - 1 - 16 - 1 - SUM_DIGITS;
+const OWN_BYTES_MAX: usize = NAME_BYTES_MAX - 1 - MARK.len() - 1 - 16 - 1 - SUM_DIGITS;
 
 /// A new file under a temporary name in its own folder, removed again unless it is published or was noted.
 #[derive(Debug)]
@@ -42,13 +45,15 @@ pub enum Publish {
 }
 
 impl Draft {
-    /// Refuses as `Invalid` what can be no file's name to last: that of our own folder, or of a file in the making.
+    /// Refuses as `Invalid` what can be no file's name to last: that of our own folder, or of a file in the making, and what
+    /// is too long for one.
     pub fn check_name(target: &Path) -> Result<()> {
         let what = match target.file_name() {
             None => "names no file",
             Some(name) if name == FOLDER => {
                 "is what the folder is called in which notes on the images are kept"
             }
+            Some(name) if name.len() > NAME_BYTES_MAX => "is too long a name: 255 bytes at most",
             Some(_) if Self::is_left_over(target) => {
                 "is called like a file that an interrupted program left behind"
             }

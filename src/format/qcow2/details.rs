@@ -32,6 +32,7 @@ pub(super) fn read(file: &dyn File, header: &Header) -> Result<Details> {
         cluster_bytes: Some(header.geometry.cluster_bytes()),
         marks_zeros: header.geometry.version > 2,
         is_stream: false,
+        packs: !header.has(feature::EXTERNAL_DATA),
         holds_bitmaps: header.geometry.version > 2,
         is_dirty: header.is_dirty(),
         is_corrupt: header.is_corrupt(),

@@ -25,7 +25,10 @@ pub(super) fn measure(creation: &Creation) -> Result<Measure> {
     let tables = cluster + l2_bytes + l1_bytes;
     let fixed_bytes = tables + refcount_bytes(geometry, (tables + disk_bytes) / cluster);
     let is_whole = matches!(options.preallocation, Preallocation::Space | Preallocation::Full);
-    Ok(Measure { unit: cluster, fixed_bytes, disk_bytes, is_whole, has_bitmaps: geometry.version > 2 })
+    let is_alone = options.data_file.is_none();
+    let has_bitmaps = geometry.version > 2;
+    let (packs, can_be_layer) = (is_alone, is_alone);
+    Ok(Measure { unit: cluster, fixed_bytes, disk_bytes, is_whole, has_bitmaps, packs, can_be_layer })
 }
 
 /// Returns the length of refcount table and blocks for `clusters` other clusters.

@@ -84,7 +84,7 @@ pub fn create(file: Arc<dyn File>, creation: &Creation, parts: &dyn Parts) -> Re
 pub fn measure(creation: &Creation) -> Result<Measure> {
     preallocation(&creation.options)?;
     let disk_bytes = whole_sectors(creation.size);
-    Ok(Measure { unit: SECTOR_BYTES, fixed_bytes: 0, disk_bytes, is_whole: true, has_bitmaps: false })
+    Ok(Measure { unit: SECTOR_BYTES, disk_bytes, is_whole: true, can_be_layer: true, ..Measure::default() })
 }
 
 fn preallocation(options: &[(String, String)]) -> Result<Preallocation> {

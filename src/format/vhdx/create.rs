@@ -106,6 +106,7 @@ fn write_entries(file: &dyn File, plan: Plan, options: &Options) -> Result<()> {
 pub(super) fn measure(creation: &Creation) -> Result<Measure> {
     let options = Options::parse(creation)?;
     let geometry = options.geometry;
+    creation.parent.as_ref().map(Locator::of).transpose()?;
     let has_parent = creation.parent.is_some();
     let plan = Plan::new(&options, creation.size, has_parent);
     let blocks = geometry.blocks(creation.size);
@@ -115,7 +116,8 @@ pub(super) fn measure(creation: &Creation) -> Result<Measure> {
         fixed_bytes: plan.bat.end().bytes() + bitmaps,
         disk_bytes: blocks * geometry.block_bytes,
         is_whole: geometry.is_fixed,
-        has_bitmaps: false,
+        can_be_layer: true,
+        ..Measure::default()
     })
 }
 

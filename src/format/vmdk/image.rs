@@ -271,6 +271,10 @@ impl Image for VmdkImage {
         Ok(0)
     }
 
+    fn check_fillable(&self) -> Result<()> {
+        self.named(self.check_all_extents())
+    }
+
     fn check_size(&self, bytes: u64) -> Result<()> {
         let is_same = bytes == self.size();
         self.named(if is_same { Ok(()) } else { self.refuse_size(bytes) })

@@ -1,8 +1,8 @@
 //! The options of `-o` for new disks: qemu's names, and how large they will be.
 
 use super::{
-    create::Plan,
-    layout::{COWD_BYTES, COWD_PER_TABLE, GRAIN_BYTES_MAX},
+    create::{PER_TABLE, Plan, link},
+    layout::{COWD_BYTES, COWD_PER_TABLE, ENTRIES_MAX, GRAIN_BYTES_MAX},
 };
 use crate::{
     base::{Error, Result, units::SECTOR_BYTES},
@@ -120,7 +120,22 @@ impl Options {
             );
             return Err(Error::invalid(what));
         }
+        options.check_entries(creation.size)?;
         Ok(options)
+    }
+
+    /// Refuses a disk whose directories would be longer than is read.
+    fn check_entries(&self, size: u64) -> Result<()> {
+        let directories = match self.subformat {
+            Subformat::MonolithicSparse | Subformat::TwoGbMaxExtentSparse => 2,
+            Subformat::StreamOptimized => 1,
+            _ => return Ok(()),
+        };
+        if size.div_ceil(self.grain * u64::from(PER_TABLE)) * directories <= ENTRIES_MAX {
+            return Ok(());
+        }
+        let what = format!("a disk of {size} bytes is too large for a cluster_size of {}", self.grain);
+        Err(Error::invalid(what))
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
@@ -166,30 +181,28 @@ impl Options {
 /// Sums up what a disk made with these options needs; `Invalid` for options that do not fit.
 pub(super) fn measure(creation: &Creation) -> Result<Measure> {
     let options = Options::parse(creation)?;
+    link(creation.parent.as_ref(), 0)?;
     if options.subformat.is_flat() {
         return Ok(Measure {
             unit: SECTOR_BYTES,
             fixed_bytes: SECTOR_BYTES,
             disk_bytes: creation.size,
             is_whole: true,
-            has_bitmaps: false,
+            ..Measure::default()
         });
     }
-    if options.subformat == Subformat::VmfsSparse {
-        let tables = creation.size.div_ceil(options.grain * COWD_PER_TABLE);
-        return Ok(Measure {
-            unit: options.grain,
-            fixed_bytes: COWD_BYTES + SECTOR_BYTES + tables * (4 + COWD_PER_TABLE * 4),
-            disk_bytes: creation.size.next_multiple_of(options.grain),
-            is_whole: false,
-            has_bitmaps: false,
-        });
-    }
-    Ok(Measure {
+    let measure = Measure {
         unit: options.grain,
-        fixed_bytes: Plan::new(creation.size, options.grain, 21).overhead * SECTOR_BYTES,
         disk_bytes: creation.size.next_multiple_of(options.grain),
-        is_whole: false,
-        has_bitmaps: false,
-    })
+        packs: options.subformat == Subformat::StreamOptimized,
+        can_be_layer: options.subformat == Subformat::MonolithicSparse,
+        ..Measure::default()
+    };
+    let fixed_bytes = if options.subformat == Subformat::VmfsSparse {
+        let tables = creation.size.div_ceil(options.grain * COWD_PER_TABLE);
+        COWD_BYTES + SECTOR_BYTES + tables * (4 + COWD_PER_TABLE * 4)
+    } else {
+        Plan::new(creation.size, options.grain, 21).overhead * SECTOR_BYTES
+    };
+    Ok(Measure { fixed_bytes, ..measure })
 }

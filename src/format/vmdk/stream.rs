@@ -234,7 +234,7 @@ impl Image for StreamImage {
 
     fn details(&self) -> Result<Details> {
         let cluster_bytes = Some(self.layout.grain);
-        Ok(Details { cluster_bytes, is_stream: true, ..Details::default() })
+        Ok(Details { cluster_bytes, is_stream: true, packs: true, ..Details::default() })
     }
 
     fn files(&self) -> Vec<Arc<dyn File>> {

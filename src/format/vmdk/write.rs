@@ -17,7 +17,7 @@ use crate::{
         Error, ErrorKind, Guard, GuestOffset, GuestRange, HostOffset, HostRange, Result,
         units::{SECTOR_BYTES, index},
     },
-    format::{Below, source::Job},
+    format::{Below, Image, source::Job},
     io::{File, Moved},
     map::{self, State as Held},
 };
@@ -106,10 +106,7 @@ impl VmdkImage {
         self.check_extents(job.range)?;
         self.each_piece(job.range, |piece| {
             match piece {
-                Piece::Zero(part) => {
-                    let what = format!("guest byte 0x{:x} is in an extent that is not written", part.start);
-                    return Err(Error::policy(what));
-                }
+                Piece::Zero(part) => return Err(only_zeros(part)),
                 Piece::Flat(part, host) => self.put(job, part, host, &mut moved)?,
                 Piece::Grains(part) => {
                     let mut rest = part;
@@ -139,6 +136,14 @@ impl VmdkImage {
                 Err(Error::policy(what))
             }
         }
+    }
+
+    /// Refuses a disk that has an extent in which no data can be stored.
+    pub(super) fn check_all_extents(&self) -> Result<()> {
+        self.check_extents(GuestOffset::new(0).range(self.size()))?;
+        let state = self.state.read();
+        let found = state.tables.extents.iter().find(|extent| matches!(extent.body, Body::Zero));
+        found.map_or(Ok(()), |extent| Err(only_zeros(extent.guest)))
     }
 
     /// Stores the job's bytes for `part` at `host`.
@@ -235,6 +240,10 @@ impl State {
         let what = format!("the entry for guest byte 0x{:x} points at metadata (0x{at:x})", range.start);
         Err(Error::corrupt(what))
     }
+}
+
+fn only_zeros(part: GuestRange) -> Error {
+    Error::policy(format!("guest byte 0x{:x} is in an extent that is not written", part.start))
 }
 
 /// Returns where an extent is stored as it is.

@@ -3,8 +3,9 @@
 use super::footer::{FOOTER_BYTES, Kind};
 use super::geometry::Geometry;
 use super::header::{HEADER_BYTES, Shape};
+use super::parent::locators;
 use crate::{
-    base::{Error, Result, units::SECTOR_BYTES},
+    base::{Error, HostOffset, Result, units::SECTOR_BYTES},
     format::{Creation, Measure},
 };
 
@@ -100,6 +101,7 @@ fn size(text: &str) -> Option<u64> {
 /// Sums up what an image made with these options needs; `Invalid` for options that do not fit.
 pub(super) fn measure(creation: &Creation) -> Result<Measure> {
     let Options { kind, shape, .. } = Options::parse(creation)?;
+    creation.parent.as_ref().map(|parent| locators(parent, HostOffset::new(0))).transpose()?;
     if kind == Kind::Fixed {
         let disk_bytes = creation.size.next_multiple_of(SECTOR_BYTES);
         let fixed_bytes = FOOTER_BYTES;
@@ -108,7 +110,8 @@ pub(super) fn measure(creation: &Creation) -> Result<Measure> {
             fixed_bytes,
             disk_bytes,
             is_whole: true,
-            has_bitmaps: false,
+            can_be_layer: true,
+            ..Measure::default()
         });
     }
     let entries = shape.entries(creation.size);
@@ -116,5 +119,6 @@ pub(super) fn measure(creation: &Creation) -> Result<Measure> {
     let tables = (2 * FOOTER_BYTES + HEADER_BYTES + entries * 4).next_multiple_of(SECTOR_BYTES);
     let fixed_bytes = tables + entries * shape.stride();
     let (disk_bytes, is_whole) = (entries * unit, false);
-    Ok(Measure { unit, fixed_bytes: fixed_bytes - disk_bytes, disk_bytes, is_whole, has_bitmaps: false })
+    let fixed_bytes = fixed_bytes - disk_bytes;
+    Ok(Measure { unit, fixed_bytes, disk_bytes, is_whole, can_be_layer: true, ..Measure::default() })
 }

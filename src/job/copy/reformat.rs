@@ -12,17 +12,19 @@ use crate::{
         Error, ErrorKind, GuestOffset, GuestRange, Result,
         units::{SECTOR_BYTES, index},
     },
-    chain::{Chain, Layer, View},
+    chain::{Chain, Layer, View, header_name},
     content::{ContentId, Tree},
+    disk::Disk,
     format::{self, BitmapEdit, Creation, Format, Image, NoParts, ParentName},
     io::{Host, Kept, Moved, Witness},
     job::{
         Progress,
+        convert::refuse_unpacked,
         create::{SECTORS, options_on},
         seal,
     },
     map::{Extent, State},
-    store::{Transfer, Trust},
+    store::{Draft, Transfer, Trust},
 };
 use std::{
     collections::BTreeMap,
@@ -81,24 +83,42 @@ impl Conversion {
             return Err(Error::unsupported(what).path(&child.path));
         }
         let mut out = Vec::new();
-        for (nth, (layer, to)) in chain.layers().iter().zip(self.places(chain.layers(), folder)).enumerate() {
-            self.check_size(layer, nth + 1 < chain.layers().len())?;
+        let places = self.places(chain.layers(), folder);
+        for (nth, (layer, to)) in chain.layers().iter().zip(&places).enumerate() {
+            Draft::check_name(to)?;
+            self.check(chain.layers().get(nth..).unwrap_or_default(), places.get(nth + 1), folder)?;
             let files = layer.image.files();
-            let is_done = file::is_done(host, &file::witnesses(&files)?, &to, transfer)?;
-            if !is_done && host.kind(&to)?.is_some() {
-                return Err(Error::new(ErrorKind::Exists, "is there already").path(&to));
+            let is_done = file::is_done(host, &file::witnesses(&files)?, to, transfer)?;
+            if !is_done && host.is_taken(to)? {
+                return Err(Error::new(ErrorKind::Exists, "is there already").path(to));
             }
             let bytes = files.iter().map(|f| f.allocated_bytes()).sum::<Result<u64>>()?;
+            let to = to.clone();
             out.push(Placed::Convert { from: layer.path.clone(), to, format: self.format, bytes, is_done });
         }
         Ok(out)
     }
 
-    fn check_size(&self, layer: &Layer, is_child: bool) -> Result<()> {
-        let parent =
-            is_child.then(|| ParentName::new(b"parent".to_vec(), Some(self.format.name().to_owned())));
-        let creation = Creation { parent, ..self.creation(layer.size().next_multiple_of(SECTOR_BYTES)) };
-        format::measure(self.format, &creation).map(drop).map_err(|e| e.path(&layer.path))
+    /// Refuses what the new format cannot say of the topmost of `layers`, whose parent goes to `below`.
+    fn check(&self, layers: &[Layer], below: Option<&PathBuf>, folder: &Path) -> Result<()> {
+        let Some(layer) = layers.first() else { return Ok(()) };
+        let own = || Some(self.format.name().to_owned());
+        let parent = below.map(|below| ParentName::new(header_name(folder, below), own()));
+        let options = self.options_on(layers);
+        let size = layer.size().next_multiple_of(SECTOR_BYTES);
+        let check = || {
+            let new = format::measure(self.format, &Creation { size, parent, options })?;
+            if !new.can_be_layer {
+                let what = "with these options it would have further files, or be written only once: a layer is one file here";
+                return Err(Error::invalid(what));
+            }
+            refuse_unpacked(self.is_packed && !new.packs, self.format)
+        };
+        check().map_err(|e| e.path(&layer.path))
+    }
+
+    fn options_on(&self, layers: &[Layer]) -> Vec<(String, String)> {
+        options_on(layers.iter().map(|layer| layer.image.as_ref()), self.format, &self.options)
     }
 
     /// Returns where the new layers go.
@@ -125,7 +145,9 @@ impl Conversion {
     pub(super) fn losses(&self, chain: &Chain) -> Result<Vec<String>> {
         let mut lost = Vec::new();
         let says_sectors = self.format.options().iter().any(|(name, _)| *name == SECTORS);
-        let holds_bitmaps = format::measure(self.format, &self.creation(SECTOR_BYTES))?.has_bitmaps;
+        let (size, options) = (chain.size().next_multiple_of(SECTOR_BYTES), self.options_on(chain.layers()));
+        let holds_bitmaps =
+            format::measure(self.format, &Creation { size, parent: None, options })?.has_bitmaps;
         for layer in chain.layers() {
             let details = layer.image.details()?;
             let name = layer.path.display();
@@ -139,10 +161,6 @@ impl Conversion {
             lost.extend(bitmaps.map(|bitmap| format!("{name}: bitmap {}", bitmap.name)));
         }
         Ok(lost)
-    }
-
-    fn creation(&self, size: u64) -> Creation {
-        Creation { size, parent: None, options: self.options.clone() }
     }
 }
 
@@ -277,9 +295,9 @@ struct Filling<'a> {
 
 impl Filling<'_> {
     fn fill(&self, is_packed: bool, has_parent: bool) -> Result<Moved> {
-        let refusal = || Error::unsupported("this format cannot compress");
-        let cluster = self.target.details()?.cluster_bytes;
-        let cluster = if is_packed { Some(cluster.ok_or_else(refusal)?) } else { None };
+        let details = self.target.details()?;
+        refuse_unpacked(is_packed && !details.packs, self.target.format())?;
+        let cluster = details.cluster_bytes.filter(|_| is_packed);
         let (mut moved, mut packed) = (Moved::default(), GuestOffset::new(0));
         for stride in GuestOffset::new(0).range(self.source.size()).pieces(STRIDE_BYTES) {
             let mut extents: Vec<Extent> = Vec::new();

@@ -109,8 +109,12 @@ impl Arguments {
             return self.pack(answer);
         }
         if self.options.wants_help() {
-            let is_taken = |name: &str| !self.layers.chain || FormatOptions::is_of_one_file(name);
-            options::list_format_options(answer, self.target_format.format(), is_taken)?;
+            let format = self.target_format.format();
+            // A VMDK of another kind has further files, or is written once.
+            let is_of_layer = |name: &str| {
+                FormatOptions::is_of_one_file(name) && (format, name) != (Format::Vmdk, "subformat")
+            };
+            options::list_format_options(answer, format, |name| !self.layers.chain || is_of_layer(name))?;
             return Ok(Exit::Done);
         }
         let [source, target] = self.paths.as_slice() else {
@@ -205,8 +209,17 @@ impl Arguments {
         if !self.compress {
             return Ok(());
         }
-        if self.target_format.format() == Format::Raw {
-            return Err(Failure::usage("a raw image cannot be compressed").hint("-O qcow2"));
+        let format = self.target_format.format();
+        let is_stream = |(key, value): &(String, String)| key == "subformat" && value == "streamOptimized";
+        let hint = match format {
+            Format::Qcow2 => None,
+            // It is all that such a disk is, so that -c only says it again.
+            Format::Vmdk if self.options.pairs().iter().any(is_stream) => None,
+            Format::Vmdk if !self.no_create && !self.layers.chain => Some("-o subformat=streamOptimized"),
+            _ => Some("-O qcow2"),
+        };
+        if let Some(hint) = hint {
+            return Err(Failure::usage(format!("a {format} image cannot be compressed")).hint(hint));
         }
         let of_own = |(key, value): &(String, String)| match key.as_str() {
             "data_file" => true,
@@ -268,7 +281,8 @@ impl Arguments {
         answer: &Answer,
     ) -> Result<Option<Converted>, Failure> {
         let opening = self.reading.source.references.opening(host.as_ref(), Access::Write)?;
-        let overwrite = Overwrite::prepare(host, chain, (target, self.target_format.format()), &opening)?;
+        let overwrite =
+            Overwrite::prepare(host, chain, (target, self.target_format.format(), self.compress), &opening)?;
         let plan = overwrite.plan();
         let is_lost = plan.given_up_bytes > 0 || plan.is_frozen;
         let grade = if is_lost { Grade::Destructive } else { Grade::Harmless };
@@ -276,7 +290,7 @@ impl Arguments {
         if !planned.agree(answer, plan, &lines(plan), grade)? {
             return Ok(None);
         }
-        self.watching.run(|progress| overwrite.run(chain, self.compress, progress)).map(Some)
+        self.watching.run(|progress| overwrite.run(chain, progress)).map(Some)
     }
 }
 

@@ -18,6 +18,7 @@ mod compact;
 mod consolidate;
 mod control;
 mod convert;
+mod convert_refused;
 mod copy;
 mod crash;
 mod daemon;
