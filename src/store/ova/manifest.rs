@@ -3,10 +3,10 @@
 //! A line for each file: `SHA256(disk.vmdk)= 1f2e...`. It tells of accidents, not of intent: whoever changes a file can
 //! change the manifest as well, unless a certificate signs it, which is not looked at here.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, name};
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 /// How a digest is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -127,6 +127,8 @@ impl Manifest {
             let wrong = |what: &str| Error::corrupt(format!("line {}: {what}", nth + 1));
             let (name, promise) = promise(line).ok_or_else(|| wrong("is not ALGORITHM(NAME)= DIGEST"))?;
             let promise = promise.map_err(|what| wrong(&what))?;
+            // As the archive's own names are taken.
+            let name = name.trim_start_matches("./");
             if promises.insert(name.to_owned(), promise).is_some() {
                 return Err(wrong("names a file for the second time"));
             }
@@ -136,7 +138,11 @@ impl Manifest {
 
     /// Returns what it says of a file.
     pub(super) fn promise(&self, name: &str) -> Option<&Promise> {
-        self.promises.get(name)
+        // As in references, what is no letter may be written as its number.
+        let is_meant =
+            |said: &str| said.contains('%') && name::path(&format!("file:{said}")) == Path::new(name);
+        let decoded = || self.promises.iter().find(|(said, _)| is_meant(said)).map(|(_, promise)| promise);
+        self.promises.get(name).or_else(decoded)
     }
 
     /// Returns the algorithms that it uses.
@@ -194,6 +200,13 @@ mod tests {
             manifest.promise(name).unwrap().hold(digest).unwrap();
         }
         assert_eq!((manifest.promise("d"), manifest.algorithms().len()), (None, 3));
+        let text = format!("SHA1(./a%20b.ovf)= {first}\nSHA1(d%zz)= {first}");
+        let manifest = Manifest::parse(text.as_bytes()).unwrap();
+        for name in ["a b.ovf", "a%20b.ovf", "d%zz"] {
+            manifest.promise(name).unwrap().hold(&first).unwrap();
+        }
+        assert_eq!(manifest.promise("./a b.ovf"), None);
+        let manifest = Manifest::parse(format!("sha512(c)={third}").as_bytes()).unwrap();
         let error = manifest.promise("c").unwrap().hold(&first).unwrap_err().to_string();
         assert!(error.starts_with("is not what the manifest promises: its SHA512 is a999"), "{error}");
     }
@@ -207,6 +220,7 @@ mod tests {
             ("SHA1(b)= 00", "has no SHA1 of 40 digits"),
             (&format!("SHA1(b)= {}", "+0".repeat(20)), "has no SHA1 of 40 digits"),
             (sound.trim(), "names a file for the second time"),
+            (&sound.replace("(a)", "(./a)"), "names a file for the second time"),
         ] {
             let error = Manifest::parse(format!("{sound}{line}").as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with("line 2: ") && error.contains(what), "{error}");

@@ -360,3 +360,20 @@ fn disks_that_are_packed_come_out_again_with_tar_and_qemu_and_here() {
     let left = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(left.filter(|name| name.contains("draft") || name.contains("more")).count(), 0);
 }
+
+#[test]
+fn a_manifest_that_names_its_files_from_here_is_held_against_them() {
+    let folder = simple("SHA256");
+    let at = folder.path();
+    promise(at, "SHA256", "./vm.ovf ./a.qcow2");
+    for members in ["vm.ovf vm.mf a.qcow2", "./vm.ovf ./vm.mf ./a.qcow2"] {
+        pack(at, members);
+        let run = done(at, &["convert", "-O", "qcow2", "vm.ova", "out.qcow2"]);
+        assert!(run.out.contains("manifest: a.qcow2 verified (SHA256)"), "{}", run.out);
+        fs::remove_file(at.join("out.qcow2")).unwrap();
+    }
+    qemu(at, "qemu-io", &["-f", "qcow2", "-c", "write -P 99 0 64k", "a.qcow2"]);
+    pack(at, "vm.ovf vm.mf a.qcow2");
+    let run = dchain(at, &["convert", "-O", "qcow2", "vm.ova", "out.qcow2"]);
+    assert_eq!((run.code, at.join("out.qcow2").exists()), (Some(65), false), "{}", run.err);
+}
