@@ -202,8 +202,8 @@ fn hint_for(error: &Error) -> Option<String> {
         (ErrorKind::Corrupt, _) if error.file().is_some_and(Arrival::is_name) => {
             Some(format!("rm {file} forgets it, and the layer begins anew"))
         }
-        // It came over a wire: there is no image to look at.
-        (ErrorKind::Corrupt, _) if error.file().is_none_or(|file| !file.exists()) => None,
+        // It came over a wire, or is a machine's: there is no image to look at.
+        (ErrorKind::Corrupt, _) if error.file().is_none_or(|f| !f.exists() || vmware::is_one(f)) => None,
         (ErrorKind::Corrupt, _) => Some(format!("dchain check {file} lists what is wrong")),
         // The file is there: what is missing is something that it refers to.
         (ErrorKind::NotFound, _) if error.file().is_some_and(Path::exists) => Some(format!(

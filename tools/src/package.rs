@@ -4,7 +4,7 @@ mod contents;
 mod pack;
 
 pub use contents::Contents;
-pub use pack::pack;
+pub use pack::{pack, refuse_machine};
 
 use crate::failure::{Failure, quoted};
 use clap::Args;

@@ -9,7 +9,7 @@ use super::{Conversion, Copy, Placed, Plan, Report, Request, Share, places::Name
 use crate::{
     base::{Error, ErrorKind, Result},
     chain::{Chain, Family, Member, Opening},
-    format,
+    format::{self, Format},
     io::{Access, EntryKind, Host, Witness},
     job::Progress,
     store::{Ledger, vmware},
@@ -34,12 +34,14 @@ pub struct Hierarchies {
 }
 
 impl Hierarchies {
-    /// Returns whether `path` stands for hierarchies, and not for one image: a folder, or a `.vmx` or `.vmsd`
-    /// file that is not stated to be an image.
+    /// Returns whether `path` stands for hierarchies, and not for one image: a folder, or a `.vmx` or `.vmsd` file that has
+    /// no image's header and is not stated to be raw. A stated format is that of the disks.
     pub fn are_meant(host: &dyn Host, path: &Path, opening: &Opening) -> Result<bool> {
         Ok(match host.kind(path)? {
             Some(EntryKind::Folder) => true,
-            Some(EntryKind::File) => opening.format.is_none() && vmware::is_one(path),
+            Some(EntryKind::File) if vmware::is_one(path) && opening.format != Some(Format::Raw) => {
+                Format::recognise(host.open(path, Access::ReadShared)?.as_ref())? == Format::Raw
+            }
             _ => false,
         })
     }
@@ -131,6 +133,8 @@ struct Found {
     family: Family,
     /// The images that are meant.
     meant: Vec<Member>,
+    /// Of these the ones that a machine's file names, which states that they are VMDKs.
+    named: Vec<PathBuf>,
     /// Layers that images of other folders lie on, each with that as a reason for a person.
     elsewhere: Vec<(PathBuf, String)>,
 }
@@ -148,9 +152,9 @@ impl Found {
         };
         let family = Family::scan(host, &folders.into_iter().collect::<Vec<_>>())?;
         refuse_unreadable(host, &family)?;
-        let meant = match named {
-            None => family.members.iter().filter(|member| !is_part(&family, member)).cloned().collect(),
-            Some(named) => of_hierarchies(&family, &named)?,
+        let meant = match &named {
+            None => in_folder(&family, &from, opening)?,
+            Some(named) => of_hierarchies(&family, named)?,
         };
         let mut elsewhere = Vec::new();
         for member in &meant {
@@ -159,7 +163,7 @@ impl Found {
                 children.map(|child| (member.path.clone(), format!("{} lies on it", child.path.display()))),
             );
         }
-        Ok(Self { from, family, meant, elsewhere })
+        Ok(Self { from, family, meant, named: named.unwrap_or_default(), elsewhere })
     }
 
     /// Returns the heads, each with how it is opened, and what the new layers are called.
@@ -181,7 +185,8 @@ impl Found {
             if seen.contains(&key(&member.witness)) {
                 continue;
             }
-            let format = opening.format.filter(|stated| *stated == member.format);
+            let stated = opening.format.or_else(|| self.named.contains(&member.path).then_some(Format::Vmdk));
+            let format = stated.filter(|stated| *stated == member.format);
             let opening = Opening { access: Access::Read, format, ..opening.clone() };
             for layer in Chain::open(host, &member.path, &opening)?.layers() {
                 seen.insert(key(&host.witness(&layer.path)?));
@@ -194,7 +199,7 @@ impl Found {
             return Err(Error::new(ErrorKind::NotFound, what).path(&self.from));
         }
         let mut names = Names::default();
-        let name = |(path, format): (PathBuf, format::Format)| {
+        let name = |(path, format): (PathBuf, Format)| {
             let new = names.take(conversion.name_of((&path, format)), &path);
             (path, new)
         };
@@ -278,6 +283,19 @@ fn root<'f>(family: &'f Family, member: &'f Member) -> &'f Member {
         }
     }
     at
+}
+
+/// Returns the images of a folder; `Policy` for a link that leads out of it to where none may.
+fn in_folder(family: &Family, folder: &Path, opening: &Opening) -> Result<Vec<Member>> {
+    let members = family.members.iter().filter(|member| !is_part(family, member));
+    match members.clone().find(|member| !opening.policy.allows(folder, &member.path)) {
+        None => Ok(members.cloned().collect()),
+        Some(member) => {
+            let what = format!("has a link to {}, outside it and the allowed folders", member.path.display());
+            let place = member.path.parent().unwrap_or(&member.path);
+            Err(Error::policy(what).subject(place).path(folder))
+        }
+    }
 }
 
 /// Returns the images of the hierarchies that those at `places` belong to; `NotFound` where one of them is no image.

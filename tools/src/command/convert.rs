@@ -137,6 +137,7 @@ impl Arguments {
             self.options.refuse_data_file()?;
             return self.keep_layers(&host, (source, target), answer);
         }
+        package::refuse_machine(&host, source, &opening)?;
         let chain = Chain::open(&host, source, &opening)?;
         let done = if self.no_create {
             self.fill(&host, (&chain, target), answer)

@@ -82,3 +82,56 @@ fn what_cannot_become_hierarchies_is_refused_with_what_helps() {
         1
     );
 }
+
+/// VMware's linked clone: its first disk lies on a snapshot of another machine's.
+#[test]
+fn a_linked_clone_is_taken_by_its_vmx_with_what_it_lies_on() {
+    let folder = Scratch::in_memory();
+    let at = folder.path();
+    for name in ["base", "clone", "new", "stated"] {
+        fs::create_dir(folder.file(name)).unwrap();
+    }
+    done(&at, &["create", "-q", "-f", "vmdk", "base/base.vmdk", "4M"]);
+    let child = ["create", "-q", "-f", "vmdk", "-b", "base/base.vmdk", "-F", "vmdk", "clone/clone.vmdk"];
+    done(&at, &[&child[..], &["--allow-dir", "base"]].concat());
+    fs::write(folder.file("clone/clone.vmx"), "scsi0:0.fileName = \"clone.vmdk\"\n").unwrap();
+    let arguments = ["convert", "--chain", "-O", "qcow2"];
+    let run = dchain(&at, &[&arguments[..], &["clone/clone.vmx", "new"]].concat());
+    assert!(run.code == Some(77) && run.err.contains("--allow-dir"), "{}", run.err);
+    let arguments = [&arguments[..], &["--allow-dir", "base"]].concat();
+    done(&at, &[&arguments[..], &["clone/clone.vmx", "new"]].concat());
+    done(&at, &[&arguments[..], &["-f", "vmdk", "clone/clone.vmx", "stated"]].concat());
+    for made in ["new", "stated"] {
+        let info = done(&at, &["info", "--output", "json", &format!("{made}/clone.qcow2")]);
+        assert!(info.out.contains("base.qcow2"), "{}", info.out);
+    }
+}
+
+#[test]
+fn a_machine_s_file_is_no_disk_unless_it_is_stated_to_be_one() {
+    let folder = build();
+    let at = folder.path();
+    fs::write(folder.file("vm.vmsd"), "snapshot0.disk0.fileName = \"head.qcow2\"\n").unwrap();
+    for source in ["vm.vmx", "vm.vmsd"] {
+        for (format, target) in [("qcow2", "x.qcow2"), ("ova", "x.ova")] {
+            let run = dchain(&at, &["convert", "-O", format, source, target]);
+            assert!(run.code == Some(64) && run.err.contains("--chain"), "{}", run.err);
+            assert!(!folder.file(target).exists());
+        }
+    }
+    done(&at, &["convert", "-q", "-f", "raw", "-O", "qcow2", "vm.vmx", "x.qcow2"]);
+    fs::rename(folder.file("head.qcow2"), folder.file("odd.vmx")).unwrap();
+    done(&at, &["convert", "-q", "-O", "qcow2", "odd.vmx", "y.qcow2"]);
+}
+
+#[test]
+fn a_link_out_of_a_folder_is_followed_only_where_that_is_allowed() {
+    let folder = build();
+    let at = folder.path();
+    fs::create_dir(folder.file("few")).unwrap();
+    std::os::unix::fs::symlink("../base.qcow2", folder.file("few/linked.qcow2")).unwrap();
+    let arguments = ["convert", "--chain", "-O", "vhdx", "few", "new"];
+    let run = dchain(&at, &arguments);
+    assert!(run.code == Some(77) && run.err.contains("--allow-dir"), "{:?} {}", run.code, run.err);
+    done(&at, &[&arguments[..], &["--allow-dir", "."]].concat());
+}
