@@ -21,6 +21,10 @@ impl<I: Image + ?Sized> Carrier for I {
         self.set_record(record)
     }
 
+    fn void(&self) -> Result<()> {
+        self.void_record()
+    }
+
     fn flush_with_time(&self) -> Result<()> {
         Image::flush_with_time(self)
     }

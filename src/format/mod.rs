@@ -538,9 +538,16 @@ pub trait Image: Send + Sync + fmt::Debug {
     }
 
     /// Stores or removes the project's record inside the file, durably once the image is flushed, before which nothing
-    /// else of the header is changed; false if there is no place for it, or the image is open for reading only.
+    /// else of the header is changed; false, and nothing changed, if there is no place for it, or the image is open for
+    /// reading only.
     fn set_record(&self, _record: Option<&[u8]>) -> Result<bool> {
         Ok(false)
+    }
+
+    /// Has the project's record inside the file count no longer, as if another program had written the image; durably once
+    /// the image is flushed. Nothing is done if it is open for reading only.
+    fn void_record(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Has the image keep what it says of itself while what is written leaves its view as it is, until that is taken back.

@@ -36,9 +36,13 @@ pub trait Carrier {
     fn stored(&self) -> Result<Option<StoredRecord>>;
 
     /// Stores or removes the record inside the image, durably once [`Carrier::flush_with_time`] has returned, before
-    /// which nothing else of the header is changed; false if there is no place for it, or the image is open for
-    /// reading only.
+    /// which nothing else of the header is changed; false, and nothing changed, if there is no place for it, or the image
+    /// is open for reading only.
     fn store(&self, record: Option<&[u8]>) -> Result<bool>;
+
+    /// Has the record inside the image count no longer, as if a stranger had come, durably once
+    /// [`Carrier::flush_with_time`] has returned. Nothing is done if the image is open for reading only.
+    fn void(&self) -> Result<()>;
 
     /// Makes everything written before this call durable, and with it the files' times of change.
     fn flush_with_time(&self) -> Result<()>;
@@ -104,6 +108,7 @@ pub struct Ledger {
 }
 
 /// What is found of one image before anything is decided.
+#[derive(Clone)]
 struct Found {
     inside: Option<StoredRecord>,
     note: Option<Note>,
@@ -199,6 +204,15 @@ impl Ledger {
     /// Makes durable what is recorded of the layer: whoever wrote it may have been killed before it was.
     pub fn settle(&self, image: &(impl Carrier + ?Sized)) -> Result<()> {
         let found = self.find(image)?;
+        if let Some(record) = found.note.as_ref().and_then(|note| note.supersedes(found.inside.as_ref())) {
+            image.void()?;
+            image.flush_with_time()?;
+            return self.note(
+                &Found { inside: image.stored()?, ..found.clone() },
+                Some(record.clone()),
+                None,
+            );
+        }
         if found.inside.is_some() {
             image.flush_with_time()?;
         }
@@ -454,7 +468,7 @@ impl Ledger {
     /// Writes a layer's record where there is a place for it, and says what the files look like with it if
     /// that is asked for.
     fn put(&self, image: &(impl Carrier + ?Sized), layer: &LayerRecord, vouch: Vouch) -> Result<Known> {
-        let found = self.find(image)?;
+        let mut found = self.find(image)?;
         let epoch = layer.frozen.map(|record| record.epoch);
         let is_doubted = matches!(found.known().trust, Trust::Doubted(_));
         let misleads =
@@ -470,11 +484,13 @@ impl Ledger {
         let encoded = layer.encode();
         let bytes = (!layer.is_empty()).then_some(encoded.as_slice());
         let is_inside = image.store(bytes)?;
-        let outside = (!is_inside && !layer.is_empty()).then(|| layer.clone());
+        let is_superseded = !is_inside && self.supersede(image, &mut found, layer)?;
+        let is_noted = !is_inside && (found.inside.is_some() || !layer.is_empty());
+        let outside = is_noted.then(|| layer.clone());
         // What puts the files right before the next write is no stranger.
         let is_stable = !Guard::WitnessRecovery.trips(image.awaits_recovery());
         let vouches = vouch == Vouch::Yes && layer.frozen.is_some() && is_stable;
-        if is_inside || vouches {
+        if is_inside || is_superseded || vouches {
             image.flush_with_time()?;
         }
         let seen = match layer.frozen {
@@ -488,6 +504,23 @@ impl Ledger {
         let found = Found { inside: image.stored()?, ..found };
         self.note(&found, outside, seen)?;
         self.look(image)
+    }
+
+    /// Takes back what is inside the image and counts, as the layer's record has no place there: what is beside it comes
+    /// first, and stands before and after. Returns whether there was such a thing.
+    fn supersede(
+        &self,
+        image: &(impl Carrier + ?Sized),
+        found: &mut Found,
+        layer: &LayerRecord,
+    ) -> Result<bool> {
+        let Some(inside) = found.inside.as_mut().filter(|stored| stored.is_untouched) else {
+            return Ok(false);
+        };
+        inside.is_untouched = false;
+        self.note(found, Some(layer.clone()), None)?;
+        image.void()?;
+        Ok(true)
     }
 
     /// Drops the witness: what is written next would contradict it, and a crash in between must not look like

@@ -85,6 +85,13 @@ impl Note {
             _ => None,
         }
     }
+
+    /// Returns the record of the note if it came while what is inside the image was to be taken back, which has not happened.
+    pub(super) fn supersedes(&self, inside: Option<&StoredRecord>) -> Option<&LayerRecord> {
+        let (then, now) = self.under.zip(inside.map(Under::of))?;
+        let is_half_way = then.sum == now.sum && now.is_untouched && !then.is_untouched;
+        self.record.as_ref().filter(|_| is_half_way && self.seen.is_none())
+    }
 }
 
 /// The file with an image's header, as far as notes are concerned.

@@ -152,8 +152,8 @@ pub(super) fn record(header: &Header) -> Option<StoredRecord> {
 }
 
 /// Stores or removes the project's record, durably once the file is flushed, before which no name or extension is
-/// changed again. False where there is no place for one: version 2, or a first cluster without room. An older record
-/// that then stays is marked as touched.
+/// changed again. False, and an older one as it was, where there is no place for it: version 2, or a first cluster without
+/// room.
 pub(super) fn set_record(file: &dyn File, header: &mut Header, record: Option<&[u8]>) -> Result<bool> {
     if header.geometry.version == 2 {
         return Ok(false);
@@ -163,13 +163,15 @@ pub(super) fn set_record(file: &dyn File, header: &mut Header, record: Option<&[
     {
         return Ok(true);
     }
-    if write_extension(file, header, (extension::RECORD, record), feature::RECORD)? {
-        return Ok(true);
+    write_extension(file, header, (extension::RECORD, record), feature::RECORD)
+}
+
+/// Clears the bit of the project's record, as a foreign writer does; durably once the file is flushed.
+pub(super) fn void_record(file: &dyn File, header: &mut Header) -> Result<()> {
+    if record(header).is_none_or(|record| !record.is_untouched) {
+        return Ok(());
     }
-    if header.has_autoclear(feature::RECORD) {
-        set_fields(file, header, |h| h.autoclear &= !feature::RECORD)?;
-    }
-    Ok(false)
+    write_fields(file, header, |h| h.autoclear &= !feature::RECORD)
 }
 
 /// Replaces an extension's bytes where it stands, removes it, or adds it: the parent's format first, as qemu

@@ -348,6 +348,10 @@ impl Image for Qcow2Image {
         }
         change::set_record(&*self.file, &mut self.header.lock(), record)
     }
+
+    fn void_record(&self) -> Result<()> {
+        if self.is_writable { change::void_record(&*self.file, &mut self.header.lock()) } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]

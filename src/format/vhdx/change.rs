@@ -1,7 +1,8 @@
 //! Changes of the metadata: the project's record, the parent. Each is one entry of the log.
 //!
 //! The record is a user's item: two GUIDs, then the record. It counts as untouched while the header's `DataWriteGuid`
-//! is one of the two: the one under which the record was stored, or the one that our own next change brings.
+//! is one of the two: the one under which the record was stored, or the one that our own next change brings. Under two GUIDs
+//! of ones, which no header has, it never does.
 
 use super::{
     bytes::Source,
@@ -83,6 +84,18 @@ impl VhdxImage {
             Err(error) if error.kind() == ErrorKind::NoSpace && error.os().is_none() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Has the record count under no GUID.
+    pub(super) fn spoil_record(&self) -> Result<()> {
+        let mut session = self.session.lock();
+        let guid = session.header.data_guid;
+        let counting = self.state.read().metadata.record.clone().filter(|item| is_untouched(item, guid));
+        let Some(record) = counting.as_deref().and_then(|item| item.get(2 * GUID_BYTES..)) else {
+            return Ok(());
+        };
+        let change = Change::Record(Some(item([Uuid::max(); 2], record)));
+        self.change_metadata(&mut session, &change, Vec::new())
     }
 
     /// Makes a change of the metadata durable, and `pages` with it, in one step.

@@ -288,6 +288,10 @@ impl Image for VhdxImage {
         self.change_record(record).in_file(self.file.path())
     }
 
+    fn void_record(&self) -> Result<()> {
+        if self.is_writable { self.spoil_record().in_file(self.file.path()) } else { Ok(()) }
+    }
+
     fn set_identity(&self, identity: Identity) -> Result<()> {
         match identity {
             Identity::Guid(guid) => self.take_data_guid(guid).in_file(self.file.path()),

@@ -22,7 +22,7 @@ use std::{fmt::Write as _, ops::Range, sync::Arc};
 /// The key of a parent's format, where that is not VMDK.
 pub(super) const PARENT_FORMAT: &str = "ddb.dchain.parentFormat";
 /// The key of the project's record, in hexadecimal digits: two CIDs under which it counts (the one that it was stored
-/// under, and the one that our own next change brings), and the record.
+/// under, and the one that our own next change brings; or none, of dashes), and the record.
 const RECORD: &str = "ddb.dchain.record";
 /// The key of the number of cylinders, which follows from the disk's size.
 const CYLINDERS: &str = "ddb.geometry.cylinders";
@@ -274,8 +274,16 @@ impl Desk {
         Some(StoredRecord { bytes, is_untouched })
     }
 
-    /// Stores or removes the project's record, as the last line; durable once the file is flushed. False where there is
-    /// no room for it.
+    /// Has the project's record count under no identity; durable once the file is flushed.
+    pub(super) fn void_record(&mut self) -> Result<()> {
+        let counts = self.record().is_some_and(|record| record.is_untouched);
+        let Some(place) = self.descriptor.place(RECORD).filter(|_| counts) else { return Ok(()) };
+        self.is_changed = true;
+        self.overwrite(place.start, &[b'-'; 2 * CID_DIGITS])
+    }
+
+    /// Stores or removes the project's record, as the last line; durable once the file is flushed. False, and nothing
+    /// changed, where there is no room for it.
     pub(super) fn set_record(&mut self, record: Option<&[u8]>) -> Result<bool> {
         let text = self.descriptor.text().to_vec();
         let line = record.map(|bytes| {

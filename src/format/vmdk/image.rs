@@ -300,6 +300,11 @@ impl Image for VmdkImage {
         self.named(desk.as_mut().map_or(Ok(false), |desk| desk.set_record(record)))
     }
 
+    fn void_record(&self) -> Result<()> {
+        let mut desk = self.desk.lock();
+        self.named(desk.as_mut().filter(|_| self.is_writable).map_or(Ok(()), Desk::void_record))
+    }
+
     fn keep_identity(&self, keeps: bool) {
         let mut begun = self.begun.lock();
         begun.cid = match begun.cid {

@@ -13,9 +13,12 @@ mod crash;
 struct Image {
     file: Arc<dyn File>,
     has_place: bool,
+    /// The longest record that the place takes.
+    room: usize,
 }
 
 const PLACE: usize = 4096;
+const ROOM: usize = PLACE - 3;
 
 impl Carrier for Image {
     fn files(&self) -> Vec<Arc<dyn File>> {
@@ -31,6 +34,9 @@ impl Carrier for Image {
     }
 
     fn store(&self, record: Option<&[u8]>) -> Result<bool> {
+        if record.is_some_and(|record| record.len() > self.room) {
+            return Ok(false);
+        }
         let mut place = vec![0; PLACE];
         if let Some(record) = record {
             place[..2].copy_from_slice(&u16::try_from(record.len()).unwrap().to_le_bytes());
@@ -41,6 +47,10 @@ impl Carrier for Image {
             self.file.write_at(HostOffset::new(0), &place)?;
         }
         Ok(self.has_place)
+    }
+
+    fn void(&self) -> Result<()> {
+        if self.has_place { self.file.write_at(HostOffset::new(2), &[0]) } else { Ok(()) }
     }
 
     fn flush_with_time(&self) -> Result<()> {
@@ -90,7 +100,7 @@ impl Bench {
     fn image(&self, name: &str, has_place: bool) -> Image {
         let file = self.host.create(&self.path(name)).unwrap();
         file.write_at(HostOffset::new(0), &vec![0; 2 * PLACE]).unwrap();
-        Image { file, has_place }
+        Image { file, has_place, room: ROOM }
     }
 
     /// What a program does that knows nothing of records and goes through the same host file; in the same moment,

@@ -255,8 +255,11 @@ fn version_2_and_a_full_first_cluster_have_no_place_for_a_record() {
     let mut header = Header::read(&file).unwrap();
     assert!(set_record(&file, &mut header, Some(&[1; 200])).unwrap());
     assert!(!set_record(&file, &mut header, Some(&[2; 500])).unwrap());
+    let kept = record(&Header::read(&file).unwrap()).unwrap();
+    assert_eq!(kept, StoredRecord { bytes: vec![1; 200], is_untouched: true }, "it is as it was");
+    void_record(&file, &mut header).unwrap();
     let stale = record(&Header::read(&file).unwrap()).unwrap();
-    assert!(!stale.is_untouched, "a record that could not be replaced is not believed");
+    assert_eq!(stale, StoredRecord { is_untouched: false, ..kept }, "it is not believed any more");
 }
 
 #[test]

@@ -151,6 +151,25 @@ fn a_record_outlives_our_writes_and_notices_a_stranger() {
     assert!(image.set_record(None).unwrap() && image.record().unwrap().is_none());
 }
 
+#[test]
+fn a_record_without_room_changes_nothing_and_an_older_one_counts_until_it_is_voided() {
+    let (file, image) = made(&[("block_size", "1M")], 4 << 20, true);
+    assert!(image.set_record(Some(b"record")).unwrap());
+    assert!(!image.set_record(Some(&vec![7; 2 << 20])).unwrap(), "more than the region has room for");
+    image.flush_with_time().unwrap();
+    let stored = |is_untouched| StoredRecord { bytes: b"record".to_vec(), is_untouched };
+    assert_eq!(open(copied(&file), false, &NoParts).unwrap().record().unwrap(), Some(stored(true)));
+    image.void_record().unwrap();
+    image.flush_with_time().unwrap();
+    drop(image);
+    let image = open(file.clone(), true, &NoParts).unwrap();
+    image.write(GuestOffset::new(0), &[1; 512], &Nothing).unwrap();
+    assert_eq!(image.record().unwrap(), Some(stored(false)), "nor does it count after a change of our own");
+    assert!(image.set_record(Some(b"other")).unwrap());
+    let found = image.record().unwrap().unwrap();
+    assert_eq!((found.bytes.as_slice(), found.is_untouched), (&b"other"[..], true));
+}
+
 /// A page of the table for each 512 MiB of the disk: more of them than the log of 1 MiB has room for.
 #[test]
 fn a_log_that_is_too_short_for_one_step_moves_to_a_longer_place() {

@@ -93,6 +93,28 @@ fn an_identity_changes_once_and_a_record_counts_until_a_stranger_comes() {
 }
 
 #[test]
+fn a_record_without_room_changes_nothing_and_an_older_one_counts_until_it_is_voided() {
+    let file = Arc::new(MemoryFile::new("disk.vmdk"));
+    let image = create(file.clone(), &sized(1 << 20, &[]), &NoParts).unwrap();
+    assert!(image.set_record(Some(b"record")).unwrap());
+    assert!(!image.set_record(Some(&noise(5, 20_000))).unwrap(), "more than the descriptor has room for");
+    image.flush().unwrap();
+    let stored = |is_untouched| StoredRecord { bytes: b"record".to_vec(), is_untouched };
+    let reader = open(file.clone(), false, &NoParts).unwrap();
+    reader.void_record().unwrap();
+    assert_eq!(reader.record().unwrap(), Some(stored(true)));
+    image.void_record().unwrap();
+    image.flush().unwrap();
+    let image = open(file.clone(), true, &NoParts).unwrap();
+    image.write(GuestOffset::new(0), &[1; 512], &Nothing).unwrap();
+    assert_eq!(image.record().unwrap(), Some(stored(false)), "nor does it count after a change of our own");
+    assert!(image.set_record(Some(b"other")).unwrap());
+    image.flush().unwrap();
+    let found = open(file, false, &NoParts).unwrap().record().unwrap().unwrap();
+    assert_eq!((found.bytes.as_slice(), found.is_untouched), (&b"other"[..], true));
+}
+
+#[test]
 fn a_cut_leaves_the_old_parent_or_the_new_one() {
     let old = named(Format::Vmdk, "base.vmdk", Format::Vmdk);
     let long = "golden/".repeat(50) + "base.vmdk";

@@ -17,7 +17,7 @@ struct Split {
 
 impl Split {
     fn open(host: &SimHost, has_place: bool, access: Access) -> Result<Self> {
-        let header = Image { file: host.open(Path::new("/disk"), access)?, has_place };
+        let header = Image { file: host.open(Path::new("/disk"), access)?, has_place, room: ROOM };
         Ok(Self { header, data: host.open(Path::new("/data"), access)? })
     }
 
@@ -45,6 +45,10 @@ impl Carrier for Split {
 
     fn store(&self, record: Option<&[u8]>) -> Result<bool> {
         self.header.store(record)
+    }
+
+    fn void(&self) -> Result<()> {
+        self.header.void()
     }
 
     fn flush_with_time(&self) -> Result<()> {
@@ -208,5 +212,74 @@ fn cid_2_no_kill_leaves_a_trusted_id_on_other_bytes_nor_hides_a_stranger() {
             kills += 1;
         }
         assert!(kills > 100 && trusted > 10, "{kills} kills, {trusted} of them left it trusted");
+    }
+}
+
+/// A layer whose record outgrows its place and comes back, and whose bytes change then; returns what others may rely on.
+fn outgrow(host: &SimHost, published: &mut Published) -> Result<()> {
+    let mut image = Split::open(host, true, Access::Write)?;
+    image.header.room = 64;
+    let ledger = ledger(host);
+    let name = |name: &[u8]| Claim {
+        parent_epoch: Epoch::new(9),
+        parent_id: None,
+        name: name.to_vec(),
+        format: None,
+    };
+    let mut change = |fill: u8| -> Result<()> {
+        let thawed = ledger.thaw(&image, Epoch::fresh())?;
+        image.write(fill)?;
+        let known = ledger.refreeze(&image, &thawed)?;
+        published.insert(known.layer.frozen.unwrap().epoch.to_string(), (host.events(), image.bytes()?));
+        ledger.seal(&image, &Tree::of(&image.bytes()?), &known).map(drop)
+    };
+    change(2)?;
+    ledger.claim(&image, Some(name(b"base")))?;
+    change(3)?;
+    ledger.claim(&image, None)?;
+    change(4)
+}
+
+/// Returns what is wrong, with what is noted beside the image and without it, as in a copy by other programs.
+fn misled(host: &SimHost, events: usize, published: &Published) -> Option<String> {
+    let image = Split::open(host, true, Access::Read).unwrap();
+    let trust = ledger(host).look(&image).unwrap().trust;
+    let doubted = matches!(trust, Trust::Doubted(_)).then(|| format!("{trust:?}"));
+    let found = doubted.or_else(|| wrong(host, true, events, published));
+    ledger(host).forget(&image).unwrap();
+    found.or_else(|| wrong(host, true, events, published).map(|what| format!("copied: {what}")))
+}
+
+#[test]
+fn a_record_that_outgrows_its_place_is_the_old_one_or_the_new_one_and_never_of_other_bytes() {
+    let (host, mut published) = (machine(), Published::new());
+    outgrow(&host, &mut published).unwrap();
+    let (mut cuts, trace) = (0, host.trace());
+    for Crash { host, after, landing } in crash_states(&trace, 7, SAMPLES) {
+        cuts += 1;
+        assert_eq!(misled(&host, after, &published), None, "cut after {after} {landing:?}");
+    }
+    assert!(cuts > 200, "{cuts}");
+    for n in 0.. {
+        let (host, mut published) = (machine(), Published::new());
+        host.fail(Some(Fault { at: host.ios() + n, is_lasting: true, failure: Failure::Io }));
+        let outcome = outgrow(&host, &mut published);
+        host.fail(None);
+        if n % 2 == 0 {
+            // Whoever goes on from here changes bytes without another word about the record.
+            let (image, ledger) = (Split::open(&host, true, Access::Write).unwrap(), ledger(&host));
+            ledger.settle(&image).unwrap();
+            let (inside, layer) = (image.stored().unwrap(), ledger.look(&image).unwrap().layer);
+            let counting = inside.filter(|stored| stored.is_untouched);
+            assert!(
+                counting.is_none_or(|stored| LayerRecord::decode(&stored.bytes) == layer),
+                "killed at {n}"
+            );
+        }
+        assert_eq!(misled(&host, usize::MAX, &published), None, "killed at {n}");
+        if outcome.is_ok() {
+            break;
+        }
+        assert!(n < 2000, "it never ends");
     }
 }
