@@ -322,7 +322,25 @@ impl Parts for NewParts<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::faulty::{SimHost, kill_states};
+    use crate::io::{
+        faulty::{SimHost, kill_states},
+        real::RealHost,
+    };
+
+    #[test]
+    fn further_files_go_when_a_link_to_nothing_took_the_image_s_name_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let host: Arc<dyn Host> = Arc::new(RealHost::new());
+        let path = folder.path().join("disk.vmdk");
+        let target = Target::new(&host, &path).unwrap();
+        let options = vec![("subformat".to_owned(), "monolithicFlat".to_owned())];
+        let creation = Creation { size: 1 << 20, parent: None, options };
+        let image = target.create(&host, (Format::Vmdk, &creation), &Budget::default()).unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        assert_eq!(target.publish(image).unwrap_err().kind(), ErrorKind::Exists);
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(left, [path]);
+    }
 
     #[test]
     fn an_image_that_was_being_made_when_it_was_killed_can_be_made_again() {

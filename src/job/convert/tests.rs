@@ -104,6 +104,29 @@ fn a_cancelled_conversion_stops() {
 }
 
 #[test]
+fn a_conversion_of_nothing_but_zeros_can_be_cancelled() {
+    let [source, target] = [1_u64 << 40; 2].map(|size| new_image(Format::Qcow2, size, &[]));
+    let progress = Progress::default();
+    progress.cancel();
+    let filling = Filling { is_blank: true, is_packed: false };
+    let error = fill(&view(&source), target.as_ref(), filling, &progress).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
+}
+
+#[test]
+fn what_cannot_be_compressed_is_not_written_to() {
+    let source = new_image(Format::Raw, 1 << 20, &[]);
+    scribble(&source, 1, 5);
+    let filling = Filling { is_blank: true, is_packed: true };
+    for format in [Format::Raw, Format::Vhdx, Format::Vpc, Format::Vmdk] {
+        let target = new_image(format, 1 << 20, &[]);
+        let error = fill(&view(&source), target.as_ref(), filling, &Progress::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{format}");
+        assert!(bytes_of(&target).iter().all(|byte| *byte == 0), "{format}");
+    }
+}
+
+#[test]
 fn every_unit_of_the_target_is_in_one_step() {
     let source = new_image(Format::Raw, 16 << 20, &[]);
     scribble(&source, 3, 40);
