@@ -15,6 +15,8 @@ mod part;
 pub mod qcow2;
 pub mod raw;
 mod source;
+#[cfg(test)]
+mod tape;
 mod target;
 pub mod vhdx;
 pub mod vmdk;

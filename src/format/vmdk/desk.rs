@@ -3,7 +3,8 @@
 //! A disk writes one sector whole or not at all. Identities (`CID`) keep their length and are written where they are.
 //! What the disk is linked to (`parentCID`, `parentFileNameHint`) stands in the first sector, and a change of it is one
 //! write of that sector: lines that must give way move to the text's end first, durably, where they say the same. What
-//! is ours (the record, with checksums of its own) is the last line.
+//! is ours (the record, with checksums of its own) is the last line, in one sector or from the start of one: a longer one than
+//! that loses no more than its claim.
 
 use super::{
     descriptor::{Descriptor, NO_PARENT, SIGNATURE, length_place, lines, split},
@@ -113,10 +114,13 @@ impl Desk {
             self.overwrite(start, b"#")?;
         }
         if self.record().is_some_and(|record| record.is_untouched)
-            && let Some(place) = self.descriptor.place(RECORD)
+            && let Some(place) = self.record_place()
         {
-            let now = self.descriptor.value("CID").unwrap_or_default().to_ascii_lowercase();
-            self.overwrite(place.start, &[now.as_slice(), short.as_bytes()].concat())?;
+            // The one that it counts under stays: a write may be torn.
+            let now = self.descriptor.value("CID").unwrap_or_default();
+            let first = self.descriptor.text().get(place.start..place.start + CID_DIGITS).unwrap_or_default();
+            let is_first = first.eq_ignore_ascii_case(now);
+            self.overwrite(place.start + if is_first { CID_DIGITS } else { 0 }, short.as_bytes())?;
             self.file.flush()?;
         }
         // Whoever has this line takes its end for the CID.
@@ -266,18 +270,25 @@ impl Desk {
 
     /// Returns the project's record; untouched if the disk's identity is one that it counts under.
     pub(super) fn record(&self) -> Option<StoredRecord> {
-        let value = self.descriptor.value(RECORD)?;
+        let value = self.descriptor.text().get(self.record_place()?)?;
         let (cids, digits) = value.split_at_checked(2 * CID_DIGITS)?;
-        let bytes = from_hex(digits)?;
+        let bytes = from_hex(digits);
         let now = self.descriptor.value("CID").unwrap_or_default();
         let is_untouched = cids.chunks(CID_DIGITS).any(|cid| cid.eq_ignore_ascii_case(now));
         Some(StoredRecord { bytes, is_untouched })
     }
 
+    /// Returns where the record's value stands; a line that was torn has one quote.
+    fn record_place(&self) -> Option<Range<usize>> {
+        let place = self.descriptor.place(RECORD)?;
+        let is_open = self.descriptor.text().get(place.start) == Some(&b'"');
+        Some(place.start + usize::from(is_open)..place.end)
+    }
+
     /// Has the project's record count under no identity; durable once the file is flushed.
     pub(super) fn void_record(&mut self) -> Result<()> {
         let counts = self.record().is_some_and(|record| record.is_untouched);
-        let Some(place) = self.descriptor.place(RECORD).filter(|_| counts) else { return Ok(()) };
+        let Some(place) = self.record_place().filter(|_| counts) else { return Ok(()) };
         self.is_changed = true;
         self.overwrite(place.start, &[b'-'; 2 * CID_DIGITS])
     }
@@ -285,38 +296,80 @@ impl Desk {
     /// Stores or removes the project's record, as the last line; durable once the file is flushed. False, and nothing
     /// changed, where there is no room for it.
     pub(super) fn set_record(&mut self, record: Option<&[u8]>) -> Result<bool> {
-        let text = self.descriptor.text().to_vec();
-        let line = record.map(|bytes| {
-            let cid = self.descriptor.value("CID").unwrap_or_default();
-            [RECORD.as_bytes(), b" = \"", cid, cid, to_hex(bytes).as_bytes(), b"\"\n"].concat()
-        });
-        let mut kept: Vec<u8> = Vec::with_capacity(text.len());
-        for place in lines(&text) {
-            let bytes = text.get(place).unwrap_or_default();
-            if split(bytes).is_none_or(|(key, _)| key != RECORD.as_bytes()) {
-                kept.extend_from_slice(bytes);
-                kept.push(b'\n');
-            }
-        }
-        let new = [kept, line.unwrap_or_default()].concat();
-        let has_cid = self.descriptor.value("CID").is_some_and(|cid| cid.len() == CID_DIGITS);
-        if self.check_room(new.len()).is_err() || (record.is_some() && !has_cid) {
+        let cid = self.descriptor.value("CID").unwrap_or_default();
+        if record.is_some() && cid.len() != CID_DIGITS {
             return Ok(false);
         }
+        let line = record
+            .map(|bytes| [RECORD.as_bytes(), b" = \"", cid, cid, to_hex(bytes).as_bytes(), b"\"\n"].concat());
+        let (new, old_end) = with_record(self.descriptor.text(), &line.unwrap_or_default());
+        if self.check_room(new.len()).is_err() {
+            return Ok(false);
+        }
+        self.replace(new, old_end)?;
+        Ok(true)
+    }
+
+    /// Makes `new` the text, in which the record's old line, up to `old_end`, is another one, or has given way to a later one:
+    /// of two lines the first counts. So what comes behind the old one is durable first, and what counts changes with one
+    /// sector.
+    fn replace(&mut self, new: Vec<u8>, old_end: usize) -> Result<()> {
+        let text = self.descriptor.text();
         // What was longer is covered: by NULs inside a sparse file, by empty lines where the text is all of the file.
         let is_inside = self.at.bytes() != 0;
         let mut shown = new.clone();
-        let pad = if is_inside { 0 } else { b'\n' };
-        shown.resize(new.len().max(text.len()), pad);
-        let same = shown.iter().zip(&text).take_while(|(a, b)| a == b).count();
-        let differs = shown.get(same..).unwrap_or_default();
-        if !differs.is_empty() {
+        shown.resize(new.len().max(text.len()), if is_inside { 0 } else { b'\n' });
+        let same = shown.iter().zip(text).take_while(|(a, b)| a == b).count();
+        let end =
+            (same..shown.len()).rev().find(|at| shown.get(*at) != text.get(*at)).map_or(same, |at| at + 1);
+        let sector_end = (same / index(SECTOR_BYTES) + 1) * index(SECTOR_BYTES);
+        let old_end = if end <= sector_end { end } else { old_end.clamp(same, end) };
+        let flip_end = sector_end.min(old_end);
+        let mut is_begun = false;
+        for part in [old_end..end, same..flip_end, flip_end..old_end] {
+            let bytes = shown.get(part.clone()).unwrap_or_default();
+            if bytes.is_empty() {
+                continue;
+            }
+            if std::mem::replace(&mut is_begun, true) {
+                self.flush()?;
+            }
             self.is_changed = true;
-            self.file.write_at(self.at.plus(count(same)), differs)?;
+            self.file.write_at(self.at.plus(count(part.start)), bytes)?;
         }
         self.descriptor = Descriptor::of(if is_inside { new } else { shown });
-        Ok(true)
+        Ok(())
     }
+}
+
+/// Returns `text` with `line` as that of its record, behind all others, and where the old one ends. It stands in one sector, or
+/// begins with one: so the identities and all but the claim are never torn.
+fn with_record(text: &[u8], line: &[u8]) -> (Vec<u8>, usize) {
+    let is_record = |place: &Range<usize>| {
+        let named = text.get(place.clone()).and_then(split);
+        named.is_some_and(|(key, _)| key.eq_ignore_ascii_case(RECORD.as_bytes()))
+    };
+    let mut new = text.to_vec();
+    let mut old = None;
+    for place in lines(text).filter(is_record) {
+        new.get_mut(place.clone()).unwrap_or_default().fill(b'\n');
+        old = old.or(Some(place));
+    }
+    let others_end = new.iter().rposition(|byte| *byte != b'\n').map_or(0, |at| at + 2);
+    let sector = index(SECTOR_BYTES);
+    let fits = |at: usize, bytes: usize| at.is_multiple_of(sector) || at % sector + bytes <= sector;
+    let stays = |old: &Range<usize>| {
+        old.start >= others_end && fits(old.start, old.len() + 1) && fits(old.start, line.len())
+    };
+    let at = match &old {
+        _ if line.is_empty() => others_end,
+        Some(old) if stays(old) => old.start,
+        Some(_) => text.len() + usize::from(!text.ends_with(b"\n")),
+        None => others_end,
+    };
+    new.resize(if fits(at, line.len()) { at } else { at.next_multiple_of(sector) }, b'\n');
+    new.extend_from_slice(line);
+    (new, old.map_or(text.len(), |old| old.end))
 }
 
 /// Returns lines filled up to the end of the first sector, so that what is changed there later has room.
@@ -414,9 +467,12 @@ fn to_hex(bytes: &[u8]) -> String {
     })
 }
 
-fn from_hex(digits: &[u8]) -> Option<Vec<u8>> {
-    let text = std::str::from_utf8(digits).ok().filter(|text| text.is_ascii())?;
-    let pairs = text.len() / 2;
-    let byte = |nth: usize| u8::from_str_radix(text.get(nth * 2..nth * 2 + 2)?, 16).ok();
-    (text.len() % 2 == 0).then(|| (0..pairs).map(byte).collect::<Option<_>>())?
+/// Returns the bytes that stand in the digits, up to what is none: a line may be torn.
+fn from_hex(digits: &[u8]) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let pairs = digits.as_chunks::<2>().0.iter();
+    pairs.map_while(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,85 +1,8 @@
 use super::*;
 use crate::{
-    base::HostRange,
-    format::{Creation, NoParts},
-    io::{Access, Descriptor, Kept, Run, Witness, memory::MemoryFile},
+    format::{Creation, NoParts, tape::Tape},
+    io::memory::MemoryFile,
 };
-use std::{path::Path, sync::Mutex};
-
-/// One step of a trace.
-enum Step {
-    Write(usize, Vec<u8>),
-    Flush,
-}
-
-/// A file that remembers what was written and flushed, in order.
-#[derive(Debug)]
-struct Tape {
-    file: MemoryFile,
-    steps: Mutex<Vec<Step>>,
-}
-
-impl std::fmt::Debug for Step {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Write(at, bytes) => write!(f, "write {} bytes at {at:#x}", bytes.len()),
-            Self::Flush => f.write_str("flush"),
-        }
-    }
-}
-
-impl File for Tape {
-    fn path(&self) -> &Path {
-        self.file.path()
-    }
-    fn bytes(&self) -> Result<u64> {
-        self.file.bytes()
-    }
-    fn read_at(&self, at: HostOffset, buf: &mut [u8]) -> Result<()> {
-        self.file.read_at(at, buf)
-    }
-    fn write_at(&self, at: HostOffset, buf: &[u8]) -> Result<()> {
-        self.steps.lock().unwrap().push(Step::Write(units::index(at.bytes()), buf.to_vec()));
-        self.file.write_at(at, buf)
-    }
-    fn zero(&self, _range: HostRange, _kept: Kept) -> Result<()> {
-        unreachable!("no header change zeroes")
-    }
-    fn zeroes_fast(&self, _kept: Kept) -> bool {
-        false
-    }
-    fn allocate(&self, _range: HostRange) -> Result<()> {
-        unreachable!("no header change allocates")
-    }
-    fn set_bytes(&self, _bytes: u64) -> Result<()> {
-        unreachable!("no header change sets the length")
-    }
-    fn flush_with_time(&self) -> Result<()> {
-        self.flush()
-    }
-    fn flush(&self) -> Result<()> {
-        self.steps.lock().unwrap().push(Step::Flush);
-        self.file.flush()
-    }
-    fn run_at(&self, at: HostOffset) -> Result<Run> {
-        self.file.run_at(at)
-    }
-    fn witness(&self) -> Result<Witness> {
-        self.file.witness()
-    }
-    fn allocated_bytes(&self) -> Result<u64> {
-        self.file.allocated_bytes()
-    }
-    fn descriptor(&self) -> Option<Descriptor> {
-        None
-    }
-    fn is_device(&self) -> bool {
-        false
-    }
-    fn set_access(&self, _access: Access) -> Result<()> {
-        Ok(())
-    }
-}
 
 fn memory(bytes: &[u8]) -> MemoryFile {
     let file = MemoryFile::new("disk.qcow2");
@@ -104,49 +27,18 @@ fn meaning(header: &Header) -> (Option<ParentName>, Vec<Extension>, Option<Store
 ///
 /// Returns how many states were looked at.
 fn survives(start: &[u8], change: impl Fn(&dyn File, &mut Header)) -> usize {
-    let file = Tape { file: memory(start), steps: Mutex::default() };
+    let file = Tape::of(memory(start));
     let mut header = Header::read(&file).unwrap();
     let old = meaning(&header);
     change(&file, &mut header);
     let new = meaning(&header);
     assert_eq!(Header::read(&file).unwrap(), header, "memory and file agree at the end");
-    let mut seen = 0;
-    let mut durable = start.to_vec();
-    let mut loose: Vec<(usize, Vec<u8>)> = Vec::new();
-    for step in file.steps.into_inner().unwrap() {
-        match step {
-            Step::Flush => {
-                for (at, part) in loose.drain(..) {
-                    durable[at..at + part.len()].copy_from_slice(&part);
-                }
-            }
-            Step::Write(at, bytes) => {
-                let mut from = 0;
-                while from < bytes.len() {
-                    let end = bytes.len().min((at + from) / SECTOR * SECTOR + SECTOR - at);
-                    loose.push((at + from, bytes[from..end].to_vec()));
-                    from = end;
-                }
-                assert!(loose.len() <= 12, "few enough sectors to try every subset");
-                for subset in 0..1_u32 << loose.len() {
-                    let mut torn = durable.clone();
-                    for (n, (at, part)) in loose.iter().enumerate() {
-                        if subset & (1 << n) != 0 {
-                            torn[*at..*at + part.len()].copy_from_slice(part);
-                        }
-                    }
-                    let got = meaning(&Header::read(&memory(&torn)).unwrap());
-                    assert!(
-                        got == old || got == new,
-                        "neither old nor new: {got:?}\nold {old:?}\nnew {new:?}"
-                    );
-                    seen += 1;
-                }
-            }
-        }
+    let states = file.torn_states(start);
+    for torn in &states {
+        let got = meaning(&Header::read(&memory(torn)).unwrap());
+        assert!(got == old || got == new, "neither old nor new: {got:?}\nold {old:?}\nnew {new:?}");
     }
-    assert!(loose.is_empty(), "the last step is a flush");
-    seen
+    states.len()
 }
 
 fn image(options: &[(&str, &str)], parent: Option<&ParentName>) -> Vec<u8> {
