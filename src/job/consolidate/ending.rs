@@ -201,6 +201,10 @@ impl Ending {
         if let Ok(layer) = open_layer(&self.host, &path, &how)
             && (is_layer || moves)
         {
+            if moves {
+                // Its child, which went before, must not come back and miss what is noted of it.
+                self.host.sync_folder(folder_of(&path))?;
+            }
             self.ledger.forget(layer.image.as_ref())?;
         }
         // Held until it is gone: nobody began to use it meanwhile.
