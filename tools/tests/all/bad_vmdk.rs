@@ -268,6 +268,11 @@ fn bad_input_b_streams_whose_markers_lie_or_whose_grains_unpack_to_more_are_refu
         bytes[header + 12..header + 20].copy_from_slice(&le8(32));
         bytes[header + 20..header + 28].copy_from_slice(&le8(8));
     }
+    // The only one: of several that are wrong, any may be met first.
+    let sector_at =
+        |at: usize| usize::try_from(u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())).unwrap();
+    let table = sector_at(sector_at(footer + 56) * 512) * 512;
+    bytes[table + 4..table + 2048].fill(0);
     fs::write(folder.file("bomb.vmdk"), bytes).unwrap();
     let convert = ["convert", "-q", "-O", "raw", "bomb.vmdk", "never.raw"];
     refused(&folder, &convert, "bomb.vmdk", "for guest byte 0x0 unpacks to more than a grain");
